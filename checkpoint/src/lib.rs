@@ -1,0 +1,12 @@
+//! Dump, ship and restore process trees.
+//!
+//! This crate knows nothing of pods' names, networks or policies: it drives CRIU, describes hosts and
+//! processes, and moves bytes in formats that check themselves. `podd` decides; this crate does.
+
+pub mod compat;
+pub mod criu;
+pub mod files;
+pub mod host;
+pub mod image;
+pub mod process;
+pub mod wire;

@@ -1,0 +1,477 @@
+//! What travels between `podctl` and `podd`: HTTP/1.1 with JSON bodies under `/v1`.
+//!
+//! | method, path | body | answer |
+//! |---|---|---|
+//! | GET `/v1/version` | | [`Version`] |
+//! | GET `/v1/pods` | | `[PodView]` |
+//! | POST `/v1/pods` | [`CreateRequest`] | stream of [`Event`], result [`PodView`] |
+//! | GET `/v1/pods/{name}` | | [`PodDetail`] |
+//! | DELETE `/v1/pods/{name}?force=bool` | | `null` |
+//! | POST `/v1/pods/{name}/start`, `suspend`, `resume` | | stream of [`Event`], result [`PodView`] |
+//! | POST `/v1/pods/{name}/stop` | [`StopRequest`] | [`PodView`] |
+//! | POST `/v1/pods/{name}/kill` | [`KillRequest`] | `null` |
+//! | POST `/v1/pods/{name}/wait` | | [`ExitStatus`] |
+//! | POST `/v1/pods/{name}/checkpoint` | [`CheckpointRequest`] | stream of [`Event`], result [`CheckpointReport`] |
+//! | POST `/v1/restore` | [`RestoreRequest`] | stream of [`Event`], result [`PodView`] |
+//! | POST `/v1/pods/{name}/preflight` | [`PreflightRequest`] | `[checkpoint::compat::Finding]` |
+//! | POST `/v1/pods/{name}/migrate` | [`MigrateRequest`] | stream of [`Event`], result [`MigrateReport`] |
+//! | GET `/v1/pods/{name}/logs?follow=bool&tail=N&timestamps=bool` | | stream of [`LogLine`] |
+//! | POST `/v1/pods/{name}/exec` | [`ExecRequest`] | 101 upgrade, then [`exec_stream`] frames |
+//! | GET `/v1/pods/{name}/stats` | | [`PodStats`] |
+//! | GET `/v1/pods/{name}/top` | | `[ProcessView]` |
+//! | GET `/v1/doctor` | | `[Check]` |
+//! | GET `/v1/hosts` | | `[HostView]` |
+//! | POST `/v1/host/init` | [`HostInitRequest`] | [`HostView`] |
+//! | POST `/v1/host/invite` | [`HostInviteRequest`] | [`Invitation`] |
+//! | POST `/v1/host/join` | [`HostJoinRequest`] | [`HostView`] |
+//! | GET `/v1/migrations` | | `[MigrationView]` |
+//!
+//! A stream is NDJSON: one [`Event`] or [`LogLine`] a line. A failed request has a status of 4xx or 5xx and an
+//! [`ApiError`] body; a stream that fails half-way ends with [`Event::Error`].
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::pod::spec::PodSpec;
+
+/// The API's version: the path prefix `/v1`.
+pub const API_VERSION: u32 = 1;
+
+/// Why a request was not carried out. `kind` decides podctl's exit code.
+#[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// Class of the failure.
+    pub kind: ErrorKind,
+    /// One sentence: what was attempted, on which object, why it failed.
+    pub message: String,
+    /// What the operator can do about it.
+    pub cure: Option<String>,
+}
+
+/// Class of a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// The request itself is wrong (exit 2, HTTP 400).
+    Usage,
+    /// No such pod, host or image (exit 1, HTTP 404).
+    NotFound,
+    /// The object is in a state in which this cannot be done (exit 1, HTTP 409).
+    Conflict,
+    /// Preflight says no (exit 3, HTTP 412).
+    Refused,
+    /// It was tried and failed (exit 1, HTTP 500).
+    Failed,
+    /// The other host or the daemon does not answer (exit 4, HTTP 503).
+    Unreachable,
+}
+
+/// One line of a long-running request's answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// A phase began or went on.
+    Progress(Progress),
+    /// The last line on success; `value` is the type named in the table above.
+    Result {
+        /// The answer.
+        value: serde_json::Value,
+    },
+    /// The last line on failure.
+    Error(ApiError),
+}
+
+/// How far a long-running request is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Progress {
+    /// Phase name, such as `preflight` or `memory`.
+    pub phase: String,
+    /// Bytes done in this phase.
+    pub done: u64,
+    /// Bytes to do in this phase; 0: unknown.
+    pub total: u64,
+}
+
+/// Answer of `GET /v1/version`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Version {
+    /// The daemon's version.
+    pub podd: String,
+    /// [`API_VERSION`].
+    pub api: u32,
+    /// The host's name.
+    pub host: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// CRIU's version, none if it cannot be run.
+    pub criu: Option<String>,
+}
+
+/// A line of `podctl ls`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodView {
+    /// Name.
+    pub name: String,
+    /// Identifier for life, the same on every host (16 hex digits).
+    pub id: String,
+    /// `created`, `running`, `suspended`, `migrating`, `exited`, `lost` ...
+    pub state: String,
+    /// Addresses with prefix length.
+    pub addresses: Vec<String>,
+    /// Command line.
+    pub command: Vec<String>,
+    /// When this incarnation started, none if it never did.
+    pub started: Option<Timestamp>,
+    /// How it ended, if it did.
+    pub exit: Option<ExitStatus>,
+    /// Times that the restart policy started it again.
+    pub restarts: u32,
+    /// Host it runs on.
+    pub host: String,
+    /// Counts the handovers.
+    pub epoch: u64,
+}
+
+/// How a pod's command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitStatus {
+    /// 0 to 255; 128 + N if a signal ended it.
+    pub code: i32,
+    /// The signal, if one ended it.
+    pub signal: Option<i32>,
+    /// The memory limit killed it.
+    pub oom: bool,
+}
+
+/// Answer of `podctl inspect`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodDetail {
+    /// The line of `podctl ls`.
+    #[serde(flatten)]
+    pub view: PodView,
+    /// What was asked for.
+    pub spec: PodSpec,
+    /// Layers, lowest first.
+    pub layers: Vec<String>,
+    /// First host uid and gid of the pod's range of 65,536.
+    pub id_base: u32,
+    /// The init process on this host, if it runs.
+    pub pid: Option<i32>,
+    /// Root of the writable layer on this host.
+    pub writable_layer: String,
+    /// Past moves, newest last.
+    pub migrations: Vec<MigrationView>,
+}
+
+/// Body of `POST /v1/pods`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CreateRequest {
+    /// The pod.
+    pub spec: PodSpec,
+    /// Start it too.
+    pub start: bool,
+}
+
+/// Body of `stop`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StopRequest {
+    /// Seconds until the kill; none: the pod's own.
+    pub timeout_s: Option<u32>,
+}
+
+/// Body of `kill`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KillRequest {
+    /// Signal number.
+    pub signal: i32,
+}
+
+/// Body of `checkpoint`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CheckpointRequest {
+    /// File to write on the daemon's host; none: the daemon's image folder.
+    pub output: Option<String>,
+    /// Let the pod go on.
+    pub leave_running: bool,
+    /// Compress with zstd.
+    pub compress: bool,
+}
+
+/// Answer of `checkpoint`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CheckpointReport {
+    /// Pod.
+    pub pod: String,
+    /// The image file.
+    pub image: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Milliseconds in which the pod was frozen (until now, if it was not left running).
+    pub frozen_ms: f64,
+}
+
+/// Body of `restore`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RestoreRequest {
+    /// An image file on the daemon's host, or the name of a pod whose image the daemon holds.
+    pub from: String,
+}
+
+/// Body of `preflight`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PreflightRequest {
+    /// Target host; none: this host.
+    pub to: Option<String>,
+}
+
+/// Body of `migrate`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MigrateRequest {
+    /// Target host.
+    pub to: String,
+}
+
+/// Answer of `migrate`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MigrateReport {
+    /// Pod.
+    pub pod: String,
+    /// Source host.
+    pub from: String,
+    /// Target host.
+    pub to: String,
+    /// How the memory went: `stop-copy`.
+    pub mode: String,
+    /// From freeze on the source to thaw on the target, in ms.
+    pub blackout_ms: f64,
+    /// Where the time went.
+    pub phases: Phases,
+    /// How much went.
+    pub bytes: Bytes,
+    /// Pre-copy rounds.
+    pub rounds: u32,
+}
+
+/// Milliseconds a phase.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Phases {
+    /// Facts of both hosts compared.
+    pub preflight_ms: f64,
+    /// Reservation, layers, writable layer.
+    pub prepare_ms: f64,
+    /// Cgroup frozen and link cut.
+    pub freeze_ms: f64,
+    /// CRIU's dump.
+    pub dump_ms: f64,
+    /// What was still to be sent after the dump.
+    pub transfer_ms: f64,
+    /// CRIU's restore.
+    pub restore_ms: f64,
+    /// Handover, announcement, thaw.
+    pub announce_ms: f64,
+}
+
+/// Bytes a kind.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Bytes {
+    /// Memory pages.
+    pub memory: u64,
+    /// Files of layers and writable layer.
+    pub files: u64,
+    /// All that went over the wire.
+    pub wire: u64,
+}
+
+/// One past or present move, as journaled.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MigrationView {
+    /// Identifier.
+    pub id: String,
+    /// Pod.
+    pub pod: String,
+    /// Source host.
+    pub from: String,
+    /// Target host.
+    pub to: String,
+    /// Last journaled step.
+    pub step: String,
+    /// When it began.
+    pub started: Timestamp,
+    /// Blackout in ms, if it came to that.
+    pub blackout_ms: Option<f64>,
+    /// Why it failed, if it did.
+    pub error: Option<String>,
+}
+
+/// One line of a pod's log.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LogLine {
+    /// When it was read.
+    pub time: String,
+    /// `stdout` or `stderr`.
+    pub stream: String,
+    /// The line, without its end.
+    pub text: String,
+}
+
+/// Body of `exec`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Extra environment.
+    pub env: BTreeMap<String, String>,
+    /// `USER[:GROUP]`; none: the pod's.
+    pub user: Option<String>,
+    /// Working directory; none: the pod's.
+    pub workdir: Option<String>,
+    /// Give it a terminal of this many columns and rows.
+    pub tty: Option<(u16, u16)>,
+    /// Standard input is connected.
+    pub stdin: bool,
+}
+
+/// Frames on an upgraded exec connection, both ways: kind (1 byte), length (4 bytes, big endian, at most 64 KiB), payload.
+pub mod exec_stream {
+    /// Client to daemon: bytes for standard input; empty: end of input.
+    pub const STDIN: u8 = 0;
+    /// Daemon to client: bytes of standard output (and of the terminal).
+    pub const STDOUT: u8 = 1;
+    /// Daemon to client: bytes of standard error.
+    pub const STDERR: u8 = 2;
+    /// Client to daemon: columns and rows, two 16-bit big endian numbers.
+    pub const RESIZE: u8 = 3;
+    /// Daemon to client, the last frame: exit code, 32-bit big endian.
+    pub const EXIT: u8 = 4;
+    /// Client to daemon: a signal number (1 byte) for the process.
+    pub const SIGNAL: u8 = 5;
+    /// Daemon to client, the last frame: an [`super::ApiError`] as JSON.
+    pub const ERROR: u8 = 6;
+    /// Largest payload.
+    pub const MAX: usize = 64 * 1024;
+}
+
+/// Answer of `stats`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodStats {
+    /// Name.
+    pub name: String,
+    /// CPU time in microseconds since start.
+    pub cpu_usec: u64,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// Memory limit in bytes.
+    pub memory_limit: Option<u64>,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Bytes received on eth0.
+    pub rx_bytes: u64,
+    /// Bytes sent on eth0.
+    pub tx_bytes: u64,
+    /// When this was read.
+    pub time: Timestamp,
+}
+
+/// A process of a pod.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProcessView {
+    /// PID inside the pod.
+    pub pid: i32,
+    /// PID on the host.
+    pub host_pid: i32,
+    /// Parent PID inside the pod.
+    pub ppid: i32,
+    /// User id inside the pod.
+    pub uid: u32,
+    /// State letter.
+    pub state: String,
+    /// Resident memory in bytes.
+    pub rss: u64,
+    /// Threads.
+    pub threads: u64,
+    /// CPU time in microseconds.
+    pub cpu_usec: u64,
+    /// Command line.
+    pub command: String,
+}
+
+/// A line of `podctl doctor`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Check {
+    /// What was checked.
+    pub name: String,
+    /// Result.
+    pub verdict: Verdict,
+    /// What was found.
+    pub fact: String,
+    /// What to do, if anything.
+    pub cure: Option<String>,
+}
+
+/// Result of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Works, with a drawback.
+    Warn,
+    /// Pods cannot run or move.
+    Fail,
+}
+
+/// A known host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostView {
+    /// Name.
+    pub name: String,
+    /// Peer address, `IP:PORT`.
+    pub address: String,
+    /// It is this host.
+    pub this: bool,
+    /// It answers now; none: not asked.
+    pub reachable: Option<bool>,
+}
+
+/// Body of `host init`: makes the fleet's certificate authority on this host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostInitRequest {
+    /// This host's name.
+    pub name: String,
+    /// Peer address, `IP:PORT`.
+    pub listen: String,
+}
+
+/// Body of `host invite`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostInviteRequest {
+    /// The new host's name.
+    pub name: String,
+    /// Seconds for which the token is good.
+    pub valid_s: u64,
+}
+
+/// Answer of `host invite`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Invitation {
+    /// One line, to be given to `host join` once.
+    pub token: String,
+    /// Until when.
+    pub expires: Timestamp,
+}
+
+/// Body of `host join`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostJoinRequest {
+    /// Peer address of the inviting host.
+    pub authority: String,
+    /// The token.
+    pub token: String,
+    /// This host's name.
+    pub name: String,
+    /// This host's peer address.
+    pub listen: String,
+}

@@ -1,0 +1,2 @@
+//! The pod daemon.
+fn main() {}

@@ -1,0 +1,3 @@
+//! A pod: what it is (`spec`, `state`), and one file for each thing that can be done to it.
+
+pub mod spec;
