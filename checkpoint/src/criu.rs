@@ -1,1 +1,373 @@
-//! To be written.
+//! The only module that talks to CRIU.
+//!
+//! Each phase is one `criu swrk` child that gets one request over a SEQPACKET socket (`criu(8)`, RPC). The types
+//! come from the `rust-criu` crate; its own client has no time limit, drops error texts and lacks most options
+//! that pods need, so the exchange itself is here.
+//!
+//! Pods are frozen by their cgroup before a dump and stay frozen after it: CRIU never decides their fate.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use protobuf::Message;
+use rust_criu::rust_criu_protobuf::rpc::{
+    Criu_cg_mode, Criu_features, Criu_network_lock_method, Criu_opts, Criu_req, Criu_req_type, Criu_resp,
+};
+
+/// `CLONE_NEWNET`, the value that CRIU's `empty_ns` wants.
+const CLONE_NEWNET: u32 = 0x4000_0000;
+/// A reply is a few hundred bytes; error texts add a little.
+const REPLY_MAX: usize = 64 * 1024;
+
+/// Why CRIU did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The program could not be started.
+    #[error("cannot start CRIU at {path}: {source}")]
+    Spawn {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The images folder could not be used.
+    #[error("cannot use the image folder {path}: {source}")]
+    Images {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The conversation broke: CRIU died or said nonsense.
+    #[error("CRIU ended in mid-{action}: {reason}")]
+    Broken {
+        /// `dump`, `restore` ...
+        action: &'static str,
+        /// What was seen.
+        reason: String,
+    },
+    /// It did not answer in time and was killed.
+    #[error("CRIU did not finish the {action} within {} s", .limit.as_secs())]
+    Timeout {
+        /// `dump`, `restore` ...
+        action: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+    /// It said no.
+    #[error("CRIU could not {action}: {reason}")]
+    Failed {
+        /// `dump`, `restore` ...
+        action: &'static str,
+        /// The first errors of its log.
+        reason: String,
+    },
+    /// A hook of ours said no, so the restore was given up.
+    #[error("restore given up at {hook}: {reason}")]
+    Hook {
+        /// CRIU's name of the hook.
+        hook: String,
+        /// Our reason.
+        reason: String,
+    },
+}
+
+/// What to dump, and where to.
+#[derive(Clone, Debug)]
+pub struct Dump<'a> {
+    /// Root of the process tree, as this process sees it.
+    pub pid: i32,
+    /// Folder for the image files.
+    pub images: &'a Path,
+    /// The cgroup (v2 folder) by which the tree is frozen already.
+    pub freeze_cgroup: &'a Path,
+    /// `mnt[PATH]:KEY` for each mount that the target provides itself.
+    pub external: Vec<String>,
+    /// Largest deleted-but-open file that is carried along, in bytes.
+    pub ghost_limit: u32,
+}
+
+/// What to restore, and where from.
+#[derive(Clone, Debug)]
+pub struct Restore<'a> {
+    /// Folder with the image files.
+    pub images: &'a Path,
+    /// A mount point that becomes the tree's root.
+    pub root: &'a Path,
+    /// `mnt[KEY]:PATH` for each mount provided from here.
+    pub external: Vec<String>,
+    /// The `cgroup.procs` files of the cgroups in which the tree shall live. CRIU is started there, since it is
+    /// told to leave cgroups alone and children inherit them.
+    pub cgroup_procs: Vec<PathBuf>,
+}
+
+/// A moment of a restore at which CRIU waits for us.
+#[derive(Clone, Copy, Debug)]
+pub struct Hook<'a> {
+    /// CRIU's name: `setup-namespaces`, `post-restore`, `pre-resume` ...
+    pub name: &'a str,
+    /// The tree's root, once known.
+    pub root_pid: Option<i32>,
+    /// CRIU itself.
+    pub criu_pid: i32,
+}
+
+/// Dumps a frozen tree; it is still there, and frozen, afterwards.
+///
+/// # Errors
+/// Any [`Error`]; the tree is unchanged (a killed CRIU's parasite leaves by itself).
+pub fn dump(criu: &Path, what: &Dump<'_>, limit: Duration) -> Result<(), Error> {
+    let images = open_dir(what.images)?;
+    let mut opts = common_options(&images, "dump.log");
+    opts.set_pid(what.pid);
+    opts.set_leave_running(true);
+    opts.set_freeze_cgroup(what.freeze_cgroup.to_string_lossy().into_owned());
+    opts.set_ghost_limit(what.ghost_limit);
+    opts.set_link_remap(true);
+    opts.set_timeout(u32::try_from(limit.as_secs()).unwrap_or(u32::MAX));
+    opts.external.clone_from(&what.external);
+    let mut worker = Worker::spawn(criu, "dump", limit)?;
+    let reply = worker.ask(Criu_req_type::DUMP, Some(opts))?;
+    worker.finish();
+    judge(&reply, "dump", &what.images.join("dump.log"))
+}
+
+/// Restores a tree as a child of this process; returns its root's PID.
+///
+/// `on_hook` is called at each of CRIU's hooks; an error from it ends the restore, and the tree is killed.
+///
+/// # Errors
+/// Any [`Error`]; CRIU has then killed what it had made, except after [`Error::Broken`] and [`Error::Timeout`]:
+/// the caller kills the cgroup in every case.
+pub fn restore(
+    criu: &Path,
+    what: &Restore<'_>,
+    limit: Duration,
+    on_hook: &mut dyn FnMut(Hook<'_>) -> Result<(), String>,
+) -> Result<i32, Error> {
+    let images = open_dir(what.images)?;
+    let mut opts = common_options(&images, "restore.log");
+    opts.set_root(what.root.to_string_lossy().into_owned());
+    opts.set_rst_sibling(true);
+    opts.set_notify_scripts(true);
+    opts.external.clone_from(&what.external);
+    let mut worker = Worker::spawn(criu, "restore", limit)?;
+    for procs in &what.cgroup_procs {
+        std::fs::write(procs, worker.pid().to_string())
+            .map_err(|source| Error::Images { path: procs.clone(), source })?;
+    }
+    worker.send(Criu_req_type::RESTORE, Some(opts))?;
+    loop {
+        let reply = worker.receive()?;
+        if reply.type_() != Criu_req_type::NOTIFY {
+            worker.finish();
+            judge(&reply, "restore", &what.images.join("restore.log"))?;
+            return Ok(reply.restore.pid());
+        }
+        let hook =
+            Hook { name: reply.notify.script(), root_pid: reply.notify.pid, criu_pid: worker.pid() };
+        if let Err(reason) = on_hook(hook) {
+            let hook = hook.name.to_owned();
+            worker.acknowledge(false)?;
+            let _ = worker.receive();
+            worker.finish();
+            return Err(Error::Hook { hook, reason });
+        }
+        worker.acknowledge(true)?;
+    }
+}
+
+/// CRIU's version, such as `4.2.1`.
+///
+/// # Errors
+/// [`Error`] if it cannot be run.
+pub fn version(criu: &Path) -> Result<String, Error> {
+    let mut worker = Worker::spawn(criu, "version query", Duration::from_secs(10))?;
+    let reply = worker.ask(Criu_req_type::VERSION, None)?;
+    worker.finish();
+    let v = &reply.version;
+    Ok(match v.sublevel {
+        Some(sub) => format!("{}.{}.{sub}", v.major_number(), v.minor_number()),
+        None => format!("{}.{}", v.major_number(), v.minor_number()),
+    })
+}
+
+/// Whether kernel and CRIU can track changed memory (soft-dirty bits). Never try a pre-dump without asking:
+/// CRIU aborts where the kernel lacks them.
+///
+/// # Errors
+/// [`Error`] if it cannot be run.
+pub fn can_track_memory(criu: &Path) -> Result<bool, Error> {
+    let mut worker = Worker::spawn(criu, "feature query", Duration::from_secs(10))?;
+    let mut request = Criu_req::new();
+    request.set_type(Criu_req_type::FEATURE_CHECK);
+    let mut wanted = Criu_features::new();
+    wanted.set_mem_track(true);
+    request.features = Some(wanted).into();
+    worker.write(&request)?;
+    let reply = worker.receive()?;
+    worker.finish();
+    Ok(reply.features.mem_track())
+}
+
+/// What dump and restore have in common.
+fn common_options(images: &File, log: &str) -> Criu_opts {
+    let mut opts = Criu_opts::new();
+    // CRIU opens /proc/<the peer's pid>/fd/<this number>: the descriptor need not be inherited.
+    opts.set_images_dir_fd(images.as_raw_fd());
+    opts.set_log_file(log.to_owned());
+    opts.set_log_level(std::env::var("PODD_CRIU_LOG_LEVEL").ok().and_then(|l| l.parse().ok()).unwrap_or(1));
+    opts.set_tcp_established(true);
+    opts.set_ext_unix_sk(false);
+    opts.set_file_locks(true);
+    opts.set_manage_cgroups(true);
+    opts.set_manage_cgroups_mode(Criu_cg_mode::IGNORE);
+    // podd cuts and joins the pod's link itself; rules that CRIU leaves behind after a crash would mute the pod.
+    opts.set_network_lock(Criu_network_lock_method::SKIP);
+    // An external network namespace cannot be entered by the pod's user namespace, so CRIU leaves it empty and
+    // podd fills it in the setup-namespaces hook.
+    opts.set_empty_ns(CLONE_NEWNET);
+    opts
+}
+
+fn open_dir(path: &Path) -> Result<File, Error> {
+    File::open(path).map_err(|source| Error::Images { path: path.to_owned(), source })
+}
+
+/// Success, or the log's own words. `cr_errmsg` can be non-empty on success: only `success` counts.
+fn judge(reply: &Criu_resp, action: &'static str, log: &Path) -> Result<(), Error> {
+    if reply.success() {
+        return Ok(());
+    }
+    let mut reason = first_errors(log);
+    if reason.is_empty() {
+        reason = reply.cr_errmsg().trim().to_owned();
+    }
+    if reason.is_empty() {
+        reason = format!("no reason given (errno {})", reply.cr_errno());
+    }
+    Err(Error::Failed { action, reason })
+}
+
+/// The first error lines of a CRIU log, without time stamps and source lines; at most 3.
+fn first_errors(log: &Path) -> String {
+    let mut text = Vec::new();
+    if let Ok(mut file) = File::open(log) {
+        // The errors that matter come last; a log at a high level can be large.
+        let length = file.metadata().map_or(0, |m| m.len());
+        let _ = file.seek(SeekFrom::Start(length.saturating_sub(1 << 20)));
+        let _ = file.take(1 << 20).read_to_end(&mut text);
+    }
+    String::from_utf8_lossy(&text)
+        .lines()
+        .filter_map(|line| line.split_once("Error (").and_then(|(_, rest)| rest.split_once("): ")))
+        .map(|(_, message)| message.trim())
+        .take(3)
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+/// One `criu swrk` child and our end of its socket.
+struct Worker {
+    child: Child,
+    socket: OwnedFd,
+    action: &'static str,
+    deadline: Instant,
+    limit: Duration,
+}
+
+impl Worker {
+    fn spawn(criu: &Path, action: &'static str, limit: Duration) -> Result<Self, Error> {
+        let spawn_error = |source| Error::Spawn { path: criu.to_owned(), source };
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(|e| spawn_error(e.into()))?;
+        // The socket is CRIU's standard input: no descriptor has to survive exec, so none can leak.
+        let child = Command::new(criu)
+            .args(["swrk", "0"])
+            .env_remove("CRIU_CONFIG_FILE")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(spawn_error)?;
+        Ok(Self { child, socket: ours, action, deadline: Instant::now() + limit, limit })
+    }
+
+    fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    fn ask(&mut self, kind: Criu_req_type, opts: Option<Criu_opts>) -> Result<Criu_resp, Error> {
+        self.send(kind, opts)?;
+        self.receive()
+    }
+
+    fn send(&mut self, kind: Criu_req_type, opts: Option<Criu_opts>) -> Result<(), Error> {
+        let mut request = Criu_req::new();
+        request.set_type(kind);
+        request.opts = opts.into();
+        self.write(&request)
+    }
+
+    fn acknowledge(&mut self, success: bool) -> Result<(), Error> {
+        let mut request = Criu_req::new();
+        request.set_type(Criu_req_type::NOTIFY);
+        request.set_notify_success(success);
+        self.write(&request)
+    }
+
+    fn write(&mut self, request: &Criu_req) -> Result<(), Error> {
+        let bytes = request.write_to_bytes().map_err(|e| self.broken(e.to_string()))?;
+        send(self.socket.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL)
+            .map_err(|e| self.broken(e.to_string()))?;
+        Ok(())
+    }
+
+    fn receive(&mut self) -> Result<Criu_resp, Error> {
+        let mut buffer = vec![0; REPLY_MAX];
+        loop {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&self.socket), PollFlags::POLLIN)];
+            match poll(&mut fds, wait) {
+                Ok(0) => return Err(Error::Timeout { action: self.action, limit: self.limit }),
+                Ok(_) => {}
+                Err(Errno::EINTR) => continue,
+                Err(e) => return Err(self.broken(e.to_string())),
+            }
+            return match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(0) | Err(Errno::ECONNRESET) => Err(self.broken("it closed its socket".into())),
+                Ok(n) => Criu_resp::parse_from_bytes(&buffer[..n]).map_err(|e| self.broken(e.to_string())),
+                Err(Errno::EINTR) => continue,
+                Err(e) => Err(self.broken(e.to_string())),
+            };
+        }
+    }
+
+    fn broken(&self, reason: String) -> Error {
+        Error::Broken { action: self.action, reason }
+    }
+
+    /// Waits for the child after its last reply: it has nothing left to do but exit.
+    fn finish(mut self) {
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Worker {
+    /// Whatever happened, no CRIU is left running or unreaped.
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}

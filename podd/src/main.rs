@@ -1,2 +1,50 @@
-//! The pod daemon.
-fn main() {}
+//! The pod daemon's program: the daemon itself, and the small processes that it starts.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Runs pods, moves them between hosts, keeps their records.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon.
+    Serve {
+        /// Configuration file [default: /etc/podd/podd.toml].
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Parent one pod (started by the daemon).
+    #[command(hide = true)]
+    Shim {
+        /// The pod's runtime folder.
+        bundle: PathBuf,
+    },
+    /// Run a command inside a pod (started by the daemon).
+    #[command(hide = true)]
+    Enter,
+}
+
+fn main() -> ExitCode {
+    // The shim and enter fork and must be single-threaded, so the runtime is made only for the daemon.
+    let result = match Arguments::parse().command {
+        Command::Serve { config } => podd::server::main(config.as_deref()).map_err(|e| e.to_string()),
+        Command::Shim { bundle } => podd::shim::main(&bundle).map_err(|e| e.to_string()),
+        Command::Enter => podd::pod::exec::enter().map_err(|e| e.to_string()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            use std::io::Write;
+            let _ = writeln!(std::io::stderr(), "podd: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,217 @@
-//! To be written.
+//! Who may change a pod: one owner at a time. Views never wait for it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+
+use crate::api::{ApiError, PodView};
+use crate::config::Config;
+use crate::error::Result;
+use crate::layers::LayerStore;
+use crate::pod::state::{PodRecord, PodState};
+use crate::store::Store;
+use crate::sys::cgroup::{Cgroup, Hierarchies};
+use crate::sys::network;
+
+/// Everything that the daemon's parts share.
+pub struct Daemon {
+    /// The operator's settings.
+    pub config: Config,
+    /// Durable records.
+    pub store: Box<dyn Store>,
+    /// Read-only layers.
+    pub layers: LayerStore,
+    /// Where cgroups are.
+    pub hierarchies: Hierarchies,
+    /// This boot of the host.
+    pub boot: String,
+    pods: RwLock<HashMap<String, Arc<Pod>>>,
+}
+
+/// A pod in the daemon's memory.
+#[derive(Debug)]
+pub struct Pod {
+    record: RwLock<PodRecord>,
+    owner: Arc<AsyncMutex<()>>,
+    doing: Mutex<Option<&'static str>>,
+}
+
+impl Pod {
+    /// A copy of its record as it is now.
+    #[must_use]
+    pub fn record(&self) -> PodRecord {
+        self.record.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What its owner is doing with it, if it has one.
+    #[must_use]
+    pub fn doing(&self) -> Option<&'static str> {
+        *self.doing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to change one pod.
+pub struct Claim {
+    pod: Arc<Pod>,
+    _guard: OwnedMutexGuard<()>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        *self.pod.doing.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+impl Claim {
+    /// A copy of the record.
+    #[must_use]
+    pub fn record(&self) -> PodRecord {
+        self.pod.record()
+    }
+
+    /// Records a change: first on disk, then for everyone to see.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn update(&self, daemon: &Daemon, change: impl FnOnce(&mut PodRecord)) -> Result<PodRecord> {
+        let mut record = self.record();
+        change(&mut record);
+        daemon.store.put_pod(&record)?;
+        self.publish(record.clone());
+        Ok(record)
+    }
+
+    /// Shows a record that is on disk already.
+    pub fn publish(&self, record: PodRecord) {
+        *self.pod.record.write().unwrap_or_else(PoisonError::into_inner) = record;
+    }
+}
+
+impl Daemon {
+    /// Puts the parts together, with the pods that the store knows.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn new(
+        config: Config,
+        store: Box<dyn Store>,
+        layers: LayerStore,
+        hierarchies: Hierarchies,
+        boot: String,
+    ) -> Result<Self> {
+        let daemon = Self { config, store, layers, hierarchies, boot, pods: RwLock::default() };
+        for record in daemon.store.pods()? {
+            daemon.insert(record);
+        }
+        Ok(daemon)
+    }
+
+    /// Every pod, by name.
+    #[must_use]
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
+        let mut pods: Vec<_> = self.pods.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        pods.sort_by_key(|pod| pod.record().spec.name);
+        pods
+    }
+
+    /// A pod by name or id.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn pod(&self, name: &str) -> Result<Arc<Pod>> {
+        self.pods().into_iter().find(|pod| { let r = pod.record(); r.spec.name == name || r.id == name }).ok_or_else(|| {
+            ApiError::not_found(format!("there is no pod named {name:?} on {}", self.config.host))
+                .cure("`podctl ls` shows the pods of this host")
+        })
+    }
+
+    /// Takes the right to change a pod, at once or not at all. `what` is a participle, such as `migrated`.
+    ///
+    /// # Errors
+    /// There is no such pod, or somebody is changing it.
+    pub fn claim(&self, name: &str, what: &'static str) -> Result<Claim> {
+        let pod = self.pod(name)?;
+        let guard = pod.owner.clone().try_lock_owned().map_err(|_| {
+            let doing = pod.doing().unwrap_or("changed");
+            ApiError::conflict(format!("{name} is being {doing}")).cure("try again when that has ended")
+        })?;
+        Ok(self.claimed(pod, guard, what))
+    }
+
+    /// Takes the right to change a pod, after whoever has it.
+    pub async fn claim_in_turn(&self, pod: Arc<Pod>, what: &'static str) -> Claim {
+        let guard = pod.owner.clone().lock_owned().await;
+        self.claimed(pod, guard, what)
+    }
+
+    fn claimed(&self, pod: Arc<Pod>, guard: OwnedMutexGuard<()>, what: &'static str) -> Claim {
+        *pod.doing.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
+        Claim { pod, _guard: guard }
+    }
+
+    /// Adds a pod whose record is on disk.
+    pub fn insert(&self, record: PodRecord) -> Arc<Pod> {
+        let id = record.id.clone();
+        let pod = Arc::new(Pod { record: RwLock::new(record), owner: Arc::default(), doing: Mutex::default() });
+        self.pods.write().unwrap_or_else(PoisonError::into_inner).insert(id, pod.clone());
+        pod
+    }
+
+    /// Forgets a pod, on disk and in memory.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn forget(&self, id: &str) -> Result<()> {
+        self.store.delete_pod(id)?;
+        self.pods.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        Ok(())
+    }
+
+    /// A pod's cgroup.
+    #[must_use]
+    pub fn cgroup(&self, id: &str) -> Cgroup {
+        self.hierarchies.cgroup(&self.config.cgroup_of(id))
+    }
+
+    /// Joins a pod's link to the bridge; nothing to do without a network.
+    ///
+    /// # Errors
+    /// Netlink's.
+    pub fn plug(&self, record: &PodRecord) -> std::io::Result<()> {
+        match record.spec.network {
+            Some(_) => network::plug(&network::outer_name(&record.id), &self.config.network.bridge),
+            None => Ok(()),
+        }
+    }
+
+    /// Cuts a pod's link off the bridge.
+    ///
+    /// # Errors
+    /// Netlink's.
+    pub fn unplug(&self, record: &PodRecord) -> std::io::Result<()> {
+        network::unplug(&network::outer_name(&record.id))
+    }
+
+    /// What `podctl ls` shows of a pod.
+    #[must_use]
+    pub fn view(&self, pod: &Pod) -> PodView {
+        let record = pod.record();
+        let exit = match &record.state {
+            PodState::Exited { exit, .. } => Some(*exit),
+            _ => None,
+        };
+        PodView {
+            name: record.spec.name,
+            id: record.id,
+            state: record.state.word().to_owned(),
+            addresses: record.spec.network.map(|n| n.addresses).unwrap_or_default(),
+            command: record.process.command,
+            started: record.started,
+            exit,
+            restarts: record.restarts,
+            host: self.config.host.clone(),
+            epoch: record.epoch,
+        }
+    }
+}

@@ -1,1 +1,79 @@
-//! To be written.
+//! Durable records. Whatever is written is on disk when the call returns.
+
+mod sqlite;
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+pub use sqlite::Sqlite;
+
+use crate::pod::journal::Migration;
+use crate::pod::state::PodRecord;
+
+/// Why a record could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The engine's own failure.
+    #[error("the store failed: {0}")]
+    Engine(#[from] rusqlite::Error),
+    /// A record is not understood: a newer podd wrote it, or it is damaged.
+    #[error("a record in the store is not understood: {0}")]
+    Record(#[from] serde_json::Error),
+    /// A pod of this name exists.
+    #[error("a pod named {0:?} exists already")]
+    NameTaken(String),
+}
+
+/// A host of the fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// Its name.
+    pub name: String,
+    /// Its peer address.
+    pub address: SocketAddr,
+}
+
+/// What podd needs of a store. Each call is one transaction.
+pub trait Store: Send + Sync {
+    /// Every pod.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn pods(&self) -> Result<Vec<PodRecord>, Error>;
+    /// Adds or replaces a pod's record.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`] if another pod has its name.
+    fn put_pod(&self, pod: &PodRecord) -> Result<(), Error>;
+    /// Forgets a pod; no error if it is unknown.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn delete_pod(&self, id: &str) -> Result<(), Error>;
+    /// Every migration, oldest first.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn migrations(&self) -> Result<Vec<Migration>, Error>;
+    /// One migration.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn migration(&self, id: &str) -> Result<Option<Migration>, Error>;
+    /// Adds or replaces a migration's journal, and its pod's record, in one step.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn put_migration(&self, migration: &Migration, pod: Option<&PodRecord>) -> Result<(), Error>;
+    /// Every known host.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn hosts(&self) -> Result<Vec<Host>, Error>;
+    /// Adds or replaces a host.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn put_host(&self, host: &Host) -> Result<(), Error>;
+}

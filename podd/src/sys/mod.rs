@@ -1,4 +1,10 @@
 //! Every syscall and every unsafe block of the daemon.
 
+pub mod announce;
 pub mod capabilities;
+pub mod cgroup;
+pub mod mounts;
+pub mod namespaces;
+pub mod network;
+pub mod process;
 pub mod seccomp;

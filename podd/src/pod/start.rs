@@ -1,0 +1,253 @@
+//! Bringing a pod to life through its shim, watching it, and clearing up after it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::io::unix::AsyncFd;
+
+use super::spec::RestartPolicy;
+use super::state::{PodRecord, PodState};
+use crate::api::{ApiError, ExitStatus};
+use crate::error::{Attempt, Result};
+use crate::shim::{Mode, Request, ShimConfig, Status, client};
+use crate::supervisor::{Claim, Daemon, Pod};
+use crate::sys::network;
+use crate::sys::process::ProcessId;
+
+/// Time for a pod's init to start, or for CRIU to restore it.
+const BIRTH_LIMIT: Duration = Duration::from_secs(130);
+/// Time for killed processes to be gone.
+pub const KILL_LIMIT: Duration = Duration::from_secs(20);
+
+/// Starts a pod that does not run.
+///
+/// # Errors
+/// It runs already, is suspended, or could not be started; it is then as before.
+pub async fn start(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
+    let record = claim.record();
+    if !record.state.can_start() {
+        let error = ApiError::conflict(format!("{} cannot be started: it is {}", record.spec.name, record.state.word()));
+        return Err(match record.state {
+            PodState::Suspended { .. } => error.cure(format!("`podctl resume {}` continues it", record.spec.name)),
+            _ => error,
+        });
+    }
+    let init = give_birth(daemon, &record, Mode::Start).await?;
+    daemon.plug(&record).attempt("connect the pod's link")?;
+    announce(&record, init);
+    live(daemon, claim, init)
+}
+
+/// Records that a pod runs, and watches it from now on.
+///
+/// # Errors
+/// The store's.
+pub fn live(daemon: &Arc<Daemon>, claim: &Claim, init: ProcessId) -> Result<PodRecord> {
+    let record = claim.update(daemon, |r| {
+        r.state = PodState::Running { init, boot: daemon.boot.clone() };
+        r.started = Some(Timestamp::now());
+    })?;
+    watch(daemon, &record.id, init);
+    Ok(record)
+}
+
+/// Has a new shim start or restore the pod; returns its init. On failure nothing of it is left.
+///
+/// # Errors
+/// The shim's reason.
+pub async fn give_birth(daemon: &Daemon, record: &PodRecord, mode: Mode) -> Result<ProcessId> {
+    clear_up(daemon, record).await.attempt("clear up after the pod's last run")?;
+    let config = shim_config(daemon, record, mode)?;
+    let born = async {
+        client::launch(&config).await?;
+        match client::status(&config.bundle, BIRTH_LIMIT).await? {
+            Status::Alive { init } => Ok(init),
+            Status::Ended { code, .. } => Err(io::Error::other(format!("its init ended at once with code {code}"))),
+            Status::Failed { reason } => Err(io::Error::other(reason)),
+        }
+    };
+    match born.await {
+        Ok(init) => Ok(init),
+        Err(e) => {
+            let _ = clear_up(daemon, record).await;
+            Err(ApiError::failed(format!("cannot start {}: {e}", record.spec.name)))
+        }
+    }
+}
+
+fn shim_config(daemon: &Daemon, record: &PodRecord, mode: Mode) -> Result<ShimConfig> {
+    let mut layers = Vec::new();
+    for digest in &record.layers {
+        let digest = digest.parse().attempt("read the pod's record")?;
+        layers.push(daemon.layers.layer_path(&digest));
+    }
+    let spec = &record.spec;
+    let mut init_args: Vec<String> = vec!["--user".into(), record.process.user.clone()];
+    init_args.extend(["--cwd".into(), record.process.workdir.clone()]);
+    init_args.extend(["--log-bytes".into(), spec.log_bytes.to_string(), "--".into()]);
+    init_args.extend(record.process.command.clone());
+    Ok(ShimConfig {
+        id: record.id.clone(),
+        mode,
+        bundle: daemon.config.bundle(&record.id),
+        writable: daemon.config.pod_state(&record.id),
+        layers,
+        id_base: record.id_base,
+        hostname: spec.hostname.clone().unwrap_or_else(|| spec.name.clone()),
+        init_args,
+        env: record.process.env.clone(),
+        network: spec.network.clone(),
+        link: network::outer_name(&record.id),
+        volumes: spec.volumes.clone(),
+        cap_add: spec.cap_add.clone(),
+        allow_new_privileges: spec.allow_new_privileges,
+        cgroup: daemon.config.cgroup_of(&record.id),
+        limits: spec.limits.clone(),
+        criu: daemon.config.criu.clone(),
+    })
+}
+
+/// Tells the neighbours where the pod is. A failure costs time (they ask), not correctness.
+pub fn announce(record: &PodRecord, init: ProcessId) {
+    if let Some(network) = &record.spec.network
+        && let Err(e) = crate::sys::announce::announce(init.pid, network)
+    {
+        tracing::warn!(pod = record.spec.name, error = %e, "could not announce the pod's addresses");
+    }
+}
+
+/// Removes whatever a run of the pod has left on this host: processes, link, cgroup, shim, bundle. Its records and
+/// its writable layer stay. Safe to repeat.
+///
+/// # Errors
+/// Processes that do not die.
+pub async fn clear_up(daemon: &Daemon, record: &PodRecord) -> io::Result<()> {
+    let bundle = daemon.config.bundle(&record.id);
+    let cgroup = daemon.cgroup(&record.id);
+    let link = network::outer_name(&record.id);
+    tokio::task::block_in_place(|| cgroup.kill(KILL_LIMIT))?;
+    if bundle.exists() {
+        // It reaps the init first, so its answer may take a moment.
+        for _ in 0..50 {
+            match client::order(&bundle, &Request::Shutdown, Duration::from_secs(5)).await {
+                Err(e) if e.to_string().contains("not ended") => tokio::time::sleep(Duration::from_millis(10)).await,
+                _ => break,
+            }
+        }
+        if let Ok(text) = tokio::fs::read(bundle.join("shim.pid")).await
+            && let Ok(shim) = serde_json::from_slice::<ProcessId>(&text)
+        {
+            for _ in 0..100 {
+                if !shim.is_alive() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            // One that hangs (CRIU cannot be killed in the kernel, a stub of an earlier version) must not stay.
+            let _ = shim.signal(nix::libc::SIGKILL);
+        }
+        // A CRIU that outlived its shim was in the pod's cgroup until the restore's end.
+        tokio::task::block_in_place(|| cgroup.kill(KILL_LIMIT))?;
+    }
+    tokio::task::block_in_place(|| {
+        network::remove_link(&link)?;
+        cgroup.remove()?;
+        match std::fs::remove_dir_all(&bundle) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    })
+}
+
+/// Waits for the pod's init to end, in a task of its own.
+pub fn watch(daemon: &Arc<Daemon>, id: &str, init: ProcessId) {
+    let daemon = daemon.clone();
+    let id = id.to_owned();
+    tokio::spawn(async move {
+        // An error means that it is gone already.
+        if let Ok(pidfd) = init.pidfd().and_then(AsyncFd::new) {
+            let _ = pidfd.readable().await;
+        }
+        let Ok(pod) = daemon.pod(&id) else { return };
+        let claim = daemon.claim_in_turn(pod.clone(), "cleared up").await;
+        // Its owner may have ended it on purpose (stop, suspend, a move) and said so in the record.
+        if !matches!(pod.record().state, PodState::Running { init: now, .. } if now == init) {
+            return;
+        }
+        if let Err(e) = ended(&daemon, &claim, false).await {
+            tracing::error!(pod = pod.record().spec.name, error = %e, "could not record the end of the pod");
+        }
+        drop(claim);
+        restart_if_wanted(&daemon, &pod).await;
+    });
+}
+
+/// Records how the pod ended, and clears up.
+///
+/// # Errors
+/// The store's, or processes that do not die.
+pub async fn ended(daemon: &Daemon, claim: &Claim, asked: bool) -> Result<PodRecord> {
+    let record = claim.record();
+    let exit = exit_status(daemon, &record).await;
+    let updated = claim.update(daemon, |r| {
+        r.state = match exit {
+            Some(exit) => PodState::Exited { exit, asked },
+            None => PodState::Lost { reason: "its processes vanished, and nobody saw its exit code".into() },
+        };
+    })?;
+    clear_up(daemon, &record).await.attempt("clear up after the pod")?;
+    Ok(updated)
+}
+
+/// The exit code: from the shim, else from what it or the pod's init wrote.
+async fn exit_status(daemon: &Daemon, record: &PodRecord) -> Option<ExitStatus> {
+    let bundle = daemon.config.bundle(&record.id);
+    let oom = daemon.cgroup(&record.id).usage().oom_kills > 0;
+    let mut status = None;
+    // The shim hears of the end at the same moment as we do: give it time to reap.
+    for _ in 0..100 {
+        status = match client::status(&bundle, Duration::from_secs(5)).await {
+            Ok(Status::Alive { .. }) => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+            Ok(status) => Some(status),
+            Err(_) => std::fs::read(bundle.join("status.json")).ok().and_then(|t| serde_json::from_slice(&t).ok()),
+        };
+        break;
+    }
+    match status {
+        Some(Status::Ended { code, signal }) => Some(ExitStatus { code, signal, oom }),
+        _ => super::logs::exit_file(&daemon.config.pod_state(&record.id).join("upper"), oom),
+    }
+}
+
+/// Follows the restart policy, with growing pauses.
+async fn restart_if_wanted(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
+    let record = pod.record();
+    let wanted = match (&record.state, record.spec.restart) {
+        (PodState::Exited { asked: true, .. }, _) | (_, RestartPolicy::No) => false,
+        (PodState::Exited { exit, .. }, RestartPolicy::OnFailure) => exit.code != 0,
+        (PodState::Exited { .. } | PodState::Lost { .. }, RestartPolicy::Always)
+        | (PodState::Lost { .. }, RestartPolicy::OnFailure) => true,
+        _ => false,
+    };
+    if !wanted {
+        return;
+    }
+    let pause = Duration::from_millis(100 << record.restarts.min(9)).min(Duration::from_secs(60));
+    tokio::time::sleep(pause).await;
+    let claim = daemon.claim_in_turn(pod.clone(), "restarted").await;
+    if !pod.record().state.can_start() || daemon.pod(&record.id).is_err() {
+        return;
+    }
+    let restarted = match claim.update(daemon, |r| r.restarts += 1) {
+        Ok(_) => start(daemon, &claim).await,
+        Err(e) => Err(e),
+    };
+    if let Err(e) = restarted {
+        tracing::error!(pod = record.spec.name, error = %e, "the restart policy could not start the pod");
+    }
+}

@@ -1,0 +1,120 @@
+//! What a pod is at this moment. Pure data and the rules by which it changes.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::spec::PodSpec;
+use crate::api::ExitStatus;
+use crate::sys::process::ProcessId;
+
+/// A pod's durable record: everything that a host must know to run it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodRecord {
+    /// Identifier for life, 16 hex digits, the same on every host.
+    pub id: String,
+    /// What the user asked for.
+    pub spec: PodSpec,
+    /// Layers by digest, lowest first.
+    pub layers: Vec<String>,
+    /// What its init runs, after the image's defaults have been filled in.
+    pub process: Process,
+    /// First uid and gid of its range of 65,536, the same on every host.
+    pub id_base: u32,
+    /// Counts handovers: a copy with a smaller epoch is dead.
+    pub epoch: u64,
+    /// When it was created.
+    pub created: Timestamp,
+    /// When its present run began.
+    pub started: Option<Timestamp>,
+    /// Times that the restart policy started it again.
+    pub restarts: u32,
+    /// Where it stands.
+    pub state: PodState,
+}
+
+/// What the pod's init runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Environment.
+    pub env: Vec<(String, String)>,
+    /// `USER[:GROUP]`.
+    pub user: String,
+    /// Working directory.
+    pub workdir: String,
+}
+
+/// Where a pod stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "is")]
+pub enum PodState {
+    /// It has never run.
+    Created,
+    /// It runs (or stands frozen for a moment).
+    Running {
+        /// Its init.
+        init: ProcessId,
+        /// The host's boot id: with another one, the init is gone whatever its number says.
+        boot: String,
+    },
+    /// Its memory is in an image on this host.
+    Suspended {
+        /// The image file.
+        image: PathBuf,
+        /// The image carries the writable layer too, so it may be restored elsewhere.
+        whole: bool,
+    },
+    /// Its command ended.
+    Exited {
+        /// How.
+        exit: ExitStatus,
+        /// `stop` or `rm` asked for it: the restart policy keeps still.
+        asked: bool,
+    },
+    /// It is coming from another host: the journal of this migration decides.
+    Arriving {
+        /// The migration.
+        migration: String,
+    },
+    /// It has been given to another host: the journal of this migration decides.
+    Given {
+        /// The migration.
+        migration: String,
+    },
+    /// Its processes vanished without podd (power loss, a kill from outside).
+    Lost {
+        /// What was seen.
+        reason: String,
+    },
+}
+
+impl PodState {
+    /// One word for `podctl ls`.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running { .. } => "running",
+            Self::Suspended { .. } => "suspended",
+            Self::Exited { .. } => "exited",
+            Self::Arriving { .. } => "arriving",
+            Self::Given { .. } => "given",
+            Self::Lost { .. } => "lost",
+        }
+    }
+
+    /// Whether `start` makes sense.
+    #[must_use]
+    pub fn can_start(&self) -> bool {
+        matches!(self, Self::Created | Self::Exited { .. } | Self::Lost { .. })
+    }
+
+    /// Whether no process and no other host depends on the record.
+    #[must_use]
+    pub fn can_remove(&self) -> bool {
+        self.can_start() || matches!(self, Self::Suspended { .. })
+    }
+}

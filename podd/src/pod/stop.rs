@@ -1,0 +1,96 @@
+//! Ending a pod: politely (`stop`), by any signal (`kill`), or for good (`rm`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::start::{KILL_LIMIT, clear_up, ended};
+use super::state::{PodRecord, PodState};
+use crate::api::ApiError;
+use crate::error::{Attempt, Result};
+use crate::supervisor::{Claim, Daemon};
+use crate::sys::process::wait_ended;
+
+/// Sends the stop signal, waits, kills what is left.
+///
+/// # Errors
+/// It does not run.
+pub async fn stop(daemon: &Arc<Daemon>, claim: &Claim, timeout_s: Option<u32>) -> Result<PodRecord> {
+    let record = claim.record();
+    let PodState::Running { init, .. } = record.state else { return Err(not_running(&record)) };
+    let limit = Duration::from_secs(timeout_s.unwrap_or(record.spec.stop_timeout_s).into());
+    let cgroup = daemon.cgroup(&record.id);
+    let signal = record.spec.stop_signal;
+    tokio::task::spawn_blocking(move || {
+        if let Ok(pidfd) = init.pidfd() {
+            let asked = init.signal(signal).is_ok();
+            if !asked || !wait_ended(std::os::fd::AsFd::as_fd(&pidfd), limit) {
+                cgroup.kill(KILL_LIMIT)?;
+            }
+        }
+        Ok::<_, std::io::Error>(())
+    })
+    .await
+    .attempt("wait for the pod")?
+    .attempt(format!("stop {}", record.spec.name))?;
+    ended(daemon, claim, true).await
+}
+
+/// Sends a signal to the pod's init, which forwards it to the pod's command.
+///
+/// # Errors
+/// It does not run, or there is no such signal.
+pub fn kill(record: &PodRecord, signal: i32) -> Result<()> {
+    crate::sys::process::signal_of(signal).map_err(|_| ApiError::usage(format!("there is no signal {signal}")))?;
+    let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
+    init.signal(signal).attempt(format!("send signal {signal} to {}", record.spec.name))
+}
+
+/// Removes a pod that does not run, with its writable layer and its image; with `force`, ends it first.
+///
+/// # Errors
+/// It runs, or another host depends on it.
+pub async fn remove(daemon: &Arc<Daemon>, claim: &Claim, force: bool) -> Result<()> {
+    let mut record = claim.record();
+    if force && matches!(record.state, PodState::Running { .. }) {
+        daemon.cgroup(&record.id).kill(KILL_LIMIT).attempt(format!("kill {}", record.spec.name))?;
+        record = ended(daemon, claim, true).await?;
+    }
+    let name = &record.spec.name;
+    if !record.state.can_remove() {
+        let error = ApiError::conflict(format!("{name} cannot be removed: it is {}", record.state.word()));
+        return Err(match record.state {
+            PodState::Running { .. } => error.cure(format!("`podctl stop {name}` first, or `podctl rm -f {name}`")),
+            _ => error.cure("its migration must end first; see `podctl migrations`"),
+        });
+    }
+    delete(daemon, &record).await
+}
+
+/// Deletes everything of a pod on this host: processes, files, record.
+///
+/// # Errors
+/// Files that cannot be deleted.
+pub async fn delete(daemon: &Daemon, record: &PodRecord) -> Result<()> {
+    clear_up(daemon, record).await.attempt(format!("clear up {}", record.spec.name))?;
+    // The record goes last but for the files: a crash in between leaves a folder that recovery removes.
+    if let PodState::Suspended { image, .. } = &record.state
+        && image.starts_with(daemon.config.state.join("images"))
+    {
+        let _ = std::fs::remove_file(image);
+    }
+    daemon.forget(&record.id)?;
+    let folder = daemon.config.pod_state(&record.id);
+    tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    })
+    .await
+    .attempt("delete files")?
+    .attempt(format!("delete the files of {}", record.spec.name))
+}
+
+/// The refusal for a pod without processes.
+#[must_use]
+pub fn not_running(record: &PodRecord) -> ApiError {
+    ApiError::conflict(format!("{} is not running: it is {}", record.spec.name, record.state.word()))
+}

@@ -1,0 +1,71 @@
+//! How podd speaks to a shim.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::process::Command;
+
+use super::{Reply, Request, ShimConfig, Status};
+
+/// Writes the configuration and starts a shim for it; waits until it listens.
+///
+/// # Errors
+/// The bundle cannot be written, or the program cannot be started.
+pub async fn launch(config: &ShimConfig) -> io::Result<()> {
+    tokio::fs::create_dir_all(&config.bundle).await?;
+    tokio::fs::write(config.bundle.join("shim.json"), serde_json::to_vec(config)?).await?;
+    let log = std::fs::File::options().create(true).append(true).open(config.bundle.join("shim.log"))?;
+    let status = Command::new("/proc/self/exe")
+        .arg("shim")
+        .arg(&config.bundle)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(log)
+        .status()
+        .await?;
+    if status.success() { Ok(()) } else { Err(io::Error::other("the shim did not start (see shim.log in its bundle)")) }
+}
+
+/// Asks for the status. While the pod is being brought up, this waits for the outcome.
+///
+/// # Errors
+/// The shim is gone or does not answer within `limit`.
+pub async fn status(bundle: &Path, limit: Duration) -> io::Result<Status> {
+    match ask(bundle, &Request::Status, limit).await? {
+        Reply::Status(status) => Ok(status),
+        Reply::Done | Reply::Failed(_) => Err(io::Error::other("the shim gave the wrong kind of answer")),
+    }
+}
+
+/// Sends a request that is either done or fails with a reason.
+///
+/// # Errors
+/// The reason, or the shim is gone or does not answer within `limit`.
+pub async fn order(bundle: &Path, request: &Request, limit: Duration) -> io::Result<()> {
+    match ask(bundle, request, limit).await? {
+        Reply::Done => Ok(()),
+        Reply::Failed(reason) => Err(io::Error::other(reason)),
+        Reply::Status(_) => Err(io::Error::other("the shim gave the wrong kind of answer")),
+    }
+}
+
+async fn ask(bundle: &Path, request: &Request, limit: Duration) -> io::Result<Reply> {
+    let conversation = async {
+        let mut stream = UnixStream::connect(bundle.join("shim.sock")).await?;
+        let mut text = serde_json::to_vec(request)?;
+        text.push(b'\n');
+        stream.write_all(&text).await?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).await?;
+        if line.is_empty() {
+            return Err(io::Error::other("the shim ended without an answer"));
+        }
+        Ok(serde_json::from_str(&line)?)
+    };
+    tokio::time::timeout(limit, conversation)
+        .await
+        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the shim did not answer in time")))
+}

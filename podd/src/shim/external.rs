@@ -1,0 +1,62 @@
+//! Mounts of a pod that come from the host and that CRIU must not look into: devices, masks, volumes.
+//! Both sides of a move derive the same keys from the pod's spec.
+
+use std::path::{Path, PathBuf};
+
+use crate::pod::spec::Volume;
+
+/// Device nodes in the pod's `/dev`, each bound from the host's.
+pub const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+/// Files that pods cannot read: the host's `/dev/null` lies over them. Only files that every kernel has, or a move
+/// could end where one is missing.
+pub const MASKED_FILES: [&str; 3] = ["/proc/kcore", "/proc/keys", "/proc/timer_list"];
+/// Folders that pods see empty.
+pub const MASKED_FOLDERS: [&str; 1] = ["/sys/firmware"];
+/// Parts of `/proc` that pods cannot write.
+pub const READ_ONLY: [&str; 3] = ["/proc/sys", "/proc/sysrq-trigger", "/proc/irq"];
+
+/// One external mount.
+#[derive(Debug, PartialEq, Eq)]
+pub struct External {
+    /// Name by which dump and restore mean the same mount.
+    key: String,
+    /// Where it is in the pod.
+    inside: PathBuf,
+    /// Where it comes from on this host.
+    outside: PathBuf,
+}
+
+impl External {
+    /// CRIU's `--external` argument for a dump.
+    #[must_use]
+    pub fn for_dump(&self) -> String {
+        format!("mnt[{}]:{}", self.inside.display(), self.key)
+    }
+
+    /// CRIU's `--external` argument for a restore.
+    #[must_use]
+    pub fn for_restore(&self) -> String {
+        format!("mnt[{}]:{}", self.key, self.outside.display())
+    }
+}
+
+/// Every external mount of a pod.
+#[must_use]
+pub fn mounts(volumes: &[Volume]) -> Vec<External> {
+    let devices = DEVICES.iter().map(|name| External {
+        key: format!("dev-{name}"),
+        inside: Path::new("/dev").join(name),
+        outside: Path::new("/dev").join(name),
+    });
+    let masks = MASKED_FILES.iter().map(|path| External {
+        key: format!("mask{}", path.replace('/', "-")),
+        inside: path.into(),
+        outside: "/dev/null".into(),
+    });
+    let volumes = volumes.iter().enumerate().map(|(i, volume)| External {
+        key: format!("volume-{i}"),
+        inside: volume.pod.clone(),
+        outside: volume.host.clone(),
+    });
+    devices.chain(masks).chain(volumes).collect()
+}

@@ -1,0 +1,128 @@
+//! The shim: one small single-threaded process that parents a pod, so that `podd` may die or be upgraded.
+//!
+//! It builds the pod's root, makes its namespaces, starts its init or has CRIU restore it, runs CRIU for dumps, and
+//! keeps the exit code. It decides nothing. Freezing, thawing and plugging are podd's, directly on cgroup and link.
+//!
+//! One request a connection, one JSON line each way ([`Request`], [`Reply`]); requests wait while it works.
+
+pub mod client;
+mod external;
+mod first;
+mod root;
+mod serve;
+mod start;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use serve::main;
+
+use crate::pod::spec::{Limits, Network, Volume};
+use crate::sys::process::ProcessId;
+
+/// Everything that a shim needs to know; `podd` writes it to `shim.json` in the bundle.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShimConfig {
+    /// The pod's id.
+    pub id: String,
+    /// How the pod comes to life.
+    pub mode: Mode,
+    /// Runtime folder of the pod: socket, mount points, status.
+    pub bundle: PathBuf,
+    /// Folder that holds `upper` and `work`.
+    pub writable: PathBuf,
+    /// Layers, lowest first.
+    pub layers: Vec<PathBuf>,
+    /// First uid and gid of the pod's range.
+    pub id_base: u32,
+    /// Host name inside.
+    pub hostname: String,
+    /// Arguments of the pod's init, without its own name.
+    pub init_args: Vec<String>,
+    /// Environment of the pod's init.
+    pub env: Vec<(String, String)>,
+    /// Link of the pod.
+    pub network: Option<Network>,
+    /// Name of the link's outer end.
+    pub link: String,
+    /// Host paths shown inside.
+    pub volumes: Vec<Volume>,
+    /// Capabilities beyond the default ones.
+    pub cap_add: Vec<String>,
+    /// Set-uid programs may gain privileges.
+    pub allow_new_privileges: bool,
+    /// Name of the pod's cgroup.
+    pub cgroup: String,
+    /// Limits.
+    pub limits: Limits,
+    /// The CRIU program.
+    pub criu: PathBuf,
+}
+
+/// How the pod comes to life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Its init starts.
+    Start,
+    /// CRIU restores it from this folder; it stays frozen until podd thaws it.
+    Restore {
+        /// CRIU's image files.
+        images: PathBuf,
+    },
+}
+
+/// What podd asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// How it is. While the pod is being started or restored, the answer waits for the outcome.
+    Status,
+    /// Dump the frozen pod.
+    Dump {
+        /// Folder for CRIU's files.
+        images: PathBuf,
+        /// Seconds.
+        limit_s: u64,
+        /// Bytes of a deleted-but-open file that are carried along.
+        ghost_limit: u32,
+    },
+    /// Forget the pod (which has ended) and exit.
+    Shutdown,
+}
+
+/// What it answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// The answer to [`Request::Status`].
+    Status(Status),
+    /// Done.
+    Done,
+    /// Not done, with the reason.
+    Failed(String),
+}
+
+/// How a pod is, as its shim knows it; also kept in `status.json` in the bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// Its init exists (it may be frozen).
+    Alive {
+        /// The pod's init.
+        init: ProcessId,
+    },
+    /// Its init ended.
+    Ended {
+        /// 0 to 255.
+        code: i32,
+        /// The signal, if one ended it.
+        signal: Option<i32>,
+    },
+    /// It never came to life.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}

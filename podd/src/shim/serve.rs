@@ -1,0 +1,141 @@
+//! The shim's life: come up, answer, keep the exit code, go.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+use checkpoint::criu;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+
+use super::{Mode, Reply, Request, ShimConfig, Status, external, root, start};
+use crate::sys::cgroup::Hierarchies;
+use crate::sys::process::{ProcessId, daemonize, exit_of};
+
+/// Runs a shim for the bundle in `bundle`, as `podd shim BUNDLE`.
+///
+/// # Errors
+/// Only what keeps it from answering at all; the pod's own failures become its status.
+pub fn main(bundle: &Path) -> io::Result<()> {
+    let config: ShimConfig = serde_json::from_slice(&fs::read(bundle.join("shim.json"))?)?;
+    let ready = daemonize()?;
+    nix::sys::prctl::set_child_subreaper(true)?;
+    let _ = nix::sys::prctl::set_name(c"podd-shim");
+    let socket = bundle.join("shim.sock");
+    let _ = fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket)?;
+    ready.tell();
+    let mut shim = Shim { init: None, status: Status::Failed { reason: "not started".into() }, config };
+    shim.come_up();
+    shim.serve(&listener)
+}
+
+struct Shim {
+    config: ShimConfig,
+    status: Status,
+    init: Option<(ProcessId, OwnedFd)>,
+}
+
+impl Shim {
+    fn come_up(&mut self) {
+        let born = root::assemble(&self.config).and_then(|root| match &self.config.mode {
+            Mode::Start => start::start(&self.config, &root),
+            Mode::Restore { images } => start::restore(&self.config, &root, images),
+        });
+        let known = born.and_then(|pid| {
+            let init = ProcessId::of(pid)?;
+            Ok((init, init.pidfd()?))
+        });
+        match known {
+            Ok((init, pidfd)) => {
+                self.init = Some((init, pidfd));
+                self.set(Status::Alive { init });
+            }
+            Err(e) => self.set(Status::Failed { reason: e.to_string() }),
+        }
+    }
+
+    fn serve(&mut self, listener: &UnixListener) -> io::Result<()> {
+        loop {
+            let mut fds = vec![PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            if let Some((_, pidfd)) = &self.init {
+                fds.push(PollFd::new(pidfd.as_fd(), PollFlags::POLLIN));
+            }
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+            let asked = fds[0].any().unwrap_or(false);
+            if fds.get(1).and_then(PollFd::any).unwrap_or(false) {
+                self.keep_exit();
+            }
+            if asked && let Ok((stream, _)) = listener.accept() && self.answer(stream).unwrap_or(false) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The pod's init ended: its code is kept, and every other child reaped.
+    fn keep_exit(&mut self) {
+        let Some((init, _)) = self.init.take() else { return };
+        let ended = waitpid(Pid::from_raw(init.pid), None).ok().and_then(exit_of);
+        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|s| s.pid().is_some()) {}
+        let (code, signal) = ended.unwrap_or((255, None));
+        self.set(Status::Ended { code, signal });
+    }
+
+    /// Answers one request; true: it was the last.
+    fn answer(&mut self, stream: UnixStream) -> io::Result<bool> {
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let mut line = String::new();
+        BufReader::new(io::Read::take(&stream, 64 * 1024)).read_line(&mut line)?;
+        let (reply, last) = match serde_json::from_str(&line) {
+            Ok(Request::Status) => (Reply::Status(self.status.clone()), false),
+            Ok(Request::Dump { images, limit_s, ghost_limit }) => {
+                (self.dump(&images, Duration::from_secs(limit_s), ghost_limit), false)
+            }
+            Ok(Request::Shutdown) if self.init.is_none() => (Reply::Done, true),
+            Ok(Request::Shutdown) => (Reply::Failed("the pod has not ended".into()), false),
+            Err(e) => (Reply::Failed(format!("the request is not understood: {e}")), false),
+        };
+        let mut text = serde_json::to_vec(&reply)?;
+        text.push(b'\n');
+        // A podd that has died meanwhile does not matter: the next one asks again.
+        let _ = (&stream).write_all(&text);
+        Ok(last)
+    }
+
+    fn dump(&self, images: &Path, limit: Duration, ghost_limit: u32) -> Reply {
+        let Some((init, _)) = &self.init else { return Reply::Failed("the pod has ended".into()) };
+        let dumped = Hierarchies::detect().map_err(|e| e.to_string()).and_then(|hierarchies| {
+            let what = criu::Dump {
+                pid: init.pid,
+                images,
+                freeze_cgroup: hierarchies.cgroup(&self.config.cgroup).freezer(),
+                external: external::mounts(&self.config.volumes).iter().map(external::External::for_dump).collect(),
+                ghost_limit,
+            };
+            criu::dump(&self.config.criu, &what, limit).map_err(|e| e.to_string())
+        });
+        match dumped {
+            Ok(()) => Reply::Done,
+            Err(reason) => Reply::Failed(reason),
+        }
+    }
+
+    fn set(&mut self, status: Status) {
+        let path = self.config.bundle.join("status.json");
+        let partial = self.config.bundle.join("status.json.partial");
+        // For a podd that finds this shim dead; while it lives, it is asked.
+        let _ = serde_json::to_vec(&status)
+            .map_err(io::Error::from)
+            .and_then(|text| fs::write(&partial, text))
+            .and_then(|()| fs::rename(&partial, &path));
+        self.status = status;
+    }
+}

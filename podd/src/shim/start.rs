@@ -1,0 +1,111 @@
+//! Bringing a pod to life: its first process, or CRIU's restore.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use checkpoint::criu;
+use nix::fcntl::OFlag;
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::{Pid, pipe2};
+
+use super::ShimConfig;
+use super::external;
+use super::first::become_init;
+use super::root::step;
+use crate::sys::cgroup::{Cgroup, Hierarchies};
+use crate::sys::namespaces::write_id_maps;
+use crate::sys::network;
+use crate::sys::process::clone_into;
+
+/// A restore that takes longer has gone wrong.
+const RESTORE_LIMIT: Duration = Duration::from_secs(120);
+
+/// Starts the pod's init in new namespaces; returns its PID once it has become the pod's own program.
+///
+/// # Errors
+/// With the step that failed; the process is gone then.
+pub fn start(config: &ShimConfig, root: &Path) -> io::Result<i32> {
+    let cgroup = step("make the cgroup", Hierarchies::detect()?.create(&config.cgroup, &config.limits))?;
+    let (go_read, go_write) = pipe2(OFlag::O_CLOEXEC)?;
+    let (error_read, error_write) = pipe2(OFlag::O_CLOEXEC)?;
+    let flags = CloneFlags::CLONE_NEWUSER
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS;
+    // A time namespace is for children only, so the shim asks for one and then returns to its own.
+    let own_time = File::open("/proc/self/ns/time")?;
+    step("make a time namespace", unshare(CloneFlags::from_bits_retain(CLONE_NEWTIME)).map_err(io::Error::from))?;
+    let born = clone_into(flags.bits(), || {
+        let error = match become_init(config, root, &go_read) {
+            Ok(never) => match never {},
+            Err(e) => e,
+        };
+        let _ = File::from(error_write).write_all(error.to_string().as_bytes());
+        1
+    });
+    setns(own_time, CloneFlags::from_bits_retain(CLONE_NEWTIME))?;
+    let pid = step("make the pod's namespaces", born)?;
+    let prepared = prepare(config, &cgroup, pid);
+    let started = prepared.and_then(|()| Ok(File::from(go_write).write_all(&[1])?)).and_then(|()| {
+        // Closed without a word when the child's exec succeeds.
+        let mut error = String::new();
+        File::from(error_read).read_to_string(&mut error)?;
+        if error.is_empty() { Ok(()) } else { Err(io::Error::other(error)) }
+    });
+    if let Err(e) = started {
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        let _ = nix::sys::wait::waitpid(pid, None);
+        return Err(e);
+    }
+    Ok(pid.as_raw())
+}
+
+/// `CLONE_NEWTIME`, which nix does not name.
+const CLONE_NEWTIME: i32 = 0x80;
+
+fn prepare(config: &ShimConfig, cgroup: &Cgroup, pid: Pid) -> io::Result<()> {
+    step("map the pod's ids", write_id_maps(pid, config.id_base))?;
+    step("enter the cgroup", cgroup.add(pid.as_raw()))?;
+    network::make_link(&config.link, pid.as_raw(), config.network.as_ref())
+}
+
+/// Has CRIU restore the pod. It is left frozen by its cgroup, with CRIU gone: only a thaw is missing, and whatever
+/// dies in the meantime, the pod stands still.
+///
+/// # Errors
+/// With CRIU's reason; nothing of the pod is left.
+pub fn restore(config: &ShimConfig, root: &Path, images: &Path) -> io::Result<i32> {
+    let hierarchies = Hierarchies::detect()?;
+    let cgroup = step("make the cgroup", hierarchies.create(&config.cgroup, &config.limits))?;
+    // A freezer left shut by an earlier attempt would hold CRIU itself.
+    cgroup.thaw()?;
+    let request = criu::Restore {
+        images,
+        root,
+        external: external::mounts(&config.volumes).iter().map(external::External::for_restore).collect(),
+        cgroup_procs: cgroup.procs_files().collect(),
+    };
+    let mut on_hook = |hook: criu::Hook<'_>| match (hook.name, hook.root_pid) {
+        ("setup-namespaces", Some(pid)) => {
+            network::make_link(&config.link, pid, config.network.as_ref()).map_err(|e| e.to_string())
+        }
+        // Every process is restored and held by CRIU at the edge of user space. CRIU leaves the cgroup, then the
+        // freezer is shut, so that they stand still when CRIU lets go of them. Were they held by CRIU alone, its
+        // death would set them free on two hosts at once.
+        ("pre-resume", _) => Cgroup::expel(&hierarchies, hook.criu_pid)
+            .and_then(|()| cgroup.request_freeze())
+            .map_err(|e| e.to_string()),
+        _ => Ok(()),
+    };
+    let restored = criu::restore(&config.criu, &request, RESTORE_LIMIT, &mut on_hook).map_err(io::Error::other);
+    let restored = restored.and_then(|pid| cgroup.freeze(Duration::from_secs(10)).map(|()| pid));
+    if restored.is_err() {
+        let _ = cgroup.kill(Duration::from_secs(10));
+        let _ = network::remove_link(&config.link);
+    }
+    restored
+}

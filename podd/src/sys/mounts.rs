@@ -1,0 +1,221 @@
+//! Mounts: a pod's root from layers, and the view that its processes get.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::libc;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+/// Keeps mounts that are made later in this process to itself, while unmounts of the host still arrive.
+///
+/// # Errors
+/// Not root.
+pub fn private_mount_namespace() -> io::Result<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+    propagation("/", MsFlags::MS_SLAVE)
+}
+
+/// Sets the propagation of `path` and all below it.
+///
+/// # Errors
+/// `mount(2)`'s.
+pub fn propagation(path: &str, kind: MsFlags) -> io::Result<()> {
+    Ok(mount(None::<&str>, path, None::<&str>, kind | MsFlags::MS_REC, None::<&str>)?)
+}
+
+/// Shows `source` at `target` with its ids shifted by a user namespace (`mount_setattr(2)`, `MOUNT_ATTR_IDMAP`).
+///
+/// # Errors
+/// The file system cannot do it (ext4, xfs, btrfs since 5.12-5.15; tmpfs since 6.3).
+pub fn id_mapped_bind(source: &Path, target: &Path, user_namespace: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
+    use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+    let tree = open_tree(
+        rustix::fs::CWD,
+        source,
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )?;
+    let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP | read_only,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(user_namespace.as_raw_fd()).map_err(io::Error::other)?,
+    };
+    // SAFETY: tree is an open descriptor, the path is an empty C string, and the structure lives through the call
+    // with its true size.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(move_mount(&tree, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+/// Mounts an overlay with options relative to the working directory, so that no host path shows in the pod's
+/// `/proc/self/mountinfo`.
+///
+/// # Errors
+/// `mount(2)`'s.
+pub fn overlay(lower: &[String], upper: &str, work: &str, target: &str) -> io::Result<()> {
+    // Highest first. The features that would bind the writable layer to this host's inodes stay off: it travels.
+    let lower: Vec<&str> = lower.iter().rev().map(String::as_str).collect();
+    let options = format!(
+        "lowerdir={},upperdir={upper},workdir={work},index=off,metacopy=off,redirect_dir=off,xino=off",
+        lower.join(":")
+    );
+    Ok(mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))?)
+}
+
+/// Binds `source` at `target`, read-only if asked.
+///
+/// # Errors
+/// `mount(2)`'s.
+pub fn bind(source: &Path, target: &Path, read_only: bool) -> io::Result<()> {
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
+    if read_only {
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(None::<&str>, target, None::<&str>, flags, None::<&str>)?;
+    }
+    Ok(())
+}
+
+/// Mounts a file system.
+///
+/// # Errors
+/// `mount(2)`'s.
+pub fn file_system(kind: &str, target: &Path, flags: MsFlags, options: &str) -> io::Result<()> {
+    mount(Some(kind), target, Some(kind), flags, Some(options)).map_err(|e| {
+        io::Error::new(io::Error::from(e).kind(), format!("cannot mount {kind} at {}: {e}", target.display()))
+    })
+}
+
+/// Removes a mount, now or when its last user goes.
+///
+/// # Errors
+/// `umount(2)`'s.
+pub fn unmount(target: &Path) -> io::Result<()> {
+    Ok(umount2(target, MntFlags::MNT_DETACH)?)
+}
+
+/// Makes `root` this process's `/` and forgets the old one.
+///
+/// # Errors
+/// `pivot_root(2)`'s: `root` is not a mount point.
+pub fn pivot(root: &Path) -> io::Result<()> {
+    nix::unistd::chdir(root)?;
+    // The old root lands on top of the new one and is taken off at once (pivot_root(2), "pivot_root(".", ".")").
+    nix::unistd::pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    Ok(nix::unistd::chdir("/")?)
+}
+
+/// Opens a path inside a root as its own processes would see it: links cannot lead out.
+///
+/// # Errors
+/// It does not exist.
+pub fn open_inside(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat2(
+        root,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )?)
+}
+
+/// Makes sure that a mount target exists inside a root, as a folder or as an empty file; opens it.
+///
+/// # Errors
+/// A parent is not a folder, or I/O errors.
+pub fn make_target(root: BorrowedFd<'_>, path: &Path, folder: bool) -> io::Result<OwnedFd> {
+    let mut at = open_inside(root, Path::new("."))?;
+    let parts: Vec<_> = path.components().filter_map(|c| match c {
+        std::path::Component::Normal(name) => Some(name),
+        _ => None,
+    }).collect();
+    let mut so_far = std::path::PathBuf::from("/");
+    for (i, part) in parts.iter().enumerate() {
+        so_far.push(part);
+        let last = i + 1 == parts.len();
+        at = match open_inside(root, &so_far) {
+            Ok(fd) => fd,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if last && !folder {
+                    rustix::fs::openat(&at, *part, OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC, 0o644.into())?;
+                } else {
+                    rustix::fs::mkdirat(&at, *part, 0o755.into())?;
+                }
+                open_inside(root, &so_far)?
+            }
+            Err(e) => return Err(e),
+        };
+    }
+    Ok(at)
+}
+
+/// The path by which a mount call reaches an open file, free of races.
+#[must_use]
+pub fn by_descriptor(fd: &OwnedFd) -> std::path::PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+}
+
+/// File system type (`statfs` magic) of a path.
+///
+/// # Errors
+/// It does not exist.
+pub fn is_tmpfs(path: &Path) -> io::Result<bool> {
+    Ok(nix::sys::statfs::statfs(path)?.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
+}
+
+/// Whether something is mounted exactly at `path` in this namespace.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn is_mount_point(path: &Path) -> io::Result<bool> {
+    let table = fs::read_to_string("/proc/self/mounts")?;
+    Ok(table.lines().any(|line| line.split(' ').nth(1).is_some_and(|p| Path::new(p) == path)))
+}
+
+/// A terminal pair inside a pod: the master from its own devpts, and the slave by `TIOCGPTPEER`.
+///
+/// # Errors
+/// The pod has no `/dev/pts`.
+pub fn open_terminal(root: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
+    let path = CString::new(root.join("dev/pts/ptmx").as_os_str().as_bytes())?;
+    let master = rustix::fs::open(path.as_c_str(), OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+    let unlock: libc::c_int = 0;
+    // SAFETY: master is an open terminal master; TIOCSPTLCK reads one int.
+    if unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlock) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: master is an open terminal master; TIOCGPTPEER takes open flags and returns a descriptor.
+    let slave = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) };
+    if slave < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok((master, unsafe { OwnedFd::from_raw_fd(slave) }))
+}
+
+/// Sets the size of a terminal.
+///
+/// # Errors
+/// It is not one.
+pub fn resize_terminal(master: &impl AsFd, columns: u16, rows: u16) -> io::Result<()> {
+    let size = rustix::termios::Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+    Ok(rustix::termios::tcsetwinsize(master, size)?)
+}
