@@ -1,0 +1,327 @@
+//! What a process has open.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Metadata;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use procfs::ProcResult;
+use procfs::process::Process;
+use serde::{Deserialize, Serialize};
+
+use super::socket;
+
+/// Open files of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descriptors {
+    /// How many.
+    pub count: u64,
+    /// The highest number; none: nothing is open.
+    pub highest: Option<u32>,
+    /// How many of each kind.
+    pub kinds: BTreeMap<FdKind, u64>,
+    /// Paths of open device nodes other than terminals and /dev/null and its like.
+    pub devices: BTreeSet<String>,
+    /// File locks (flock, POSIX, open file description) seen on them.
+    pub locks: u64,
+    /// Leases (F_SETLEASE) seen on them.
+    pub leases: u64,
+}
+
+/// What a descriptor is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum FdKind {
+    /// Regular file.
+    File,
+    /// Directory.
+    Directory,
+    /// Pipe or FIFO.
+    Pipe,
+    /// Any socket; see [`super::SocketFacts`].
+    Socket,
+    /// Terminal, master or slave.
+    Terminal,
+    /// /dev/null, zero, full, random, urandom.
+    MemoryDevice,
+    /// Any other device.
+    Device,
+    /// eventfd(2).
+    Eventfd,
+    /// epoll(7).
+    Epoll,
+    /// timerfd_create(2).
+    Timerfd,
+    /// signalfd(2).
+    Signalfd,
+    /// inotify(7).
+    Inotify,
+    /// fanotify(7).
+    Fanotify,
+    /// pidfd_open(2).
+    Pidfd,
+    /// memfd_create(2).
+    Memfd,
+    /// memfd_secret(2).
+    SecretMemory,
+    /// io_uring(7).
+    IoUring,
+    /// userfaultfd(2).
+    Userfaultfd,
+    /// perf_event_open(2).
+    Perf,
+    /// bpf(2): programs, maps, links.
+    Bpf,
+    /// A namespace.
+    Namespace,
+    /// POSIX message queue.
+    MessageQueue,
+    /// What the kernel calls it.
+    Other(String),
+}
+
+impl Descriptors {
+    /// How many of this kind.
+    pub fn of(&self, kind: &FdKind) -> u64 {
+        self.kinds.get(kind).copied().unwrap_or(0)
+    }
+}
+
+/// A deleted file that is still open or mapped: CRIU puts its contents into the image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ghost {
+    /// Its last name.
+    pub path: PathBuf,
+    /// Bytes that it occupies.
+    pub bytes: u64,
+}
+
+/// One side of a pseudo-terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Terminal {
+    /// Device number of the devpts instance, where the node is in one.
+    pub file_system: Option<u64>,
+    /// N of /dev/pts/N.
+    pub index: u32,
+}
+
+/// What is gathered over all processes of a pod.
+#[derive(Default)]
+pub(super) struct Scan {
+    pub ghosts: BTreeMap<(u64, u64), Ghost>,
+    pub slaves: BTreeMap<Terminal, String>,
+    pub masters: BTreeSet<Terminal>,
+    pub sockets: socket::Scan,
+}
+
+const MAX_DEVICES: usize = 32;
+
+impl Scan {
+    pub(super) fn descriptors(
+        &mut self,
+        process: &Process,
+        holder: &str,
+    ) -> ProcResult<Descriptors> {
+        let mut found = Descriptors::default();
+        let mut asker = socket::Asker::new(process.pid());
+        for entry in std::fs::read_dir(format!("/proc/{}/fd", process.pid()))? {
+            let entry = entry?;
+            let Some(fd) = entry
+                .file_name()
+                .to_str()
+                .and_then(|n| n.parse::<u32>().ok())
+            else {
+                continue;
+            };
+            // Closed since the directory was read.
+            let Ok(target) = std::fs::read_link(entry.path()) else {
+                continue;
+            };
+            let kind = self.classify(&mut found, process.pid(), fd, &target, holder);
+            if kind == FdKind::Socket {
+                if let Some(inode) = socket::inode(&target) {
+                    self.sockets.add(inode, &mut asker, fd, holder);
+                }
+            }
+            found.count += 1;
+            found.highest = found.highest.max(Some(fd));
+            *found.kinds.entry(kind).or_default() += 1;
+        }
+        Ok(found)
+    }
+
+    /// A mapped file without a name. /proc/PID/map_files leads to it.
+    pub(super) fn mapped_ghost(&mut self, pid: i32, range: &[u8], name: &[u8]) {
+        let Ok(range) = std::str::from_utf8(range) else {
+            return;
+        };
+        if let Ok(meta) = std::fs::metadata(format!("/proc/{pid}/map_files/{range}")) {
+            self.ghost(&meta, name);
+        }
+    }
+
+    fn ghost(&mut self, meta: &Metadata, name: &[u8]) {
+        if meta.is_file() && meta.nlink() == 0 {
+            let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+            let path = PathBuf::from(std::ffi::OsStr::from_bytes(name));
+            // CRIU holds the blocks against its limit, not the length (files-reg.c, dump_ghost_remap).
+            self.ghosts.insert(
+                (meta.dev(), meta.ino()),
+                Ghost {
+                    path,
+                    bytes: meta.blocks() * 512,
+                },
+            );
+        }
+    }
+
+    fn classify(
+        &mut self,
+        found: &mut Descriptors,
+        pid: i32,
+        fd: u32,
+        target: &Path,
+        holder: &str,
+    ) -> FdKind {
+        if let Some(kind) = by_name(target) {
+            return kind;
+        }
+        let path = format!("/proc/{pid}/fd/{fd}");
+        let Ok(meta) = std::fs::metadata(&path) else {
+            return FdKind::Other(target.display().to_string());
+        };
+        let kind = meta.file_type();
+        if kind.is_dir() {
+            FdKind::Directory
+        } else if kind.is_fifo() {
+            FdKind::Pipe
+        } else if kind.is_char_device() || kind.is_block_device() {
+            let kind = self.device(&meta, &path, pid, fd, holder);
+            if kind == FdKind::Device && found.devices.len() < MAX_DEVICES {
+                found.devices.insert(target.display().to_string());
+            }
+            kind
+        } else {
+            if magic(&path) == Some(MQUEUE) {
+                return FdKind::MessageQueue;
+            }
+            self.ghost(&meta, target.as_os_str().as_bytes());
+            let info = fdinfo(pid, fd);
+            for lock in info.lines().filter_map(|l| l.strip_prefix("lock:")) {
+                let lease = lock.split_ascii_whitespace().any(|w| w == "LEASE");
+                *(if lease {
+                    &mut found.leases
+                } else {
+                    &mut found.locks
+                }) += 1;
+            }
+            FdKind::File
+        }
+    }
+
+    fn device(&mut self, meta: &Metadata, path: &str, pid: i32, fd: u32, holder: &str) -> FdKind {
+        let (major, minor) = (
+            rustix::fs::major(meta.rdev()),
+            rustix::fs::minor(meta.rdev()),
+        );
+        let file_system = (magic(path) == Some(DEVPTS)).then(|| meta.dev());
+        // Documentation/admin-guide/devices.txt.
+        match (meta.file_type().is_char_device(), major, minor) {
+            (true, 1, 3 | 5 | 7 | 8 | 9) => FdKind::MemoryDevice,
+            (true, 5, 0) => FdKind::Terminal,
+            (true, 5, 2) => {
+                let index = fdinfo(pid, fd)
+                    .lines()
+                    .find_map(|l| l.strip_prefix("tty-index:")?.trim().parse().ok());
+                self.masters
+                    .extend(index.map(|index| Terminal { file_system, index }));
+                FdKind::Terminal
+            }
+            (true, 136..=143, _) => {
+                let terminal = Terminal {
+                    file_system,
+                    index: (major - 136) * 256 + minor,
+                };
+                self.slaves
+                    .entry(terminal)
+                    .or_insert_with(|| holder.to_owned());
+                FdKind::Terminal
+            }
+            _ => FdKind::Device,
+        }
+    }
+}
+
+const MQUEUE: u32 = 0x1980_0202;
+const DEVPTS: u32 = 0x1cd1;
+
+fn magic(path: &str) -> Option<u32> {
+    rustix::fs::statfs(path).ok().map(|s| s.f_type as u32)
+}
+
+fn fdinfo(pid: i32, fd: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default()
+}
+
+/// What the kernel names without a path. None: it has a path, and its inode tells.
+fn by_name(target: &Path) -> Option<FdKind> {
+    let name = target.to_string_lossy();
+    if name.starts_with('/') {
+        return match &*name {
+            "/secretmem (deleted)" => Some(FdKind::SecretMemory),
+            _ if name.starts_with("/memfd:") && name.ends_with(" (deleted)") => Some(FdKind::Memfd),
+            _ => None,
+        };
+    }
+    if let Some(anonymous) = name.strip_prefix("anon_inode:") {
+        return Some(match anonymous.trim_matches(['[', ']']) {
+            "eventfd" => FdKind::Eventfd,
+            "eventpoll" => FdKind::Epoll,
+            "timerfd" => FdKind::Timerfd,
+            "signalfd" => FdKind::Signalfd,
+            "inotify" => FdKind::Inotify,
+            "fanotify" => FdKind::Fanotify,
+            "pidfd" => FdKind::Pidfd,
+            "io_uring" => FdKind::IoUring,
+            "userfaultfd" => FdKind::Userfaultfd,
+            "perf_event" => FdKind::Perf,
+            bpf if bpf.starts_with("bpf") => FdKind::Bpf,
+            other => FdKind::Other(other.to_owned()),
+        });
+    }
+    let (kind, _) = name.split_once(":[")?;
+    Some(match kind {
+        "pipe" => FdKind::Pipe,
+        "socket" => FdKind::Socket,
+        "pidfd" => FdKind::Pidfd,
+        "cgroup" | "ipc" | "mnt" | "net" | "pid" | "time" | "user" | "uts" => FdKind::Namespace,
+        other => FdKind::Other(other.to_owned()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_kernel() {
+        for (name, kind) in [
+            ("anon_inode:[eventpoll]", Some(FdKind::Epoll)),
+            ("anon_inode:inotify", Some(FdKind::Inotify)),
+            ("anon_inode:bpf-map", Some(FdKind::Bpf)),
+            (
+                "anon_inode:[landlock-ruleset]",
+                Some(FdKind::Other("landlock-ruleset".into())),
+            ),
+            ("pidfd:[55]", Some(FdKind::Pidfd)),
+            ("net:[4026531840]", Some(FdKind::Namespace)),
+            ("pipe:[7]", Some(FdKind::Pipe)),
+            ("dmabuf:[7]", Some(FdKind::Other("dmabuf".into()))),
+            ("/memfd:cache (deleted)", Some(FdKind::Memfd)),
+            ("/srv/pipe:[7]", None),
+            ("/srv/data (deleted)", None),
+        ] {
+            assert_eq!(by_name(Path::new(name)), kind, "{name}");
+        }
+    }
+}
