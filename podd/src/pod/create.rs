@@ -108,7 +108,7 @@ fn process(spec: &PodSpec, image: &ImageConfig) -> Result<Process> {
     }
     let mut env: std::collections::BTreeMap<String, String> =
         DEFAULT_ENV.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    env.extend(image.env.iter().filter_map(|e| e.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())));
+    env.extend(image.env.clone());
     env.extend(spec.env.clone());
     let named = |user: Option<&String>| user.filter(|u| !u.is_empty()).cloned();
     Ok(Process {

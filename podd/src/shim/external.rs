@@ -1,4 +1,4 @@
-//! Mounts of a pod that come from the host and that CRIU must not look into: devices, masks, volumes.
+//! Mounts of a pod that come from the host and that CRIU must not look into: devices and volumes.
 //! Both sides of a move derive the same keys from the pod's spec.
 
 use std::path::{Path, PathBuf};
@@ -7,13 +7,12 @@ use crate::pod::spec::Volume;
 
 /// Device nodes in the pod's `/dev`, each bound from the host's.
 pub const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
-/// Files that pods cannot read: the host's `/dev/null` lies over them. Only files that every kernel has, or a move
-/// could end where one is missing.
-pub const MASKED_FILES: [&str; 3] = ["/proc/kcore", "/proc/keys", "/proc/timer_list"];
-/// Folders that pods see empty.
+/// Folders that pods see empty. Only such as every kernel has: a mount point that is missing on the target ends a
+/// move. What only the host's root may read or write (`/proc/kcore`, `/proc/sysrq-trigger`, `/proc/timer_list`, most
+/// of `/sys`) needs no mask: the pod's root is nobody there.
 pub const MASKED_FOLDERS: [&str; 1] = ["/sys/firmware"];
-/// Parts of `/proc` that pods cannot write.
-pub const READ_ONLY: [&str; 3] = ["/proc/sys", "/proc/sysrq-trigger", "/proc/irq"];
+/// What the pod's root could otherwise change, since it owns the pod's network namespace.
+pub const READ_ONLY: [&str; 1] = ["/proc/sys"];
 
 /// One external mount.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,15 +47,10 @@ pub fn mounts(volumes: &[Volume]) -> Vec<External> {
         inside: Path::new("/dev").join(name),
         outside: Path::new("/dev").join(name),
     });
-    let masks = MASKED_FILES.iter().map(|path| External {
-        key: format!("mask{}", path.replace('/', "-")),
-        inside: path.into(),
-        outside: "/dev/null".into(),
-    });
     let volumes = volumes.iter().enumerate().map(|(i, volume)| External {
         key: format!("volume-{i}"),
         inside: volume.pod.clone(),
         outside: volume.host.clone(),
     });
-    devices.chain(masks).chain(volumes).collect()
+    devices.chain(volumes).collect()
 }

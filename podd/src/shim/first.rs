@@ -16,7 +16,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid};
 
 use super::ShimConfig;
-use super::external::{DEVICES, MASKED_FILES, MASKED_FOLDERS, READ_ONLY};
+use super::external::{DEVICES, MASKED_FOLDERS, READ_ONLY};
 use super::root::step;
 use crate::sys::{capabilities, mounts, seccomp};
 
@@ -38,6 +38,9 @@ pub fn become_init(config: &ShimConfig, root: &Path, go: &OwnedFd) -> io::Result
     // Only now: the shim has moved us into the pod's cgroup, which becomes this namespace's root.
     unshare(CloneFlags::CLONE_NEWCGROUP)?;
     step("make mounts private", mounts::propagation("/", MsFlags::MS_PRIVATE))?;
+    // Mounts that come from a more privileged namespace are locked in place (mount_namespaces(7)); a bind of one is
+    // not, and can become the root.
+    step("take the root", mounts::bind(root, root, false))?;
     build_view(root)?;
     step("change the root", mounts::pivot(root))?;
     nix::unistd::sethostname(&config.hostname)?;
@@ -88,9 +91,6 @@ fn build_view(root: &Path) -> io::Result<()> {
         [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
     {
         symlink(to, root.join("dev").join(name))?;
-    }
-    for path in MASKED_FILES {
-        step(&format!("mask {path}"), mounts::bind(Path::new("/dev/null"), &target(path, false)?.0, false))?;
     }
     for path in MASKED_FOLDERS {
         mounts::file_system("tmpfs", &target(path, true)?.0, quiet | MsFlags::MS_RDONLY, "size=0k,mode=755")?;

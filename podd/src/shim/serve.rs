@@ -29,6 +29,7 @@ pub fn main(bundle: &Path) -> io::Result<()> {
     let socket = bundle.join("shim.sock");
     let _ = fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket)?;
+    fs::write(bundle.join("shim.pid"), serde_json::to_vec(&ProcessId::of(nix::unistd::getpid().as_raw())?)?)?;
     ready.tell();
     let mut shim = Shim { init: None, status: Status::Failed { reason: "not started".into() }, config };
     shim.come_up();
@@ -113,10 +114,11 @@ impl Shim {
     fn dump(&self, images: &Path, limit: Duration, ghost_limit: u32) -> Reply {
         let Some((init, _)) = &self.init else { return Reply::Failed("the pod has ended".into()) };
         let dumped = Hierarchies::detect().map_err(|e| e.to_string()).and_then(|hierarchies| {
+            let cgroup = hierarchies.cgroup(&self.config.cgroup);
             let what = criu::Dump {
                 pid: init.pid,
                 images,
-                freeze_cgroup: hierarchies.cgroup(&self.config.cgroup).freezer(),
+                freeze_cgroup: cgroup.freezer(),
                 external: external::mounts(&self.config.volumes).iter().map(external::External::for_dump).collect(),
                 ghost_limit,
             };

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use checkpoint::criu;
 use nix::fcntl::OFlag;
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, pipe2};
 
 use super::ShimConfig;
@@ -28,27 +29,37 @@ const RESTORE_LIMIT: Duration = Duration::from_secs(120);
 /// With the step that failed; the process is gone then.
 pub fn start(config: &ShimConfig, root: &Path) -> io::Result<i32> {
     let cgroup = step("make the cgroup", Hierarchies::detect()?.create(&config.cgroup, &config.limits))?;
+    // A freezer left shut by an earlier run would hold the new one.
+    cgroup.thaw()?;
     let (go_read, go_write) = pipe2(OFlag::O_CLOEXEC)?;
     let (error_read, error_write) = pipe2(OFlag::O_CLOEXEC)?;
-    let flags = CloneFlags::CLONE_NEWUSER
-        | CloneFlags::CLONE_NEWPID
-        | CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWNET
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWUTS;
-    // A time namespace is for children only, so the shim asks for one and then returns to its own.
-    let own_time = File::open("/proc/self/ns/time")?;
-    step("make a time namespace", unshare(CloneFlags::from_bits_retain(CLONE_NEWTIME)).map_err(io::Error::from))?;
-    let born = clone_into(flags.bits(), || {
-        let error = match become_init(config, root, &go_read) {
-            Ok(never) => match never {},
-            Err(e) => e,
-        };
-        let _ = File::from(error_write).write_all(error.to_string().as_bytes());
-        1
+    let (pid_read, pid_write) = pipe2(OFlag::O_CLOEXEC)?;
+    // The time namespace must belong to the pod's user namespace (CRIU enters it from there), and it takes effect
+    // only for children: so a helper enters the user namespace, and its child, which the shim adopts at birth
+    // (CLONE_PARENT), becomes the pod's first process.
+    let helper = clone_into(CloneFlags::CLONE_NEWUSER.bits(), || {
+        let born = unshare(CloneFlags::from_bits_retain(CLONE_NEWTIME)).map_err(io::Error::from).and_then(|()| {
+            clone_into((POD_NAMESPACES | CloneFlags::CLONE_PARENT).bits(), || {
+                let error = match become_init(config, root, &go_read) {
+                    Ok(never) => match never {},
+                    Err(e) => e,
+                };
+                let _ = File::from(error_write).write_all(error.to_string().as_bytes());
+                1
+            })
+        });
+        match born.and_then(|pid| File::from(pid_write).write_all(&pid.as_raw().to_ne_bytes())) {
+            Ok(()) => 0,
+            Err(e) => e.raw_os_error().unwrap_or(1),
+        }
     });
-    setns(own_time, CloneFlags::from_bits_retain(CLONE_NEWTIME))?;
-    let pid = step("make the pod's namespaces", born)?;
+    let helper = step("make the pod's user namespace", helper)?;
+    // The closures, dropped by now, took our copies of the write ends with them.
+    let mut pid = [0; size_of::<i32>()];
+    let told = File::from(pid_read).read_exact(&mut pid);
+    let ended = waitpid(helper, None)?;
+    step(&format!("make the pod's namespaces ({ended:?})"), told)?;
+    let pid = Pid::from_raw(i32::from_ne_bytes(pid));
     let prepared = prepare(config, &cgroup, pid);
     let started = prepared.and_then(|()| Ok(File::from(go_write).write_all(&[1])?)).and_then(|()| {
         // Closed without a word when the child's exec succeeds.
@@ -58,12 +69,17 @@ pub fn start(config: &ShimConfig, root: &Path) -> io::Result<i32> {
     });
     if let Err(e) = started {
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-        let _ = nix::sys::wait::waitpid(pid, None);
+        let _ = waitpid(pid, None);
         return Err(e);
     }
     Ok(pid.as_raw())
 }
 
+const POD_NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWPID
+    .union(CloneFlags::CLONE_NEWNS)
+    .union(CloneFlags::CLONE_NEWNET)
+    .union(CloneFlags::CLONE_NEWIPC)
+    .union(CloneFlags::CLONE_NEWUTS);
 /// `CLONE_NEWTIME`, which nix does not name.
 const CLONE_NEWTIME: i32 = 0x80;
 
@@ -81,7 +97,7 @@ fn prepare(config: &ShimConfig, cgroup: &Cgroup, pid: Pid) -> io::Result<()> {
 pub fn restore(config: &ShimConfig, root: &Path, images: &Path) -> io::Result<i32> {
     let hierarchies = Hierarchies::detect()?;
     let cgroup = step("make the cgroup", hierarchies.create(&config.cgroup, &config.limits))?;
-    // A freezer left shut by an earlier attempt would hold CRIU itself.
+    // As above; here it would hold CRIU itself.
     cgroup.thaw()?;
     let request = criu::Restore {
         images,
