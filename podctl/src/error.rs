@@ -75,7 +75,7 @@ fn in_our_words(rendered: &str) -> (String, String) {
         if let Some(tip) = line.strip_prefix("tip: ") {
             cure.push(tip.to_owned());
         } else if let Some(usage) = line.strip_prefix("Usage: ") {
-            cure.push(format!("usage: {usage}"));
+            cure.push(format!("write `{usage}`"));
         } else if !line.starts_with("For more information") {
             sentence.push(line.strip_prefix("error: ").unwrap_or(line));
         }
@@ -107,10 +107,10 @@ mod tests {
             in_our_words(rendered),
             (
                 "the following required arguments were not provided: <NAME>".to_owned(),
-                "usage: podctl start <NAME>...".to_owned()
+                "write `podctl start <NAME>...`".to_owned()
             )
         );
         let (message, cure) = in_our_words("error: x\n\n  tip: try y\n\nUsage: z\n");
-        assert_eq!((message.as_str(), cure.as_str()), ("x", "try y; usage: z"));
+        assert_eq!((message.as_str(), cure.as_str()), ("x", "try y; write `z`"));
     }
 }
