@@ -163,14 +163,14 @@ mod tests {
     #[test]
     fn exec_leaves_the_commands_flags_alone() {
         for line in [
-            "podctl exec -it -u 33 -e A=1 web -- ls -l --all",
-            "podctl exec -i -t web ls -l --all",
+            "podctl exec -it -u 33 -e A=1 web -- ls -l --json",
+            "podctl exec -i -t web ls -l --json",
         ] {
             let Verb::Exec(args) = parsed(line).unwrap() else {
                 panic!()
             };
             assert!(args.interactive && args.tty);
-            assert_eq!(args.command, ["ls", "-l", "--all"], "{line}");
+            assert_eq!(args.command, ["ls", "-l", "--json"], "{line}");
         }
     }
 

@@ -3,6 +3,9 @@
 //! It decides nothing about pods: what may be done and how is podd's business. Exit codes: 0 done, 1 failed,
 //! 2 usage, 3 refused by preflight, 4 daemon unreachable; `exec` and `run --attach` pass the command's own on.
 
+// Doc comments of flags are help texts for terminals, where `[default: 1h]` is no link.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 mod cli;
 mod cmd;
 mod context;

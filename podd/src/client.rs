@@ -262,6 +262,8 @@ impl Client {
     }
 
     fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, ApiError> {
+        // An empty answer, as with status 204, says as much as `null`.
+        let bytes = if bytes.is_empty() { b"null" } else { bytes };
         serde_json::from_slice(bytes).map_err(|error| self.foreign(&error))
     }
 

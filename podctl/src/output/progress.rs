@@ -31,17 +31,14 @@ impl ProgressLine {
     }
 
     pub fn update(&self, progress: &Progress) {
-        let known = progress.total > 0;
-        self.bar.set_style(style(if known {
-            "{spinner} {msg} [{bar:24}]"
-        } else {
-            "{spinner} {msg}"
-        }));
-        if known {
-            self.bar.set_length(progress.total);
-            self.bar.set_position(progress.done);
-        }
         self.bar.set_message(message(&self.what, progress));
+        if progress.total == 0 {
+            self.bar.set_style(style("{spinner} {msg}"));
+            return;
+        }
+        self.bar.set_length(progress.total);
+        self.bar.set_position(progress.done);
+        self.bar.set_style(style("{spinner} {msg} [{bar:24}]"));
     }
 }
 

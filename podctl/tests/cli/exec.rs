@@ -47,6 +47,20 @@ fn read_until(from: &mut (impl Read + AsFd), needle: &str) -> String {
     }
 }
 
+/// The exit code, which must come in time.
+fn ended(child: &mut Child) -> Option<i32> {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    panic!("podctl did not end");
+}
+
 #[test]
 fn bytes_and_exit_code_pass_through() {
     let fake = Fake::start();
@@ -107,7 +121,7 @@ fn signals_are_passed_on() {
     // A reader that leaves ends it, as it would end a command in a local pipe.
     drop(child.stdout.take());
     signal(&child, Signal::SIGUSR1);
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(ended(&mut child), Some(0));
 }
 
 #[test]
@@ -172,7 +186,7 @@ impl Session {
 
     /// The exit code; the terminal must be as it was.
     fn end(mut self) -> Option<i32> {
-        let code = self.child.wait().unwrap().code();
+        let code = ended(&mut self.child);
         assert!(self.line_mode(), "afterwards");
         code
     }

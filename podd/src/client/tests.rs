@@ -58,6 +58,7 @@ async fn requests_carry_json_both_ways() {
             "/v1/none",
             post(|body: String| async move { axum::Json(json!(body.len())) }),
         )
+        .route("/v1/d", delete(|| async { StatusCode::NO_CONTENT }))
         .route("/v1/c", delete(|| async { axum::Json(Value::Null) }));
     let (_fake, client) = Fake::start(app).await;
     assert_eq!(client.get::<Vec<u8>>("/v1/a").await.unwrap(), [1, 2]);
@@ -73,6 +74,7 @@ async fn requests_carry_json_both_ways() {
         json!(0)
     );
     client.delete("/v1/c").await.unwrap();
+    client.delete("/v1/d").await.unwrap();
 }
 
 #[tokio::test]
