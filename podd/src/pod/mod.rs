@@ -2,6 +2,7 @@
 
 pub mod create;
 pub mod exec;
+pub mod file;
 pub mod init;
 pub mod journal;
 pub mod logs;

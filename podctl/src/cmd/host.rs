@@ -1,0 +1,157 @@
+//! `podctl host init`, `invite`, `join` and `ls`: who may move pods to whom.
+
+use std::net::SocketAddr;
+
+use jiff::Timestamp;
+use podd::api::{HostInitRequest, HostInviteRequest, HostJoinRequest, HostView, Invitation};
+use podd::client::path;
+use podd::pod::file::quantity;
+
+use super::Podctl;
+use crate::error::{DONE, Outcome};
+use crate::flags::pod_name;
+use crate::output::{table, words};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Verb {
+    /// Begin a fleet: make its certificate authority on this host.
+    Init(InitArgs),
+    /// Print a token with which one new host can join the fleet.
+    Invite(InviteArgs),
+    /// Join the fleet of a host that has invited this one.
+    Join(JoinArgs),
+    /// List the hosts of the fleet.
+    Ls,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct InitArgs {
+    /// Name this host.
+    #[arg(long, value_parser = pod_name)]
+    name: String,
+    /// Expect other hosts on this address.
+    #[arg(long, value_name = "IP:PORT")]
+    listen: SocketAddr,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct InviteArgs {
+    /// Name of the new host.
+    #[arg(value_parser = pod_name)]
+    name: String,
+    /// Let the token be good for this long.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = seconds)]
+    valid: u64,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example, on host a and then on host b:
+  a$ podctl host init --name a --listen 192.0.2.1:7777
+  a$ podctl host invite b
+  b$ podctl host join 192.0.2.1:7777 TOKEN --name b --listen 192.0.2.2:7777")]
+pub struct JoinArgs {
+    /// Address of the inviting host.
+    #[arg(value_name = "IP:PORT")]
+    authority: SocketAddr,
+    /// The token that `podctl host invite` printed there.
+    token: String,
+    /// Name this host, as in the invitation.
+    #[arg(long, value_parser = pod_name)]
+    name: String,
+    /// Expect other hosts on this address.
+    #[arg(long, value_name = "IP:PORT")]
+    listen: SocketAddr,
+}
+
+pub async fn run(verb: Verb, ctl: &Podctl<'_>) -> Outcome {
+    match verb {
+        Verb::Init(InitArgs { name, listen }) => {
+            let request = HostInitRequest {
+                name,
+                listen: listen.to_string(),
+            };
+            let host: HostView = ctl.daemon.post(&path(&["host", "init"]), &request).await?;
+            ctl.out.show(&host, |host| {
+                format!("{} begins a fleet on {}", host.name, host.address)
+            });
+        }
+        Verb::Invite(InviteArgs { name, valid }) => {
+            let request = HostInviteRequest {
+                name: name.clone(),
+                valid_s: valid,
+            };
+            let invitation: Invitation = ctl
+                .daemon
+                .post(&path(&["host", "invite"]), &request)
+                .await?;
+            if !ctl.out.is_json() {
+                let minutes = words::age(Timestamp::now(), invitation.expires);
+                ctl.out
+                    .note(&format!("good once, for host {name}, for {minutes}"));
+            }
+            ctl.out
+                .show(&invitation, |invitation| invitation.token.clone());
+        }
+        Verb::Join(JoinArgs {
+            authority,
+            token,
+            name,
+            listen,
+        }) => {
+            let (authority, listen) = (authority.to_string(), listen.to_string());
+            let request = HostJoinRequest {
+                authority,
+                token: token.trim().to_owned(),
+                name,
+                listen,
+            };
+            let host: HostView = ctl.daemon.post(&path(&["host", "join"]), &request).await?;
+            ctl.out.show(&host, |host| {
+                format!("{} joined the fleet of {}", host.name, request.authority)
+            });
+        }
+        Verb::Ls => {
+            let hosts: Vec<HostView> = ctl.daemon.get(&path(&["hosts"])).await?;
+            ctl.out.show(&hosts, |hosts| in_words(hosts));
+        }
+    }
+    Ok(DONE)
+}
+
+fn in_words(hosts: &[HostView]) -> String {
+    let rows = hosts.iter().map(|host| {
+        let state = match (host.this, host.reachable) {
+            (true, _) => "this host",
+            (false, Some(true)) => "reachable",
+            (false, Some(false)) => "unreachable",
+            (false, None) => "not asked",
+        };
+        [host.name.clone(), host.address.clone(), state.to_owned()]
+    });
+    table(["NAME", "ADDRESS", "STATE"], rows)
+}
+
+fn seconds(text: &str) -> Result<u64, String> {
+    let seconds = quantity::seconds(text).filter(|seconds| *seconds > 0);
+    seconds.ok_or_else(|| "write a duration, such as 30m or 1h".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_as_a_table() {
+        let host = |name: &str, this, reachable| HostView {
+            name: name.into(),
+            address: "192.0.2.1:7777".into(),
+            this,
+            reachable,
+        };
+        assert_eq!(
+            in_words(&[host("a", true, None), host("b", false, Some(false))]),
+            "NAME  ADDRESS         STATE\na     192.0.2.1:7777  this host\nb     192.0.2.1:7777  unreachable\n"
+        );
+    }
+}

@@ -1,0 +1,108 @@
+//! `podctl migrate`.
+
+use podd::api::{MigrateReport, MigrateRequest};
+use podd::client::path;
+
+use super::Podctl;
+use crate::error::{DONE, Outcome};
+use crate::flags::pod_name;
+use crate::output::words;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  podctl preflight web --to b   tells beforehand whether it can be moved
+  podctl migrate web --to b
+  podctl migrate web --to b --json | jq .blackout_ms
+
+Exit code 3 means that preflight refused: nothing was frozen and the pod runs on as before.")]
+pub struct Args {
+    /// The pod.
+    #[arg(value_parser = pod_name)]
+    name: String,
+    /// Move it to this host of the fleet.
+    #[arg(long, value_name = "HOST")]
+    to: String,
+}
+
+pub async fn run(args: Args, ctl: &Podctl<'_>) -> Outcome {
+    let progress = ctl.out.progress(&format!("{} to {}", args.name, args.to));
+    let url = path(&["pods", &args.name, "migrate"]);
+    let report: MigrateReport = ctl
+        .daemon
+        .stream(&url, &MigrateRequest { to: args.to }, |p| {
+            progress.update(&p)
+        })
+        .await?;
+    drop(progress);
+    ctl.out.show(&report, in_words);
+    Ok(DONE)
+}
+
+fn in_words(report: &MigrateReport) -> String {
+    let MigrateReport {
+        pod,
+        from,
+        to,
+        mode: _,
+        blackout_ms,
+        phases,
+        bytes,
+        rounds,
+    } = report;
+    let parts = [
+        ("freeze", phases.freeze_ms),
+        ("dump", phases.dump_ms),
+        ("transfer", phases.transfer_ms),
+        ("restore", phases.restore_ms),
+        ("announce", phases.announce_ms),
+    ];
+    format!(
+        "{pod} moved from {from} to {to}: {} ms blackout ({}); {} memory, {} files, {}",
+        words::ms(*blackout_ms),
+        parts
+            .map(|(phase, ms)| format!("{phase} {}", words::ms(ms)))
+            .join(", "),
+        words::bytes(bytes.memory),
+        words::bytes(bytes.files),
+        words::count(*rounds, "round"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use podd::api::{Bytes, Phases};
+
+    use super::*;
+
+    #[test]
+    fn report_in_words() {
+        let report = MigrateReport {
+            pod: "web".into(),
+            from: "a".into(),
+            to: "b".into(),
+            mode: "stop-copy".into(),
+            blackout_ms: 312.3,
+            phases: Phases {
+                preflight_ms: 20.0,
+                prepare_ms: 400.0,
+                freeze_ms: 4.0,
+                dump_ms: 150.4,
+                transfer_ms: 60.0,
+                restore_ms: 90.0,
+                announce_ms: 8.0,
+            },
+            bytes: Bytes {
+                memory: 268_435_456,
+                files: 4_000_000,
+                wire: 272_500_000,
+            },
+            rounds: 1,
+        };
+        assert_eq!(
+            in_words(&report),
+            "web moved from a to b: 312 ms blackout (freeze 4, dump 150, transfer 60, restore 90, announce 8); \
+             268 MB memory, 4 MB files, 1 round"
+        );
+    }
+}
