@@ -7,11 +7,9 @@ use crate::pod::spec::Volume;
 
 /// Device nodes in the pod's `/dev`, each bound from the host's.
 pub const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
-/// Folders that pods see empty. Only such as every kernel has: a mount point that is missing on the target ends a
-/// move. What only the host's root may read or write (`/proc/kcore`, `/proc/sysrq-trigger`, `/proc/timer_list`, most
-/// of `/sys`) needs no mask: the pod's root is nobody there.
-pub const MASKED_FOLDERS: [&str; 1] = ["/sys/firmware"];
-/// What the pod's root could otherwise change, since it owns the pod's network namespace.
+/// What the pod's root could otherwise change, since it owns the pod's network namespace. Whatever only the host's
+/// root may read or write (`/proc/kcore`, `/proc/sysrq-trigger`, `/proc/timer_list`, `/sys/firmware`) needs no mask:
+/// the pod's root is nobody there; and a masked path that the target's kernel lacks would end a move.
 pub const READ_ONLY: [&str; 1] = ["/proc/sys"];
 
 /// One external mount.
