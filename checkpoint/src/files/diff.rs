@@ -51,109 +51,176 @@ pub enum What {
 /// could not yet tell, or when one of its names is in `assume_changed`: the kernel gives no new mtime to a file whose
 /// already dirty pages are written through a shared mapping.
 pub fn diff(old: &Tree, new: &Tree, assume_changed: &BTreeSet<PathBuf>) -> Plan {
-    let assumed = inodes(new, assume_changed);
-    let mut copies: HashMap<Inode, &Entry> = HashMap::with_capacity(old.entries.len());
-    for entry in old.entries.iter().filter(|entry| entry.is_linkable()) {
-        copies.entry(entry.inode).or_insert(entry);
+    let mut diff = Diff {
+        old,
+        new,
+        assumed: inodes(new, assume_changed),
+        objects: HashMap::with_capacity(old.entries.len()),
+        staying: vec![None; new.entries.len()],
+        touched: HashSet::new(),
+        plan: Plan::default(),
+    };
+    diff.note_copies();
+    diff.keep_and_remove();
+    for index in 0..new.entries.len() {
+        diff.place(index);
     }
-    let mut plan = Plan::default();
-    let mut touched: HashSet<RelPath> = HashSet::new();
-    let mut touch = |path: &RelPath| touched.extend(path.split().map(|(dir, _)| dir));
+    diff.finish_dirs();
+    diff.plan
+}
 
-    let olds = pair(old, new);
-    let mut kept = vec![false; old.entries.len()];
-    let mut kept_name: HashMap<Inode, &RelPath> = HashMap::with_capacity(new.entries.len());
-    for (index, entry) in new.entries.iter().enumerate() {
-        if let Some(at) = olds[index].filter(|at| stays(&old.entries[*at], entry)) {
-            kept[at] = true;
-            if entry.is_linkable() {
-                kept_name.entry(entry.inode).or_insert(&entry.path);
+struct Diff<'a> {
+    old: &'a Tree,
+    new: &'a Tree,
+    assumed: HashSet<Inode>,
+    objects: HashMap<Inode, Object<'a>>,
+    /// For each name of the new tree what the target has there already and keeps there.
+    staying: Vec<Option<&'a Entry>>,
+    /// Directories in which names come or go, which changes their times.
+    touched: HashSet<RelPath>,
+    plan: Plan,
+}
+
+/// An inode that may have several names.
+#[derive(Default)]
+struct Object<'a> {
+    /// What the target has of it, under its first name in the old tree.
+    copy: Option<&'a Entry>,
+    /// A name that it had and goes on having.
+    kept: Option<&'a RelPath>,
+    /// Its first name in the new tree, once the target has it.
+    placed: Option<&'a RelPath>,
+}
+
+impl<'a> Diff<'a> {
+    fn note_copies(&mut self) {
+        for entry in self.old.entries.iter().filter(|entry| entry.is_linkable()) {
+            self.objects
+                .entry(entry.inode)
+                .or_default()
+                .copy
+                .get_or_insert(entry);
+        }
+    }
+
+    fn keep_and_remove(&mut self) {
+        let (old, new) = (&self.old.entries, &self.new.entries);
+        let mut at = 0;
+        let mut removed = Vec::new();
+        for (index, entry) in new.iter().enumerate() {
+            while old.get(at).is_some_and(|old| old.path < entry.path) {
+                removed.push(at);
+                at += 1;
             }
+            let Some(same_name) = old.get(at).filter(|old| old.path == entry.path) else {
+                continue;
+            };
+            if stays(same_name, entry) {
+                self.staying[index] = Some(same_name);
+                if entry.is_linkable() {
+                    self.objects
+                        .entry(entry.inode)
+                        .or_default()
+                        .kept
+                        .get_or_insert(&entry.path);
+                }
+            } else {
+                removed.push(at);
+            }
+            at += 1;
         }
-    }
-    for (at, entry) in old.entries.iter().enumerate().rev() {
-        if !kept[at] && !entry.path.is_root() {
-            touch(&entry.path);
-            plan.remove.push(entry.path.clone());
+        removed.extend(at..old.len());
+        for at in removed.into_iter().rev() {
+            self.touch_parent(&old[at].path);
+            self.plan.remove.push(old[at].path.clone());
         }
     }
 
-    let mut placed: HashMap<Inode, &RelPath> = HashMap::with_capacity(new.entries.len());
-    let mut changed_dirs = vec![false; new.entries.len()];
-    for (index, entry) in new.entries.iter().enumerate() {
-        let mut act = |what| plan.actions.push(Action { entry: index, what });
-        let same_name = olds[index]
-            .map(|at| &old.entries[at])
-            .filter(|old| stays(old, entry));
-        if same_name.is_none() {
-            touch(&entry.path);
+    fn place(&mut self, index: usize) {
+        let entry = &self.new.entries[index];
+        let staying = self.staying[index];
+        if staying.is_none() {
+            self.touch_parent(&entry.path);
         }
         if !entry.is_linkable() {
-            match same_name {
-                None => {
-                    changed_dirs[index] = true;
-                    if !entry.path.is_root() {
-                        act(What::Make);
-                    }
+            match staying {
+                None if !entry.path.is_root() => self.act(index, What::Make),
+                Some(old) if entry.kind != Kind::Dir && old.meta.differs(&entry.meta) => {
+                    self.act(index, What::Meta)
                 }
-                Some(old) if !old.meta.differs(&entry.meta) => {}
-                Some(_) if entry.kind == Kind::Dir => changed_dirs[index] = true,
-                Some(_) => act(What::Meta),
+                _ => {}
             }
-            continue;
+            return;
         }
-        if let Some(first) = placed.get(&entry.inode) {
-            if same_name.is_none() {
-                act(What::Link((*first).clone()));
+        let object = self.objects.entry(entry.inode).or_default();
+        if let Some(first) = object.placed {
+            if staying.is_none() {
+                self.act(index, What::Link(first.clone()));
             }
-            continue;
+            return;
         }
-        placed.insert(entry.inode, &entry.path);
-        let Some(copy) = copies
-            .get(&entry.inode)
-            .filter(|copy| same_object(copy, entry))
-        else {
-            act(What::Make);
-            continue;
+        object.placed = Some(&entry.path);
+        let kept = object.kept;
+        let Some(copy) = object.copy.filter(|copy| same_object(copy, entry)) else {
+            return self.act(index, What::Make);
         };
-        if same_name.is_none() {
-            match kept_name.get(&entry.inode) {
-                Some(name) => act(What::Link((*name).clone())),
-                None => {
-                    let stash = plan.stash.get_or_insert_with(|| free_name(old, new));
-                    let slot = stash.join(plan.stashed.len().to_string().as_bytes());
-                    let slot = slot.expect("two short names make a path");
-                    plan.stashed.push((copy.path.clone(), slot.clone()));
-                    plan.actions.push(Action {
-                        entry: index,
-                        what: What::Link(slot),
-                    });
-                }
-            }
+        if staying.is_none() {
+            let from = kept.cloned().unwrap_or_else(|| self.stash(copy));
+            self.act(index, What::Link(from));
         }
-        let mut act = |what| plan.actions.push(Action { entry: index, what });
-        if has_new_content(old, copy, entry) || (assumed.contains(&entry.inode) && entry.is_file())
-        {
-            act(What::Content);
+        if self.has_new_content(copy, entry) {
+            self.act(index, What::Content);
         } else if copy.meta.differs(&entry.meta) {
-            act(What::Meta);
+            self.act(index, What::Meta);
         }
     }
 
-    if plan.stash.is_some() {
-        touched.insert(RelPath::root());
+    /// Keeps `copy` alive while the names around it change, for two files may have swapped theirs.
+    fn stash(&mut self, copy: &Entry) -> RelPath {
+        let stash = self
+            .plan
+            .stash
+            .get_or_insert_with(|| free_name(self.old, self.new));
+        let slot = stash.join(self.plan.stashed.len().to_string().as_bytes());
+        let slot = slot.expect("two short names make a path");
+        self.touched.insert(RelPath::root());
+        self.plan.stashed.push((copy.path.clone(), slot.clone()));
+        slot
     }
-    let dirs = new
-        .entries
-        .iter()
-        .enumerate()
-        .rev()
-        .filter(|(_, entry)| entry.kind == Kind::Dir);
-    plan.dirs = dirs
-        .filter(|(index, entry)| changed_dirs[*index] || touched.contains(&entry.path))
-        .map(|(index, _)| index)
-        .collect();
-    plan
+
+    fn has_new_content(&self, copy: &Entry, new: &Entry) -> bool {
+        new.is_file()
+            && (copy.kind != new.kind
+                || copy.meta.mtime != new.meta.mtime
+                || copy.ctime != new.ctime
+                || self.old.unsettled.contains(&copy.inode)
+                || self.assumed.contains(&new.inode)
+                || self.old.is_racy(copy))
+    }
+
+    fn finish_dirs(&mut self) {
+        for (index, entry) in self
+            .new
+            .entries
+            .iter()
+            .enumerate()
+            .rev()
+            .filter(|(_, entry)| entry.kind == Kind::Dir)
+        {
+            let differs = self.staying[index].is_none_or(|old| old.meta.differs(&entry.meta));
+            if differs || self.touched.contains(&entry.path) {
+                self.plan.dirs.push(index);
+            }
+        }
+    }
+
+    fn touch_parent(&mut self, path: &RelPath) {
+        self.touched.extend(path.split().map(|(dir, _)| dir));
+    }
+
+    fn act(&mut self, index: usize, what: What) {
+        self.plan.actions.push(Action { entry: index, what });
+    }
 }
 
 /// The inodes that `paths` name in `tree`.
@@ -165,21 +232,6 @@ pub(super) fn inodes(tree: &Tree, paths: &BTreeSet<PathBuf>) -> HashSet<Inode> {
         .filter_map(|path| tree.find(&path))
         .map(|entry| entry.inode)
         .collect()
-}
-
-/// For each entry of `new` the index of `old`'s entry of that name.
-fn pair(old: &Tree, new: &Tree) -> Vec<Option<usize>> {
-    let mut at = 0;
-    let find = |entry: &Entry| {
-        while old.entries.get(at).is_some_and(|old| old.path < entry.path) {
-            at += 1;
-        }
-        old.entries
-            .get(at)
-            .filter(|old| old.path == entry.path)
-            .map(|_| at)
-    };
-    new.entries.iter().map(find).collect()
 }
 
 /// Whether the target's object of this name can go on bearing it.
@@ -194,15 +246,6 @@ fn same_object(old: &Entry, new: &Entry) -> bool {
     old.inode == new.inode && ((old.is_file() && new.is_file()) || old.kind == new.kind)
 }
 
-fn has_new_content(old: &Tree, copy: &Entry, new: &Entry) -> bool {
-    new.is_file()
-        && (copy.kind != new.kind
-            || copy.meta.mtime != new.meta.mtime
-            || copy.ctime != new.ctime
-            || old.unsettled.contains(&copy.inode)
-            || old.is_racy(copy))
-}
-
 /// A name at the top that neither tree has.
 fn free_name(old: &Tree, new: &Tree) -> RelPath {
     let mut names = (0u64..)
@@ -210,4 +253,126 @@ fn free_name(old: &Tree, new: &Tree) -> RelPath {
     names
         .find(|name| old.find(name).is_none() && new.find(name).is_none())
         .expect("no tree has 2^64 names")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::{Duration, SystemTime};
+
+    use super::super::{Meta, Time};
+    use super::*;
+
+    fn file(path: &str, ino: u64) -> Entry {
+        let time = Time {
+            secs: 1_000,
+            nanos: 1,
+        };
+        Entry {
+            path: RelPath::new(path).unwrap(),
+            kind: Kind::File { size: 5 },
+            meta: Meta {
+                mode: 0o644,
+                uid: 0,
+                gid: 0,
+                mtime: time,
+                xattrs: Vec::new(),
+            },
+            inode: Inode { dev: 1, ino },
+            links: 1,
+            ctime: time,
+            allocated: 4096,
+        }
+    }
+
+    fn tree(files: impl IntoIterator<Item = Entry>) -> Tree {
+        let root = Entry {
+            kind: Kind::Dir,
+            ..file("", 1)
+        };
+        let started = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000);
+        Tree {
+            entries: [root].into_iter().chain(files).collect(),
+            started,
+            unsettled: HashSet::new(),
+        }
+    }
+
+    fn actions(old: &Tree, new: &Tree, assume_changed: &[&str]) -> Vec<What> {
+        let assume_changed = assume_changed.iter().map(PathBuf::from).collect();
+        diff(old, new, &assume_changed)
+            .actions
+            .into_iter()
+            .map(|action| action.what)
+            .collect()
+    }
+
+    #[test]
+    fn the_same_tree_needs_nothing() {
+        let same = tree([file("a", 2), file("b", 3)]);
+        assert_eq!(diff(&same, &same, &BTreeSet::new()), Plan::default());
+    }
+
+    #[test]
+    fn every_reason_to_read_a_file_again() {
+        let old = tree([file("a", 2)]);
+        let changes: [fn(&mut Entry); 3] = [
+            |entry| entry.kind = Kind::File { size: 6 },
+            |entry| entry.meta.mtime.nanos += 1,
+            |entry| entry.ctime.nanos += 1,
+        ];
+        for change in changes {
+            let mut new = file("a", 2);
+            change(&mut new);
+            assert_eq!(actions(&old, &tree([new]), &[]), [What::Content]);
+        }
+        assert_eq!(actions(&old, &tree([file("a", 7)]), &[]), [What::Make]);
+        assert_eq!(
+            actions(&old, &old, &["a", "elsewhere", "../a"]),
+            [What::Content]
+        );
+        let unsettled = Tree {
+            unsettled: HashSet::from([Inode { dev: 1, ino: 2 }]),
+            ..old.clone()
+        };
+        assert_eq!(actions(&unsettled, &old, &[]), [What::Content]);
+    }
+
+    #[test]
+    fn a_scan_distrusts_times_near_its_start() {
+        let at = |millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+        for (ctime_nanos, started, racy) in [
+            (1, at(1_000_049), true),
+            (1, at(1_000_051), false),
+            (1, at(999_000), true),
+            // A file system that keeps whole seconds.
+            (0, at(1_000_900), true),
+            (0, at(1_001_100), false),
+        ] {
+            let mut entry = file("a", 2);
+            entry.ctime.nanos = ctime_nanos;
+            let old = Tree {
+                started,
+                ..tree([entry])
+            };
+            assert_eq!(
+                actions(&old, &old, &[]).len(),
+                usize::from(racy),
+                "{ctime_nanos} {started:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_new_name_for_a_kept_file_is_a_link() {
+        let old = tree([file("b", 2)]);
+        let new = tree([file("a", 2), file("b", 2), file("c", 2)]);
+        let [a, b] = ["a", "b"].map(|name| RelPath::new(name).unwrap());
+        assert_eq!(actions(&old, &new, &[]), [What::Link(b), What::Link(a)]);
+        let plan = diff(&old, &new, &BTreeSet::new());
+        assert_eq!(
+            (plan.stash, plan.remove, plan.dirs),
+            (None, Vec::new(), vec![0])
+        );
+    }
 }

@@ -355,6 +355,5 @@ fn is_as_scanned(entry: &Entry, stat: &Stat) -> bool {
         == (Kind::File {
             size: stat.st_size as u64,
         })
-        && (entry.ctime.secs, entry.ctime.nanos)
-            == (stat.st_ctime as i64, stat.st_ctime_nsec as u32)
+        && (entry.ctime.secs, entry.ctime.nanos) == (stat.st_ctime, stat.st_ctime_nsec as u32)
 }

@@ -269,15 +269,15 @@ impl Scan<'_> {
                 uid: stat.st_uid,
                 gid: stat.st_gid,
                 mtime: Time {
-                    secs: stat.st_mtime as i64,
+                    secs: stat.st_mtime,
                     nanos: stat.st_mtime_nsec as u32,
                 },
                 xattrs: Vec::new(),
             },
             inode: Inode::of(stat),
-            links: stat.st_nlink as u64,
+            links: stat.st_nlink,
             ctime: Time {
-                secs: stat.st_ctime as i64,
+                secs: stat.st_ctime,
                 nanos: stat.st_ctime_nsec as u32,
             },
             allocated: stat.st_blocks as u64 * 512,
@@ -348,8 +348,8 @@ impl Entry {
 impl Inode {
     pub(super) fn of(stat: &Stat) -> Inode {
         Inode {
-            dev: stat.st_dev as u64,
-            ino: stat.st_ino as u64,
+            dev: stat.st_dev,
+            ino: stat.st_ino,
         }
     }
 }

@@ -5,6 +5,7 @@ mod cases;
 mod change;
 mod hostile;
 mod live;
+mod mapping;
 mod property;
 mod speed;
 
