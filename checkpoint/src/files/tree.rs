@@ -101,12 +101,22 @@ impl Tree {
     /// [`Error::Io`], and [`Error::Path`] where paths are too long to be sent.
     pub fn scan(root: &Path) -> Result<Tree> {
         let root_dir = handle::open_root(root)?;
-        Tree::rescan(root_dir.as_fd(), root, None)
+        Tree::rescan(root_dir.as_fd(), root, None, false)
     }
 
-    /// The same; `old` saves reading attributes and link targets again of what it saw with the same ctime.
-    pub(super) fn rescan(root_dir: BorrowedFd, root: &Path, old: Option<&Tree>) -> Result<Tree> {
+    /// The same; `old` saves reading attributes and link targets again of what it saw with the same ctime. With
+    /// `flush`, dirty pages are written first: from then on the first write to a page through a mapping gives the file
+    /// a new time again. The flush belongs after the start, or a page could be dirtied between them unnoticed.
+    pub(super) fn rescan(
+        root_dir: BorrowedFd,
+        root: &Path,
+        old: Option<&Tree>,
+        flush: bool,
+    ) -> Result<Tree> {
         let started = SystemTime::now();
+        if flush {
+            rustix::fs::syncfs(root_dir).map_err(Error::io("sync", root))?;
+        }
         let known = old.map(Tree::settled_by_inode).unwrap_or_default();
         let mut scan = Scan {
             root_dir,
@@ -121,6 +131,11 @@ impl Tree {
         }
         let mut entries = scan.entries;
         entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        let count = entries.len();
+        entries.dedup_by(|b, a| a.path == b.path);
+        if entries.len() < count {
+            drop_orphans(&mut entries);
+        }
         Ok(Tree {
             entries,
             started,
@@ -254,15 +269,15 @@ impl Scan<'_> {
                 uid: stat.st_uid,
                 gid: stat.st_gid,
                 mtime: Time {
-                    secs: stat.st_mtime as i64,
+                    secs: stat.st_mtime,
                     nanos: stat.st_mtime_nsec as u32,
                 },
                 xattrs: Vec::new(),
             },
             inode: Inode::of(stat),
-            links: stat.st_nlink as u64,
+            links: stat.st_nlink,
             ctime: Time {
-                secs: stat.st_ctime as i64,
+                secs: stat.st_ctime,
                 nanos: stat.st_ctime_nsec as u32,
             },
             allocated: stat.st_blocks as u64 * 512,
@@ -319,6 +334,11 @@ impl Scan<'_> {
 }
 
 impl Entry {
+    /// Whether it is a regular file.
+    pub fn is_file(&self) -> bool {
+        matches!(self.kind, Kind::File { .. })
+    }
+
     /// Whether other names of the same inode matter. Overlayfs links all its whiteouts together as it likes.
     pub(super) fn is_linkable(&self) -> bool {
         !matches!(self.kind, Kind::Dir | Kind::WHITEOUT)
@@ -328,8 +348,8 @@ impl Entry {
 impl Inode {
     pub(super) fn of(stat: &Stat) -> Inode {
         Inode {
-            dev: stat.st_dev as u64,
-            ino: stat.st_ino as u64,
+            dev: stat.st_dev,
+            ino: stat.st_ino,
         }
     }
 }
@@ -355,6 +375,22 @@ impl DirHandle<'_> {
         path.extend_from_slice(name.to_bytes());
         CString::new(path).expect("a C string's bytes have no NUL")
     }
+}
+
+/// A name that was replaced while its directory was listed may come up twice, once as a directory, once as a file. One
+/// of the two was dropped; here goes what the dropped one held.
+fn drop_orphans(entries: &mut Vec<Entry>) {
+    let mut dirs = HashSet::from([RelPath::root()]);
+    entries.retain(|entry| {
+        let keep = entry
+            .path
+            .split()
+            .is_none_or(|(dir, _)| dirs.contains(&dir));
+        if keep && entry.kind == Kind::Dir {
+            dirs.insert(entry.path.clone());
+        }
+        keep
+    });
 }
 
 /// Whether a name was removed or replaced since it was seen.
