@@ -111,7 +111,8 @@ impl<'a> Copy<'a> {
     }
 
     fn file(&mut self, from: &OwnedFd, to: &OwnedFd, name: &[u8], stat: &Stat) -> Result<()> {
-        if stat.st_nlink > 1 {
+        // A file of another file system is mounted here; its inode number means something else.
+        if stat.st_nlink > 1 && stat.st_dev == self.device {
             if let Some(first) = self.linked.get(&stat.st_ino) {
                 return rustix::fs::linkat(&self.to, first, to, name, AtFlags::empty())
                     .map_err(|e| self.failed("link", e));
