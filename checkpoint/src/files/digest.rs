@@ -29,7 +29,7 @@ pub struct Digest([u8; 32]);
 /// As [`Tree::scan`]; also [`Error::Io`] if a file vanishes meanwhile.
 pub fn digest(root: &Path) -> Result<Digest> {
     let root_dir = handle::open_root(root)?;
-    let tree = Tree::rescan(root_dir.as_fd(), root, None)?;
+    let tree = Tree::rescan(root_dir.as_fd(), root, None, false)?;
     let mut first_names: HashMap<Inode, &RelPath> = HashMap::new();
     let mut sha = Sha256::new();
     sha.update(FORMAT);

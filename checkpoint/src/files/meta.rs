@@ -80,23 +80,19 @@ impl Xattr {
 
 /// Reads the attributes of `path`, the last component of which is not followed if it is a symlink.
 pub(super) fn read_xattrs(path: &CStr) -> Result<Vec<Xattr>, Errno> {
-    let mut names = Vec::new();
-    loop {
-        let size = match llistxattr(path, &mut [0u8; 0]) {
-            Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
-            Ok(size) => size,
-            Err(errno) => return Err(errno),
-        };
-        names.resize(size, 0);
-        match llistxattr(path, &mut names[..]) {
-            Ok(size) => {
-                names.truncate(size);
-                break;
-            }
-            Err(Errno::RANGE) => continue,
-            Err(errno) => return Err(errno),
+    // Nearly always one call that finds nothing; XATTR_LIST_MAX of the kernel is 64 KiB.
+    let mut short = [0; 512];
+    let mut long = Vec::new();
+    let names = match llistxattr(path, &mut short[..]) {
+        Ok(size) => &short[..size],
+        Err(Errno::RANGE) => {
+            long.resize(65536, 0);
+            let size = llistxattr(path, &mut long[..])?;
+            &long[..size]
         }
-    }
+        Err(Errno::OPNOTSUPP) => &[],
+        Err(errno) => return Err(errno),
+    };
     let mut xattrs = Vec::new();
     for name in names
         .split(|byte| *byte == 0)

@@ -7,28 +7,31 @@
 //! What must hold: whatever a live pass saw half-written, the frozen pass repairs; whatever a peer sends, nothing
 //! outside the receiver's root is touched. This module knows no sockets: the caller carries the ops over.
 
-// mod blocks;
+mod blocks;
 mod bytes;
-// mod diff;
+mod diff;
 mod digest;
 mod handle;
 mod meta;
-// mod op;
+mod op;
 mod path;
-// mod receive;
-// mod send;
+mod receive;
+mod send;
 mod tree;
+
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::PathBuf;
 
-// pub use diff::{Action, Plan, What, diff};
+pub use diff::{Action, Plan, What, diff};
 pub use digest::{Digest, digest};
 pub use meta::{Meta, Time, Xattr};
-// pub use op::{MAX_CHUNK, Node, Op, Open};
+pub use op::{MAX_CHUNK, Node, Op, Open};
 pub use path::RelPath;
-// pub use receive::Receiver;
-// pub use send::{Mode, PassReport, Sender};
+pub use receive::Receiver;
+pub use send::{Mode, PassReport, Sender};
 pub use tree::{Entry, Inode, Kind, Tree, disk_usage};
 
 /// Why a tree could not be read, sent or applied.

@@ -101,12 +101,22 @@ impl Tree {
     /// [`Error::Io`], and [`Error::Path`] where paths are too long to be sent.
     pub fn scan(root: &Path) -> Result<Tree> {
         let root_dir = handle::open_root(root)?;
-        Tree::rescan(root_dir.as_fd(), root, None)
+        Tree::rescan(root_dir.as_fd(), root, None, false)
     }
 
-    /// The same; `old` saves reading attributes and link targets again of what it saw with the same ctime.
-    pub(super) fn rescan(root_dir: BorrowedFd, root: &Path, old: Option<&Tree>) -> Result<Tree> {
+    /// The same; `old` saves reading attributes and link targets again of what it saw with the same ctime. With
+    /// `flush`, dirty pages are written first: from then on the first write to a page through a mapping gives the file
+    /// a new time again. The flush belongs after the start, or a page could be dirtied between them unnoticed.
+    pub(super) fn rescan(
+        root_dir: BorrowedFd,
+        root: &Path,
+        old: Option<&Tree>,
+        flush: bool,
+    ) -> Result<Tree> {
         let started = SystemTime::now();
+        if flush {
+            rustix::fs::syncfs(root_dir).map_err(Error::io("sync", root))?;
+        }
         let known = old.map(Tree::settled_by_inode).unwrap_or_default();
         let mut scan = Scan {
             root_dir,
@@ -121,6 +131,11 @@ impl Tree {
         }
         let mut entries = scan.entries;
         entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        let count = entries.len();
+        entries.dedup_by(|b, a| a.path == b.path);
+        if entries.len() < count {
+            drop_orphans(&mut entries);
+        }
         Ok(Tree {
             entries,
             started,
@@ -319,6 +334,11 @@ impl Scan<'_> {
 }
 
 impl Entry {
+    /// Whether it is a regular file.
+    pub fn is_file(&self) -> bool {
+        matches!(self.kind, Kind::File { .. })
+    }
+
     /// Whether other names of the same inode matter. Overlayfs links all its whiteouts together as it likes.
     pub(super) fn is_linkable(&self) -> bool {
         !matches!(self.kind, Kind::Dir | Kind::WHITEOUT)
@@ -355,6 +375,22 @@ impl DirHandle<'_> {
         path.extend_from_slice(name.to_bytes());
         CString::new(path).expect("a C string's bytes have no NUL")
     }
+}
+
+/// A name that was replaced while its directory was listed may come up twice, once as a directory, once as a file. One
+/// of the two was dropped; here goes what the dropped one held.
+fn drop_orphans(entries: &mut Vec<Entry>) {
+    let mut dirs = HashSet::from([RelPath::root()]);
+    entries.retain(|entry| {
+        let keep = entry
+            .path
+            .split()
+            .is_none_or(|(dir, _)| dirs.contains(&dir));
+        if keep && entry.kind == Kind::Dir {
+            dirs.insert(entry.path.clone());
+        }
+        keep
+    });
 }
 
 /// Whether a name was removed or replaced since it was seen.

@@ -1,0 +1,360 @@
+//! The source's side: looks at the tree, emits what the target lacks, and remembers what it has.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::mem;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, OFlags, Stat, fstat};
+use serde::{Deserialize, Serialize};
+
+use super::blocks::{self, Against, Blocks, Fault};
+use super::diff::inodes;
+use super::tree::is_gone;
+use super::{
+    Action, Entry, Error, Inode, Kind, Node, Op, Open, Plan, RelPath, Result, Tree, What, diff,
+    handle,
+};
+
+/// Files from this size on are compared block by block, in bytes.
+const COMPARED_FROM: u64 = 1 << 20;
+
+/// Whether others write to the tree during a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The pod runs: what changes under our hands is left to the next pass.
+    Live,
+    /// Nobody writes: what changes all the same is an error.
+    Frozen,
+}
+
+/// What one pass did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassReport {
+    /// Files of which content was looked at and, where it differed, sent.
+    pub files: u64,
+    /// Bytes of content sent.
+    pub bytes: u64,
+    /// Names removed.
+    pub removed: u64,
+    /// Files that the next pass has to look at again, because they changed meanwhile; 0 after a frozen pass.
+    pub unsettled: u64,
+}
+
+/// Sends one tree to one target, in passes.
+///
+/// ```text
+/// sender.pass(Live, ...)      everything
+/// sender.pass(Live, ...)      what changed since; again while that shrinks
+/// freeze the pod
+/// sender.pass(Frozen, ...)    the rest
+/// ```
+#[derive(Debug)]
+pub struct Sender {
+    root: PathBuf,
+    dir: OwnedFd,
+    have: Option<Have>,
+}
+
+/// What the target has: a tree as it was scanned, with what could not be sent left out.
+#[derive(Debug)]
+struct Have {
+    tree: Tree,
+    blocks: HashMap<Inode, Blocks>,
+}
+
+impl Sender {
+    /// A sender of the tree under `root`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the directory cannot be opened.
+    pub fn new(root: &Path) -> Result<Sender> {
+        Ok(Sender {
+            root: root.to_owned(),
+            dir: handle::open_root(root)?,
+            have: None,
+        })
+    }
+
+    /// Emits what the target lacks. The first pass, and one after a failed pass, has the target emptied first.
+    ///
+    /// `assume_changed` names files (relative to the root) that the pod has mapped shared and writable *now*: in a
+    /// frozen pass all of them. In a live pass it matters only where the file system gives no new mtime to a clean
+    /// page that is written (tmpfs).
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Device`] if the tree holds a device node; [`Error::Changed`] if a frozen pass finds
+    /// somebody writing; and whatever `sink` returns.
+    pub fn pass(
+        &mut self,
+        mode: Mode,
+        assume_changed: &BTreeSet<PathBuf>,
+        sink: &mut dyn FnMut(Op) -> Result<()>,
+    ) -> Result<PassReport> {
+        // Taken out: if this pass fails half-way, nobody knows what the target has.
+        let have = self.have.take();
+        let fresh = have.is_none();
+        let Have { tree: old, blocks } = have.unwrap_or_else(Have::nothing);
+        let new = Tree::rescan(self.dir.as_fd(), &self.root, Some(&old), mode == Mode::Live)?;
+        refuse_devices(&new)?;
+        let plan = diff(&old, &new, assume_changed);
+        let assumed = inodes(&new, assume_changed);
+        let mut pass = Pass {
+            sender: self,
+            mode,
+            old_blocks: blocks,
+            blocks: HashMap::new(),
+            unsettled: assumed,
+            missing: HashSet::new(),
+            report: PassReport::default(),
+            sink,
+        };
+        pass.emit(Op::Begin { fresh })?;
+        pass.run(&plan, &new)?;
+        let have = pass.finish(new);
+        let report = have.1;
+        self.have = Some(have.0);
+        Ok(report)
+    }
+}
+
+impl Have {
+    fn nothing() -> Have {
+        let tree = Tree {
+            entries: Vec::new(),
+            started: std::time::SystemTime::UNIX_EPOCH,
+            unsettled: HashSet::new(),
+        };
+        Have {
+            tree,
+            blocks: HashMap::new(),
+        }
+    }
+}
+
+fn refuse_devices(tree: &Tree) -> Result<()> {
+    let is_device = |entry: &&Entry| match entry.kind {
+        Kind::WHITEOUT => false,
+        Kind::CharDev { .. } | Kind::BlockDev { .. } => true,
+        _ => false,
+    };
+    match tree.entries.iter().find(is_device) {
+        Some(entry) => Err(Error::Device(entry.path.as_path().to_owned())),
+        None => Ok(()),
+    }
+}
+
+struct Pass<'a> {
+    sender: &'a Sender,
+    mode: Mode,
+    /// Blocks of files that were not looked at yet.
+    old_blocks: HashMap<Inode, Blocks>,
+    blocks: HashMap<Inode, Blocks>,
+    unsettled: HashSet<Inode>,
+    /// Names of the new tree that the target does not get in this pass.
+    missing: HashSet<RelPath>,
+    report: PassReport,
+    sink: &'a mut dyn FnMut(Op) -> Result<()>,
+}
+
+impl Pass<'_> {
+    fn run(&mut self, plan: &Plan, new: &Tree) -> Result<()> {
+        if let Some(stash) = &plan.stash {
+            self.emit(Op::Mkdir {
+                path: stash.clone(),
+            })?;
+        }
+        for (from, slot) in &plan.stashed {
+            self.emit(Op::Link {
+                from: from.clone(),
+                path: slot.clone(),
+            })?;
+        }
+        for path in &plan.remove {
+            self.report.removed += 1;
+            self.emit(Op::Remove { path: path.clone() })?;
+        }
+        for Action { entry, what } in &plan.actions {
+            self.act(&new.entries[*entry], what)?;
+        }
+        for path in plan.stashed.iter().map(|(_, slot)| slot).chain(&plan.stash) {
+            self.emit(Op::Remove { path: path.clone() })?;
+        }
+        for dir in &plan.dirs {
+            self.meta(&new.entries[*dir])?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, mut tree: Tree) -> (Have, PassReport) {
+        let missing = mem::take(&mut self.missing);
+        tree.entries.retain(|entry| !missing.contains(&entry.path));
+        for entry in &tree.entries {
+            // Not looked at in this pass, so the target still has them as they were.
+            if let Some(blocks) = self
+                .old_blocks
+                .remove(&entry.inode)
+                .filter(|_| entry.is_file())
+            {
+                self.blocks.entry(entry.inode).or_insert(blocks);
+            }
+        }
+        tree.unsettled = self.unsettled;
+        (
+            Have {
+                tree,
+                blocks: self.blocks,
+            },
+            self.report,
+        )
+    }
+
+    fn act(&mut self, entry: &Entry, what: &What) -> Result<()> {
+        let path = entry.path.clone();
+        match (what, &entry.kind) {
+            (What::Link(from), _) if self.missing.contains(from) => {
+                self.missing.insert(path);
+                Ok(())
+            }
+            (What::Link(from), _) => self.emit(Op::Link {
+                from: from.clone(),
+                path,
+            }),
+            (What::Meta, _) => self.meta(entry),
+            (What::Make, Kind::Dir) => self.emit(Op::Mkdir { path }),
+            (What::Make, Kind::Symlink(target)) => self.make(
+                entry,
+                Op::Symlink {
+                    path,
+                    target: target.clone(),
+                },
+            ),
+            (What::Make, Kind::Fifo) => self.make(
+                entry,
+                Op::Node {
+                    path,
+                    node: Node::Fifo,
+                },
+            ),
+            (What::Make, Kind::Socket) => self.make(
+                entry,
+                Op::Node {
+                    path,
+                    node: Node::Socket,
+                },
+            ),
+            (What::Make, Kind::CharDev { .. } | Kind::BlockDev { .. }) => self.make(
+                entry,
+                Op::Node {
+                    path,
+                    node: Node::Whiteout,
+                },
+            ),
+            (What::Make, Kind::File { .. }) => {
+                // The inode's number may have belonged to a file that the target loses in this pass.
+                self.old_blocks.remove(&entry.inode);
+                self.content(entry, Open::Create)
+            }
+            (What::Content, _) => self.content(entry, Open::Replace),
+        }
+    }
+
+    fn make(&mut self, entry: &Entry, op: Op) -> Result<()> {
+        self.emit(op)?;
+        self.meta(entry)
+    }
+
+    fn meta(&mut self, entry: &Entry) -> Result<()> {
+        self.emit(Op::Meta {
+            path: entry.path.clone(),
+            meta: entry.meta.portable(),
+        })
+    }
+
+    /// Sends a file's content and metadata, `Open::Replace` only where it differs from what the target has.
+    fn content(&mut self, entry: &Entry, how: Open) -> Result<()> {
+        let root = &self.sender.root;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME;
+        let file = match handle::open_beneath(self.sender.dir.as_fd(), &entry.path, flags) {
+            Ok(file) => file,
+            // NXIO: a socket has taken its place.
+            Err(errno) if is_gone(errno) || errno == rustix::io::Errno::NXIO => {
+                return self.gone(entry, how);
+            }
+            Err(errno) => return Err(Error::io("open", root.join(entry.path.as_path()))(errno)),
+        };
+        let failed = |action| Error::io(action, root.join(entry.path.as_path()));
+        let before = fstat(&file).map_err(failed("look at"))?;
+        if Inode::of(&before) != entry.inode || !FileType::from_raw_mode(before.st_mode).is_file() {
+            return self.gone(entry, how);
+        }
+        let size = before.st_size as u64;
+        let old = self
+            .old_blocks
+            .remove(&entry.inode)
+            .filter(|_| size >= COMPARED_FROM);
+        let (how, against) = match &old {
+            Some(blocks) if how == Open::Replace => (Open::Patch, Against::Copy(blocks)),
+            _ if size >= COMPARED_FROM => (how, Against::Empty),
+            _ => (how, Against::Nothing),
+        };
+        self.emit(Op::Open {
+            path: entry.path.clone(),
+            size,
+            how,
+        })?;
+        let report = &mut self.report;
+        let sink = &mut self.sink;
+        let sent = blocks::send(file.as_fd(), size, &against, &mut |op| {
+            if let Op::Data { bytes, .. } = &op {
+                report.bytes += bytes.len() as u64;
+            }
+            sink(op)
+        });
+        let sent = sent.map_err(|fault| match fault {
+            Fault::Read(errno) => failed("read")(errno),
+            Fault::Sink(error) => error,
+        })?;
+        self.meta(entry)?;
+        self.report.files += 1;
+        if size >= COMPARED_FROM {
+            self.blocks.insert(entry.inode, sent);
+        }
+        let after = fstat(&file).map_err(failed("look at"))?;
+        if !is_as_scanned(entry, &before) || !is_as_scanned(entry, &after) {
+            self.unsettle(entry)?;
+        }
+        Ok(())
+    }
+
+    fn gone(&mut self, entry: &Entry, how: Open) -> Result<()> {
+        self.unsettle(entry)?;
+        if how == Open::Create {
+            self.missing.insert(entry.path.clone());
+        }
+        Ok(())
+    }
+
+    fn unsettle(&mut self, entry: &Entry) -> Result<()> {
+        if self.mode == Mode::Frozen {
+            return Err(Error::Changed(self.sender.root.join(entry.path.as_path())));
+        }
+        self.report.unsettled += 1;
+        self.unsettled.insert(entry.inode);
+        Ok(())
+    }
+
+    fn emit(&mut self, op: Op) -> Result<()> {
+        op.check()?;
+        (self.sink)(op)
+    }
+}
+
+fn is_as_scanned(entry: &Entry, stat: &Stat) -> bool {
+    entry.kind
+        == (Kind::File {
+            size: stat.st_size as u64,
+        })
+        && (entry.ctime.secs, entry.ctime.nanos)
+            == (stat.st_ctime as i64, stat.st_ctime_nsec as u32)
+}
