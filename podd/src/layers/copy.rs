@@ -93,15 +93,18 @@ impl<'a> Copy<'a> {
             }
             FileType::RegularFile => self.file(from, to, name, &stat),
             FileType::Symlink => {
-                let target = rustix::fs::readlinkat(from, name, Vec::new()).map_err(|e| self.failed("read", e))?;
+                let target = rustix::fs::readlinkat(from, name, Vec::new())
+                    .map_err(|e| self.failed("read", e))?;
                 rustix::fs::symlinkat(&target, to, name).map_err(|e| self.failed("copy", e))?;
                 self.own_metadata(to, name, &stat)
             }
             FileType::Fifo => {
                 let mode = Mode::from_raw_mode(stat.st_mode);
-                rustix::fs::mknodat(to, name, FileType::Fifo, mode, 0).map_err(|e| self.failed("copy", e))?;
+                rustix::fs::mknodat(to, name, FileType::Fifo, mode, 0)
+                    .map_err(|e| self.failed("copy", e))?;
                 self.own_metadata(to, name, &stat)?;
-                rustix::fs::chmodat(to, name, mode, AtFlags::empty()).map_err(|e| self.failed("copy", e))
+                rustix::fs::chmodat(to, name, mode, AtFlags::empty())
+                    .map_err(|e| self.failed("copy", e))
             }
             _ => {
                 self.left_out += 1;
@@ -120,14 +123,23 @@ impl<'a> Copy<'a> {
             self.linked.insert(stat.st_ino, self.path.clone());
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let from = rustix::fs::openat(from, name, flags, Mode::empty()).map_err(|e| self.failed("open", e))?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let to = rustix::fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR).map_err(|e| self.failed("copy", e))?;
-        self.content(&from, &to, stat).map_err(|e| self.failed("copy", e))?;
+        let from = rustix::fs::openat(from, name, flags, Mode::empty())
+            .map_err(|e| self.failed("open", e))?;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let to = rustix::fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|e| self.failed("copy", e))?;
+        self.content(&from, &to, stat)
+            .map_err(|e| self.failed("copy", e))?;
         self.metadata(&from, &to, stat)
     }
 
-    fn content(&mut self, from: &OwnedFd, to: &OwnedFd, stat: &Stat) -> std::result::Result<(), Errno> {
+    fn content(
+        &mut self,
+        from: &OwnedFd,
+        to: &OwnedFd,
+        stat: &Stat,
+    ) -> std::result::Result<(), Errno> {
         let size = stat.st_size as u64;
         if self.shares && size > 0 {
             match rustix::fs::ioctl_ficlone(to, from) {
@@ -163,13 +175,21 @@ impl<'a> Copy<'a> {
     }
 
     /// Copies up to `end`; false if the file ends before.
-    fn range(&mut self, from: &OwnedFd, to: &OwnedFd, at: &mut u64, end: u64) -> std::result::Result<bool, Errno> {
+    fn range(
+        &mut self,
+        from: &OwnedFd,
+        to: &OwnedFd,
+        at: &mut u64,
+        end: u64,
+    ) -> std::result::Result<bool, Errno> {
         let mut out = *at;
         while *at < end {
             let want = (end - *at).min(CHUNK) as usize;
             let n = match rustix::fs::copy_file_range(from, Some(at), to, Some(&mut out), want) {
                 // Across file systems, and on some that do not know it.
-                Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => plain(from, to, at, &mut out, want)?,
+                Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
+                    plain(from, to, at, &mut out, want)?
+                }
                 other => other?,
             };
             if n == 0 {
@@ -183,7 +203,11 @@ impl<'a> Copy<'a> {
     /// Owner first: chown clears set-id bits and drops `security.capability`.
     fn metadata(&self, from: &OwnedFd, to: &OwnedFd, stat: &Stat) -> Result<()> {
         let copy = || -> std::result::Result<(), Errno> {
-            rustix::fs::fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+            rustix::fs::fchown(
+                to,
+                Some(Uid::from_raw(stat.st_uid)),
+                Some(Gid::from_raw(stat.st_gid)),
+            )?;
             rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
             copy_xattrs(from, to)?;
             rustix::fs::futimens(to, &omit_atime(mtime(stat)))
@@ -196,14 +220,25 @@ impl<'a> Copy<'a> {
     fn own_metadata(&self, to: &OwnedFd, name: &[u8], stat: &Stat) -> Result<()> {
         let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
         rustix::fs::chownat(to, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .and_then(|()| rustix::fs::utimensat(to, name, &omit_atime(mtime(stat)), AtFlags::SYMLINK_NOFOLLOW))
+            .and_then(|()| {
+                rustix::fs::utimensat(
+                    to,
+                    name,
+                    &omit_atime(mtime(stat)),
+                    AtFlags::SYMLINK_NOFOLLOW,
+                )
+            })
             .map_err(|e| self.failed("copy the attributes of", e))
     }
 
     fn check_ids(&self, stat: &Stat) -> Result<()> {
         for (kind, id) in [("user", stat.st_uid), ("group", stat.st_gid)] {
             if u64::from(id) > MAX_ID {
-                return Err(Error::ForeignId { path: self.shown(), kind, id });
+                return Err(Error::ForeignId {
+                    path: self.shown(),
+                    kind,
+                    id,
+                });
             }
         }
         Ok(())
@@ -246,16 +281,22 @@ fn plain(
 }
 
 fn copy_xattrs(from: impl AsFd, to: impl AsFd) -> std::result::Result<(), Errno> {
-    // The kernel's XATTR_LIST_MAX and XATTR_SIZE_MAX.
+    // The kernel's XATTR_LIST_MAX and XATTR_SIZE_MAX. Nearly every file has no attributes.
     const MAX: usize = 64 * 1024;
-    let mut names = match rustix::fs::flistxattr(&from, &mut [0u8; 0]) {
+    let mut short = [0; 512];
+    let mut long = Vec::new();
+    let names = match rustix::fs::flistxattr(&from, &mut short[..]) {
         Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(()),
-        Ok(_) => vec![0; MAX],
+        Ok(size) => &short[..size],
+        Err(Errno::RANGE) => {
+            long.resize(MAX, 0);
+            let size = rustix::fs::flistxattr(&from, &mut long[..])?;
+            &long[..size]
+        }
         Err(e) => return Err(e),
     };
-    let size = rustix::fs::flistxattr(&from, &mut names[..])?;
-    let mut value = vec![0; MAX];
-    for name in names[..size].split(|b| *b == 0).filter(|name| xattr::travels(name)) {
+    for name in names.split(|b| *b == 0).filter(|name| xattr::travels(name)) {
+        let mut value = vec![0; MAX];
         let size = rustix::fs::fgetxattr(&from, name, &mut value[..])?;
         rustix::fs::fsetxattr(&to, name, &value[..size], XattrFlags::empty())?;
     }
