@@ -37,27 +37,15 @@ impl Archive {
     /// [`super::Limits::max_image_bytes`].
     pub fn open(store: &LayerStore, path: &Path) -> Result<Archive> {
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-        let (file, temporary) =
-            match is_compressed(&file).map_err(|e| Error::io("read", path, e))? {
-                false => (file, None),
-                true => {
-                    let temporary = store.temporary()?;
-                    (
-                        decompressed(store, path, file, temporary.path())?,
-                        Some(temporary),
-                    )
-                }
-            };
-        let members = members(&file).map_err(|source| Error::Archive {
-            path: path.to_owned(),
-            source,
-        })?;
-        Ok(Archive {
-            path: path.to_owned(),
-            file: Arc::new(file),
-            members,
-            _temporary: temporary,
-        })
+        let (file, temporary) = match is_compressed(&file).map_err(|e| Error::io("read", path, e))? {
+            false => (file, None),
+            true => {
+                let temporary = store.temporary()?;
+                (decompressed(store, path, file, temporary.path())?, Some(temporary))
+            }
+        };
+        let members = members(&file).map_err(|source| Error::Archive { path: path.to_owned(), source })?;
+        Ok(Archive { path: path.to_owned(), file: Arc::new(file), members, _temporary: temporary })
     }
 
     /// The archive's file.
@@ -74,10 +62,7 @@ impl Archive {
     pub fn open_member(&self, name: &str) -> Result<Section> {
         let mut at = normal("", name);
         for _ in 0..MAX_LINKS {
-            match at
-                .as_ref()
-                .and_then(|name| self.members.get_key_value(name))
-            {
+            match at.as_ref().and_then(|name| self.members.get_key_value(name)) {
                 None => break,
                 Some((name, Member::Symlink(target))) => {
                     let dir = name.rsplit_once('/').map_or("", |(dir, _)| dir);
@@ -85,18 +70,11 @@ impl Archive {
                 }
                 Some((_, Member::File { at, size })) => {
                     let (file, name) = (self.file.clone(), name.to_owned());
-                    return Ok(Section {
-                        name,
-                        file,
-                        at: *at,
-                        end: at.saturating_add(*size),
-                    });
+                    return Ok(Section { name, file, at: *at, end: at.saturating_add(*size) });
                 }
             }
         }
-        Err(Error::MissingBlob {
-            name: name.to_owned(),
-        })
+        Err(Error::MissingBlob { name: name.to_owned() })
     }
 }
 
@@ -110,11 +88,7 @@ fn is_compressed(mut file: &File) -> std::io::Result<bool> {
 fn decompressed(store: &LayerStore, path: &Path, file: File, dir: &Path) -> Result<File> {
     let limit = store.limits().max_image_bytes;
     let plain_path = dir.join("archive");
-    let plain = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&plain_path);
+    let plain = File::options().read(true).write(true).create_new(true).open(&plain_path);
     let mut plain = plain.map_err(|e| Error::io("make", &plain_path, e))?;
     let failed = |e| Error::io("decompress", path, e);
     let mut input = decompress(file).map_err(failed)?;
@@ -127,18 +101,11 @@ fn decompressed(store: &LayerStore, path: &Path, file: File, dir: &Path) -> Resu
         }
         written += n as u64;
         if written > limit {
-            return Err(Error::Archive {
-                path: path.to_owned(),
-                source: UnpackError::TooManyBytes { limit },
-            });
+            return Err(Error::Archive { path: path.to_owned(), source: UnpackError::TooManyBytes { limit } });
         }
-        plain
-            .write_all(&buffer[..n])
-            .map_err(|e| Error::io("write", &plain_path, e))?;
+        plain.write_all(&buffer[..n]).map_err(|e| Error::io("write", &plain_path, e))?;
     }
-    plain
-        .rewind()
-        .map_err(|e| Error::io("rewind", &plain_path, e))?;
+    plain.rewind().map_err(|e| Error::io("rewind", &plain_path, e))?;
     Ok(plain)
 }
 
@@ -147,14 +114,9 @@ fn members(file: &File) -> std::result::Result<BTreeMap<String, Member>, UnpackE
     let mut members = BTreeMap::new();
     while let Some(entry) = stream.next_entry()? {
         // A name that is no text, or not plain, cannot be one that a manifest means.
-        let name = std::str::from_utf8(&entry.path)
-            .ok()
-            .and_then(|name| normal("", name));
+        let name = std::str::from_utf8(&entry.path).ok().and_then(|name| normal("", name));
         let member = match entry.kind {
-            Kind::File => Some(Member::File {
-                at: entry.offset,
-                size: entry.size,
-            }),
+            Kind::File => Some(Member::File { at: entry.offset, size: entry.size }),
             Kind::Symlink => Some(Member::Symlink(show(&entry.link))),
             _ => None,
         };
@@ -162,9 +124,7 @@ fn members(file: &File) -> std::result::Result<BTreeMap<String, Member>, UnpackE
             members.insert(name, member);
         }
         if members.len() > MAX_MEMBERS {
-            return Err(UnpackError::TooManyEntries {
-                limit: MAX_MEMBERS as u64,
-            });
+            return Err(UnpackError::TooManyEntries { limit: MAX_MEMBERS as u64 });
         }
         stream.seek_over_content()?;
     }
@@ -193,14 +153,8 @@ mod tests {
 
     #[test]
     fn names_stay_in_the_archive() {
-        assert_eq!(
-            normal("a", "../b/layer.tar").as_deref(),
-            Some("b/layer.tar")
-        );
-        assert_eq!(
-            normal("", "./manifest.json").as_deref(),
-            Some("manifest.json")
-        );
+        assert_eq!(normal("a", "../b/layer.tar").as_deref(), Some("b/layer.tar"));
+        assert_eq!(normal("", "./manifest.json").as_deref(), Some("manifest.json"));
         assert_eq!(normal("a", "../../etc/shadow"), None);
         assert_eq!(normal("a", "/etc/shadow"), None);
     }

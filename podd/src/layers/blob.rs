@@ -58,29 +58,18 @@ fn open_file(dir: &std::path::Path, name: &str) -> Result<Section> {
     let file = match rustix::fs::open(&path, flags, Mode::empty()) {
         Ok(file) => file,
         Err(Errno::NOENT) => {
-            return Err(Error::MissingBlob {
-                name: name.to_owned(),
-            });
+            return Err(Error::MissingBlob { name: name.to_owned() });
         }
         Err(Errno::LOOP | Errno::NXIO) => {
-            return Err(Error::NotRegular {
-                name: name.to_owned(),
-            });
+            return Err(Error::NotRegular { name: name.to_owned() });
         }
         Err(e) => return Err(Error::io("open", &path, e)),
     };
     let stat = rustix::fs::fstat(&file).map_err(|e| Error::io("inspect", &path, e))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(Error::NotRegular {
-            name: name.to_owned(),
-        });
+        return Err(Error::NotRegular { name: name.to_owned() });
     }
-    Ok(Section {
-        name: name.to_owned(),
-        file: Arc::new(File::from(file)),
-        at: 0,
-        end: stat.st_size as u64,
-    })
+    Ok(Section { name: name.to_owned(), file: Arc::new(File::from(file)), at: 0, end: stat.st_size as u64 })
 }
 
 /// A part of a file, read from its beginning to its end.
@@ -102,11 +91,7 @@ impl Section {
     pub fn expect_size(self, expected: u64) -> Result<Section> {
         match self.len() {
             found if found == expected => Ok(self),
-            found => Err(Error::WrongSize {
-                name: self.name,
-                expected,
-                found,
-            }),
+            found => Err(Error::WrongSize { name: self.name, expected, found }),
         }
     }
 
@@ -120,11 +105,7 @@ impl Section {
     pub fn bytes(mut self, what: &str, digest: Option<&Digest>) -> Result<Vec<u8>> {
         let size = self.len();
         if size > MAX_JSON {
-            return Err(Error::TooLarge {
-                what: what.to_owned(),
-                size,
-                limit: MAX_JSON,
-            });
+            return Err(Error::TooLarge { what: what.to_owned(), size, limit: MAX_JSON });
         }
         let mut bytes = Vec::with_capacity(size as usize);
         let read = self.read_to_end(&mut bytes);
@@ -133,11 +114,7 @@ impl Section {
         if let Some(expected) = digest {
             let found = Digest::from_bytes(Sha256::digest(&bytes).into());
             if found != *expected {
-                return Err(Error::WrongDigest {
-                    name,
-                    expected: expected.to_string(),
-                    found: found.to_string(),
-                });
+                return Err(Error::WrongDigest { name, expected: expected.to_string(), found: found.to_string() });
             }
         }
         Ok(bytes)
@@ -149,10 +126,7 @@ impl Read for Section {
         let want = self.len().min(buffer.len() as u64) as usize;
         let n = self.file.read_at(&mut buffer[..want], self.at)?;
         if n == 0 && want > 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the file is cut short",
-            ));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is cut short"));
         }
         self.at += n as u64;
         Ok(n)
@@ -161,10 +135,7 @@ impl Read for Section {
 
 /// Parses a JSON part of an image.
 pub(super) fn parse<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|source| Error::Json {
-        what: what.to_owned(),
-        source,
-    })
+    serde_json::from_slice(bytes).map_err(|source| Error::Json { what: what.to_owned(), source })
 }
 
 /// Hashes what passes through.
@@ -175,10 +146,7 @@ pub(super) struct Hashing<R> {
 
 impl<R: Read> Hashing<R> {
     pub fn new(inner: R) -> Self {
-        Hashing {
-            inner,
-            hash: Sha256::new(),
-        }
+        Hashing { inner, hash: Sha256::new() }
     }
 
     /// The digest of everything up to the end of the input, which is read to its end for that.

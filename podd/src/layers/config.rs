@@ -71,18 +71,13 @@ pub(super) fn parse(image: &str, json: &[u8]) -> Result<(ImageConfig, Vec<Digest
         });
     }
     let ids = blob.rootfs.diff_ids.unwrap_or_default();
-    let ids = ids
-        .into_iter()
-        .map(|id| digest(&id))
-        .collect::<Result<_>>()?;
+    let ids = ids.into_iter().map(|id| digest(&id)).collect::<Result<_>>()?;
     Ok((program(blob.config.unwrap_or_default()), ids))
 }
 
 /// Parses a digest in an image.
 pub(super) fn digest(text: &str) -> Result<Digest> {
-    text.parse().map_err(|_| Error::BadDigest {
-        digest: text.chars().take(100).collect(),
-    })
+    text.parse().map_err(|_| Error::BadDigest { digest: text.chars().take(100).collect() })
 }
 
 /// This machine, in the words of images.
@@ -107,11 +102,7 @@ fn program(program: Program) -> ImageConfig {
     ImageConfig {
         entrypoint: words(program.entrypoint),
         cmd: words(program.cmd),
-        env: pairs
-            .iter()
-            .filter_map(|pair| pair.split_once('='))
-            .map(|(k, v)| (k.into(), v.into()))
-            .collect(),
+        env: pairs.iter().filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect(),
         user: filled(program.user),
         workdir: filled(program.working_dir),
         stop_signal: program.stop_signal.as_deref().and_then(signal),
@@ -143,9 +134,7 @@ fn signal(text: &str) -> Option<i32> {
     } else if let Some(n) = name.strip_prefix("RTMAX-") {
         RTMAX.checked_sub(n.parse().ok()?)?
     } else {
-        format!("SIG{name}")
-            .parse::<nix::sys::signal::Signal>()
-            .ok()? as i32
+        format!("SIG{name}").parse::<nix::sys::signal::Signal>().ok()? as i32
     };
     (1..=RTMAX).contains(&number).then_some(number)
 }
@@ -168,32 +157,15 @@ mod tests {
     fn another_machine_is_refused() {
         let json = r#"{"architecture":"pdp11","os":"linux","rootfs":{}}"#;
         let error = parse("x", json.as_bytes()).unwrap_err();
-        assert!(
-            matches!(&error, Error::Platform { known, .. } if known == &["linux/pdp11"]),
-            "{error}"
-        );
+        assert!(matches!(&error, Error::Platform { known, .. } if known == &["linux/pdp11"]), "{error}");
     }
 
     #[test]
     fn signals() {
-        for (text, number) in [
-            ("SIGQUIT", 3),
-            ("QUIT", 3),
-            ("3", 3),
-            ("SIGRTMIN+3", 37),
-            ("SIGRTMAX", 64),
-        ] {
+        for (text, number) in [("SIGQUIT", 3), ("QUIT", 3), ("3", 3), ("SIGRTMIN+3", 37), ("SIGRTMAX", 64)] {
             assert_eq!(signal(text), Some(number), "{text}");
         }
-        for text in [
-            "",
-            "SIGNOTHING",
-            "0",
-            "-1",
-            "65",
-            "SIGRTMIN+99",
-            "SIGRTMIN+2147483647",
-        ] {
+        for text in ["", "SIGNOTHING", "0", "-1", "65", "SIGRTMIN+99", "SIGRTMIN+2147483647"] {
             assert_eq!(signal(text), None, "{text}");
         }
     }

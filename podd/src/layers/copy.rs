@@ -93,18 +93,15 @@ impl<'a> Copy<'a> {
             }
             FileType::RegularFile => self.file(from, to, name, &stat),
             FileType::Symlink => {
-                let target = rustix::fs::readlinkat(from, name, Vec::new())
-                    .map_err(|e| self.failed("read", e))?;
+                let target = rustix::fs::readlinkat(from, name, Vec::new()).map_err(|e| self.failed("read", e))?;
                 rustix::fs::symlinkat(&target, to, name).map_err(|e| self.failed("copy", e))?;
                 self.own_metadata(to, name, &stat)
             }
             FileType::Fifo => {
                 let mode = Mode::from_raw_mode(stat.st_mode);
-                rustix::fs::mknodat(to, name, FileType::Fifo, mode, 0)
-                    .map_err(|e| self.failed("copy", e))?;
+                rustix::fs::mknodat(to, name, FileType::Fifo, mode, 0).map_err(|e| self.failed("copy", e))?;
                 self.own_metadata(to, name, &stat)?;
-                rustix::fs::chmodat(to, name, mode, AtFlags::empty())
-                    .map_err(|e| self.failed("copy", e))
+                rustix::fs::chmodat(to, name, mode, AtFlags::empty()).map_err(|e| self.failed("copy", e))
             }
             _ => {
                 self.left_out += 1;
@@ -123,23 +120,14 @@ impl<'a> Copy<'a> {
             self.linked.insert(stat.st_ino, self.path.clone());
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let from = rustix::fs::openat(from, name, flags, Mode::empty())
-            .map_err(|e| self.failed("open", e))?;
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let to = rustix::fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|e| self.failed("copy", e))?;
-        self.content(&from, &to, stat)
-            .map_err(|e| self.failed("copy", e))?;
+        let from = rustix::fs::openat(from, name, flags, Mode::empty()).map_err(|e| self.failed("open", e))?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let to = rustix::fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR).map_err(|e| self.failed("copy", e))?;
+        self.content(&from, &to, stat).map_err(|e| self.failed("copy", e))?;
         self.metadata(&from, &to, stat)
     }
 
-    fn content(
-        &mut self,
-        from: &OwnedFd,
-        to: &OwnedFd,
-        stat: &Stat,
-    ) -> std::result::Result<(), Errno> {
+    fn content(&mut self, from: &OwnedFd, to: &OwnedFd, stat: &Stat) -> std::result::Result<(), Errno> {
         let size = stat.st_size as u64;
         if self.shares && size > 0 {
             match rustix::fs::ioctl_ficlone(to, from) {
@@ -175,13 +163,7 @@ impl<'a> Copy<'a> {
     }
 
     /// Copies up to `end`; false if the file ends before.
-    fn range(
-        &mut self,
-        from: &OwnedFd,
-        to: &OwnedFd,
-        at: &mut u64,
-        end: u64,
-    ) -> std::result::Result<bool, Errno> {
+    fn range(&mut self, from: &OwnedFd, to: &OwnedFd, at: &mut u64, end: u64) -> std::result::Result<bool, Errno> {
         let mut out = *at;
         while *at < end {
             let want = (end - *at).min(CHUNK) as usize;
@@ -203,11 +185,7 @@ impl<'a> Copy<'a> {
     /// Owner first: chown clears set-id bits and drops `security.capability`.
     fn metadata(&self, from: &OwnedFd, to: &OwnedFd, stat: &Stat) -> Result<()> {
         let copy = || -> std::result::Result<(), Errno> {
-            rustix::fs::fchown(
-                to,
-                Some(Uid::from_raw(stat.st_uid)),
-                Some(Gid::from_raw(stat.st_gid)),
-            )?;
+            rustix::fs::fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
             rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
             copy_xattrs(from, to)?;
             rustix::fs::futimens(to, &omit_atime(mtime(stat)))
@@ -220,25 +198,14 @@ impl<'a> Copy<'a> {
     fn own_metadata(&self, to: &OwnedFd, name: &[u8], stat: &Stat) -> Result<()> {
         let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
         rustix::fs::chownat(to, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .and_then(|()| {
-                rustix::fs::utimensat(
-                    to,
-                    name,
-                    &omit_atime(mtime(stat)),
-                    AtFlags::SYMLINK_NOFOLLOW,
-                )
-            })
+            .and_then(|()| rustix::fs::utimensat(to, name, &omit_atime(mtime(stat)), AtFlags::SYMLINK_NOFOLLOW))
             .map_err(|e| self.failed("copy the attributes of", e))
     }
 
     fn check_ids(&self, stat: &Stat) -> Result<()> {
         for (kind, id) in [("user", stat.st_uid), ("group", stat.st_gid)] {
             if u64::from(id) > MAX_ID {
-                return Err(Error::ForeignId {
-                    path: self.shown(),
-                    kind,
-                    id,
-                });
+                return Err(Error::ForeignId { path: self.shown(), kind, id });
             }
         }
         Ok(())
@@ -262,13 +229,7 @@ impl<'a> Copy<'a> {
     }
 }
 
-fn plain(
-    from: &OwnedFd,
-    to: &OwnedFd,
-    at: &mut u64,
-    out: &mut u64,
-    want: usize,
-) -> std::result::Result<usize, Errno> {
+fn plain(from: &OwnedFd, to: &OwnedFd, at: &mut u64, out: &mut u64, want: usize) -> std::result::Result<usize, Errno> {
     let mut buffer = vec![0; want.min(256 * 1024)];
     let n = rustix::io::pread(from, &mut buffer, *at)?;
     let mut written = 0;

@@ -223,64 +223,36 @@ impl Error {
             known => format!("give one of these {what}: {}", known.join(", ")),
         };
         Some(match self {
-            Error::NoTrustedXattrs { .. } => {
-                "run podd as root, with its state on ext4, xfs or btrfs".into()
-            }
-            Error::Reference { .. } => {
-                "write oci:DIR[:TAG] or docker-archive:FILE[:TAG], or use --rootfs DIR".into()
-            }
-            Error::Relative { path } => format!(
-                "give the path from the root, such as /srv/{}",
-                path.display()
-            ),
-            Error::NoImage { .. } => {
-                "check the path; an OCI layout has a file index.json in it".into()
-            }
+            Error::NoTrustedXattrs { .. } => "run podd as root, with its state on ext4, xfs or btrfs".into(),
+            Error::Reference { .. } => "write oci:DIR[:TAG] or docker-archive:FILE[:TAG], or use --rootfs DIR".into(),
+            Error::Relative { path } => format!("give the path from the root, such as /srv/{}", path.display()),
+            Error::NoImage { .. } => "check the path; an OCI layout has a file index.json in it".into(),
             Error::NotDirectory { .. } => "give the directory that is to become the pod's /".into(),
-            Error::ContainsStore { .. } => {
-                "copy the files the pod needs into a directory of their own".into()
-            }
-            Error::ForeignId { .. } => {
-                "unpack the rootfs as root, without id mapping, and chown this file".into()
-            }
-            Error::MediaType { .. } => {
-                "export a container image, e.g. with skopeo copy SOURCE oci:DIR:TAG".into()
-            }
+            Error::ContainsStore { .. } => "copy the files the pod needs into a directory of their own".into(),
+            Error::ForeignId { .. } => "unpack the rootfs as root, without id mapping, and chown this file".into(),
+            Error::MediaType { .. } => "export a container image, e.g. with skopeo copy SOURCE oci:DIR:TAG".into(),
             Error::MissingBlob { .. }
             | Error::WrongSize { .. }
             | Error::WrongDigest { .. }
             | Error::NotRegular { .. } => "copy or export the image again".into(),
             Error::TagNeeded { known, .. } | Error::UnknownTag { known, .. } => list("tags", known),
-            Error::Platform { known, .. } if known.is_empty() => {
-                "export the image for this machine".into()
-            }
+            Error::Platform { known, .. } if known.is_empty() => "export the image for this machine".into(),
             Error::Platform { known, .. } => {
-                format!(
-                    "export the image for this machine; it is there for {}",
-                    known.join(", ")
-                )
+                format!("export the image for this machine; it is there for {}", known.join(", "))
             }
             Error::Layer { source, .. } | Error::Archive { source, .. } => match source {
                 UnpackError::TooManyBytes { .. } | UnpackError::TooManyEntries { .. } => {
                     "use a smaller image, or raise the daemon's image limits if you trust it".into()
                 }
-                UnpackError::Entry { .. } => {
-                    "rebuild the image without this entry; it may be hostile".into()
-                }
+                UnpackError::Entry { .. } => "rebuild the image without this entry; it may be hostile".into(),
                 _ => "copy or export the image again".into(),
             },
-            Error::WrongTree { .. } => {
-                "try again; if it repeats, check the other host's disk".into()
-            }
+            Error::WrongTree { .. } => "try again; if it repeats, check the other host's disk".into(),
             _ => return None,
         })
     }
 
     pub(super) fn io(doing: &'static str, path: &Path, source: impl Into<io::Error>) -> Error {
-        Error::Io {
-            doing,
-            path: path.to_owned(),
-            source: source.into(),
-        }
+        Error::Io { doing, path: path.to_owned(), source: source.into() }
     }
 }

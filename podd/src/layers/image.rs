@@ -11,8 +11,8 @@ use super::index::Origin;
 use super::reference::{Kind, Reference};
 use super::store::Hold;
 use super::{
-    Digest, Error, Image, ImageConfig, LayerStore, Limits, Progress, Result, UnpackError, Unpacked,
-    oci, saved, tree, unpack,
+    Digest, Error, Image, ImageConfig, LayerStore, Limits, Progress, Result, UnpackError, Unpacked, oci, saved, tree,
+    unpack,
 };
 
 /// An image whose parts are known.
@@ -47,31 +47,14 @@ pub(super) fn import(store: &LayerStore, reference: &str, progress: Progress<'_>
     if resolved.layers.is_empty() {
         return Err(Error::NoLayers);
     }
-    let total = resolved
-        .layers
-        .iter()
-        .map(|layer| size(&blobs, layer))
-        .sum();
+    let total = resolved.layers.iter().map(|layer| size(&blobs, layer)).sum();
     let bytes_left = store.limits().max_image_bytes;
-    let mut work = Work {
-        store,
-        blobs: &blobs,
-        below: Vec::new(),
-        chain: None,
-        bytes_left,
-        done: 0,
-        total,
-        progress,
-    };
+    let mut work = Work { store, blobs: &blobs, below: Vec::new(), chain: None, bytes_left, done: 0, total, progress };
     for layer in &resolved.layers {
         work.add(layer)?;
     }
     let layers = work.below.iter().map(|hold| *hold.layer()).collect();
-    Ok(Image {
-        layers,
-        config: resolved.config,
-        holds: work.below,
-    })
+    Ok(Image { layers, config: resolved.config, holds: work.below })
 }
 
 /// Stored size, for the progress; what is missing is found when it is needed.
@@ -125,11 +108,7 @@ impl Work<'_, '_> {
 
     fn known(&self, layer: &LayerBlob, chain: Digest) -> Option<Hold> {
         let index = self.store.index();
-        let find = |origin| {
-            index
-                .get(&origin, "")
-                .and_then(|found| self.store.hold(&found))
-        };
+        let find = |origin| index.get(&origin, "").and_then(|found| self.store.hold(&found));
         find(Origin::Diff(layer.diff_id)).or_else(|| find(Origin::Chain(chain)))
     }
 
@@ -154,54 +133,27 @@ impl Work<'_, '_> {
     }
 
     /// Both digests are computed while the tar is unpacked; the directory is discarded if one is wrong.
-    fn unpack_verified(
-        &mut self,
-        section: Section,
-        layer: &LayerBlob,
-        dir: &std::path::Path,
-    ) -> Result<Unpacked> {
+    fn unpack_verified(&mut self, section: Section, layer: &LayerBlob, dir: &std::path::Path) -> Result<Unpacked> {
         let limits = self.store.limits();
-        let limits = Limits {
-            max_bytes: limits.max_bytes.min(self.bytes_left),
-            ..limits.clone()
-        };
-        let lower: Vec<_> = self
-            .below
-            .iter()
-            .rev()
-            .map(|hold| self.store.layer_path(hold.layer()))
-            .collect();
+        let limits = Limits { max_bytes: limits.max_bytes.min(self.bytes_left), ..limits.clone() };
+        let lower: Vec<_> = self.below.iter().rev().map(|hold| self.store.layer_path(hold.layer())).collect();
         let progress = &mut self.progress;
-        let mut stored = Hashing::new(Reporting {
-            inner: section.clone(),
-            done: &mut self.done,
-            total: self.total,
-            progress,
-        });
-        let tar_error = |source| Error::Layer {
-            layer: layer.diff_id.to_string(),
-            source,
-        };
+        let mut stored =
+            Hashing::new(Reporting { inner: section.clone(), done: &mut self.done, total: self.total, progress });
+        let tar_error = |source| Error::Layer { layer: layer.diff_id.to_string(), source };
         let unpacked = decompress(&mut stored)
             .map_err(|source| UnpackError::Read { offset: 0, source })
             .and_then(|tar| unpack_hashed(tar, dir, &lower, &limits));
         // A damaged blob mostly shows as a damaged tar first: the digest tells the cause. A bomb is told as a bomb,
         // and what was wrong with an entry is of interest only if the blob is what it should be.
-        if let (Some((expected, _)), false) = (
-            layer.announced,
-            matches!(unpacked, Err(UnpackError::TooManyBytes { .. })),
-        ) {
-            let found = stored
-                .finish()
-                .map_err(|e| Error::io("read", std::path::Path::new(&layer.name), e))?;
+        if let (Some((expected, _)), false) =
+            (layer.announced, matches!(unpacked, Err(UnpackError::TooManyBytes { .. })))
+        {
+            let found = stored.finish().map_err(|e| Error::io("read", std::path::Path::new(&layer.name), e))?;
             verify(&layer.name, expected, found)?;
         }
         let (unpacked, diff_id) = unpacked.map_err(tar_error)?;
-        verify(
-            &format!("{} (unpacked)", layer.name),
-            layer.diff_id,
-            diff_id,
-        )?;
+        verify(&format!("{} (unpacked)", layer.name), layer.diff_id, diff_id)?;
         Ok(unpacked)
     }
 }
@@ -214,10 +166,7 @@ fn unpack_hashed(
 ) -> std::result::Result<(Unpacked, Digest), UnpackError> {
     let mut tar = Hashing::new(tar);
     let unpacked = unpack(&mut tar, dir, lower, limits)?;
-    let diff_id = tar.finish().map_err(|source| UnpackError::Read {
-        offset: unpacked.bytes,
-        source,
-    })?;
+    let diff_id = tar.finish().map_err(|source| UnpackError::Read { offset: unpacked.bytes, source })?;
     Ok((unpacked, diff_id))
 }
 
@@ -225,11 +174,7 @@ fn verify(name: &str, expected: Digest, found: Digest) -> Result<()> {
     if found == expected {
         return Ok(());
     }
-    Err(Error::WrongDigest {
-        name: name.to_owned(),
-        expected: expected.to_string(),
-        found: found.to_string(),
-    })
+    Err(Error::WrongDigest { name: name.to_owned(), expected: expected.to_string(), found: found.to_string() })
 }
 
 fn hides_all_below(fs: &std::path::Path) -> Result<bool> {

@@ -56,16 +56,13 @@ impl Index {
     }
 
     /// Records that `origin`, being in `state`, became `layer`.
+    #[expect(clippy::disallowed_methods, reason = "a cache: what a crash tears is no record")]
     pub fn set(&self, origin: &Origin, state: &str, layer: &Digest) -> Result<()> {
         let path = self.dir.join(origin.to_string());
         let failed = |e| Error::io("write", &path, e);
         // Replaced, never truncated: another import may read it. No sync: after a crash a torn line is no record.
-        let mut file = tempfile::Builder::new()
-            .prefix(NEW)
-            .tempfile_in(&self.dir)
-            .map_err(failed)?;
-        file.write_all(format!("{layer} {state}\n").as_bytes())
-            .map_err(failed)?;
+        let mut file = tempfile::Builder::new().prefix(NEW).tempfile_in(&self.dir).map_err(failed)?;
+        file.write_all(format!("{layer} {state}\n").as_bytes()).map_err(failed)?;
         file.persist(&path).map_err(|e| failed(e.error))?;
         Ok(())
     }
@@ -77,9 +74,7 @@ impl Index {
             let line = fs::read_to_string(&path).unwrap_or_default();
             let layer = line.split(' ').next().and_then(|layer| layer.parse().ok());
             let half_written = name.starts_with(NEW) && !is_recent(&path);
-            if half_written
-                || (!name.starts_with(NEW) && !layer.is_some_and(|layer| exists(&layer)))
-            {
+            if half_written || (!name.starts_with(NEW) && !layer.is_some_and(|layer| exists(&layer))) {
                 match fs::remove_file(&path) {
                     Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                         return Err(Error::io("remove", &path, e));
@@ -94,8 +89,6 @@ impl Index {
 
 /// Another import may be writing it.
 fn is_recent(path: &Path) -> bool {
-    let age = fs::metadata(path)
-        .and_then(|meta| meta.modified())
-        .map(|time| time.elapsed());
+    let age = fs::metadata(path).and_then(|meta| meta.modified()).map(|time| time.elapsed());
     matches!(age, Ok(Ok(age)) if age.as_secs() < 3600)
 }

@@ -32,10 +32,7 @@ pub(super) fn resolve(blobs: &Blobs, tag: Option<&str>) -> Result<Resolved> {
             None => return Err(wrong_type("the manifest", chosen.media_type())),
         }
     }
-    Err(Error::NestedTooDeep {
-        image,
-        limit: MAX_NESTING,
-    })
+    Err(Error::NestedTooDeep { image, limit: MAX_NESTING })
 }
 
 /// Parses an index and chooses from it as an import does. For the fuzzer, which has no files.
@@ -62,46 +59,29 @@ enum Part {
 
 fn choose(image: &str, json: &[u8], level: Level<'_>) -> Result<Descriptor> {
     let index: ImageIndex = parse("the index", json)?;
-    let listed: Vec<&Descriptor> = index
-        .manifests()
-        .iter()
-        .filter(|entry| annotation(entry, ATTESTATION).is_none())
-        .collect();
+    let listed: Vec<&Descriptor> =
+        index.manifests().iter().filter(|entry| annotation(entry, ATTESTATION).is_none()).collect();
     let known = || names(&listed);
     let tagged: Vec<&Descriptor> = match level {
-        Level::Top { tag: Some(tag) } => listed
-            .iter()
-            .copied()
-            .filter(|entry| has_tag(entry, tag))
-            .collect(),
+        Level::Top { tag: Some(tag) } => listed.iter().copied().filter(|entry| has_tag(entry, tag)).collect(),
         _ => listed.clone(),
     };
     if let (Level::Top { tag: Some(tag) }, true) = (&level, tagged.is_empty()) {
-        return Err(Error::UnknownTag {
-            image: image.to_owned(),
-            tag: (*tag).to_owned(),
-            known: known(),
-        });
+        return Err(Error::UnknownTag { image: image.to_owned(), tag: (*tag).to_owned(), known: known() });
     }
     let fitting: Vec<&Descriptor> = tagged.iter().copied().filter(|entry| fits(entry)).collect();
     match (fitting.as_slice(), level) {
-        ([], _) if listed.is_empty() => Err(Error::NoImage {
-            path: image.to_owned(),
-            reason: "its index lists no image",
-        }),
+        ([], _) if listed.is_empty() => {
+            Err(Error::NoImage { path: image.to_owned(), reason: "its index lists no image" })
+        }
         ([], _) => Err(Error::Platform {
             image: image.to_owned(),
             wanted: config::platform(),
             known: tagged.iter().filter_map(|entry| platform(entry)).collect(),
         }),
         // The specification: of several that match, the first.
-        ([first, rest @ ..], Level::Top { tag: None })
-            if rest.iter().any(|other| other.digest() != first.digest()) =>
-        {
-            Err(Error::TagNeeded {
-                image: image.to_owned(),
-                known: known(),
-            })
+        ([first, rest @ ..], Level::Top { tag: None }) if rest.iter().any(|other| other.digest() != first.digest()) => {
+            Err(Error::TagNeeded { image: image.to_owned(), known: known() })
         }
         ([first, ..], _) => Ok((*first).clone()),
     }
@@ -117,10 +97,7 @@ fn from_manifest(blobs: &Blobs, descriptor: &Descriptor) -> Result<Resolved> {
     let json = read(blobs, manifest.config(), "the configuration")?;
     let (config, diff_ids) = config::parse(&blobs.image(), &json)?;
     if manifest.layers().len() != diff_ids.len() {
-        return Err(Error::LayerCount {
-            layers: manifest.layers().len(),
-            diff_ids: diff_ids.len(),
-        });
+        return Err(Error::LayerCount { layers: manifest.layers().len(), diff_ids: diff_ids.len() });
     }
     let mut layers = Vec::new();
     for (layer, diff_id) in manifest.layers().iter().zip(diff_ids) {
@@ -128,21 +105,14 @@ fn from_manifest(blobs: &Blobs, descriptor: &Descriptor) -> Result<Resolved> {
             return Err(wrong_type("a layer", layer.media_type()));
         }
         let digest = digest(layer)?;
-        layers.push(LayerBlob {
-            name: blob_name(&digest),
-            announced: Some((digest, layer.size())),
-            diff_id,
-        });
+        layers.push(LayerBlob { name: blob_name(&digest), announced: Some((digest, layer.size())), diff_id });
     }
     Ok(Resolved { config, layers })
 }
 
 fn read(blobs: &Blobs, descriptor: &Descriptor, what: &str) -> Result<Vec<u8>> {
     let digest = digest(descriptor)?;
-    blobs
-        .open_digest(&digest)?
-        .expect_size(descriptor.size())?
-        .bytes(what, Some(&digest))
+    blobs.open_digest(&digest)?.expect_size(descriptor.size())?.bytes(what, Some(&digest))
 }
 
 fn digest(descriptor: &Descriptor) -> Result<Digest> {
@@ -183,43 +153,28 @@ fn is_layer(media_type: &MediaType) -> bool {
 }
 
 fn wrong_type(what: &'static str, media_type: &MediaType) -> Error {
-    Error::MediaType {
-        what,
-        found: media_type.to_string(),
-    }
+    Error::MediaType { what, found: media_type.to_string() }
 }
 
 fn fits(entry: &Descriptor) -> bool {
     match entry.platform() {
         None => true,
-        Some(platform) => {
-            *platform.os() == Os::Linux && *platform.architecture() == Arch::from(config::arch())
-        }
+        Some(platform) => *platform.os() == Os::Linux && *platform.architecture() == Arch::from(config::arch()),
     }
 }
 
 fn platform(entry: &Descriptor) -> Option<String> {
-    entry
-        .platform()
-        .as_ref()
-        .map(|platform| format!("{}/{}", platform.os(), platform.architecture()))
+    entry.platform().as_ref().map(|platform| format!("{}/{}", platform.os(), platform.architecture()))
 }
 
 fn has_tag(entry: &Descriptor, tag: &str) -> bool {
-    [REF_NAME, IMAGE_NAME]
-        .iter()
-        .any(|key| annotation(entry, key).is_some_and(|name| tag_matches(name, tag)))
+    [REF_NAME, IMAGE_NAME].iter().any(|key| annotation(entry, key).is_some_and(|name| tag_matches(name, tag)))
 }
 
 /// The tags in an index, for messages.
 fn names(listed: &[&Descriptor]) -> Vec<String> {
-    let names = listed
-        .iter()
-        .filter_map(|entry| annotation(entry, REF_NAME).or(annotation(entry, IMAGE_NAME)));
-    names
-        .take(50)
-        .map(|name| name.chars().take(200).collect())
-        .collect()
+    let names = listed.iter().filter_map(|entry| annotation(entry, REF_NAME).or(annotation(entry, IMAGE_NAME)));
+    names.take(50).map(|name| name.chars().take(200).collect()).collect()
 }
 
 fn annotation<'a>(entry: &'a Descriptor, key: &str) -> Option<&'a str> {

@@ -28,49 +28,32 @@ impl Reference {
             Some(("oci", rest)) => (Kind::Oci, rest),
             Some(("docker-archive" | "oci-archive", rest)) => (Kind::Archive, rest),
             _ => {
-                return Err(Error::Reference {
-                    reference: text.to_owned(),
-                });
+                return Err(Error::Reference { reference: text.to_owned() });
             }
         };
         if rest.is_empty() {
-            return Err(Error::Reference {
-                reference: text.to_owned(),
-            });
+            return Err(Error::Reference { reference: text.to_owned() });
         }
         if !rest.starts_with('/') {
             return Err(Error::Relative { path: rest.into() });
         }
-        let ends = rest
-            .match_indices(':')
-            .map(|(at, _)| at)
-            .chain([rest.len()]);
+        let ends = rest.match_indices(':').map(|(at, _)| at).chain([rest.len()]);
         for end in ends.collect::<Vec<_>>().into_iter().rev() {
             let path = Path::new(&rest[..end]);
             let exists = match kind {
                 Kind::Oci => path.join("index.json").exists(),
                 Kind::Archive => path.is_file(),
             };
-            let tag = rest
-                .get(end + 1..)
-                .filter(|tag| !tag.is_empty())
-                .map(str::to_owned);
+            let tag = rest.get(end + 1..).filter(|tag| !tag.is_empty()).map(str::to_owned);
             if exists {
-                return Ok(Reference {
-                    kind,
-                    path: path.to_owned(),
-                    tag,
-                });
+                return Ok(Reference { kind, path: path.to_owned(), tag });
             }
         }
         let reason = match kind {
             Kind::Oci => "no directory with an index.json",
             Kind::Archive => "no such file",
         };
-        Err(Error::NoImage {
-            path: rest.to_owned(),
-            reason,
-        })
+        Err(Error::NoImage { path: rest.to_owned(), reason })
     }
 }
 
@@ -81,11 +64,7 @@ pub(super) fn tag_matches(name: &str, tag: &str) -> bool {
         Some((_, short)) if !short.contains('/') => short,
         _ => name,
     };
-    name == tag
-        || short == tag
-        || name
-            .strip_suffix(tag)
-            .is_some_and(|rest| rest.ends_with('/'))
+    name == tag || short == tag || name.strip_suffix(tag).is_some_and(|rest| rest.ends_with('/'))
 }
 
 #[cfg(test)]
@@ -104,52 +83,27 @@ mod tests {
         assert_eq!(parse("").tag, None);
         assert_eq!(parse(":").tag, None);
         assert_eq!(parse(":7").tag.as_deref(), Some("7"));
-        assert_eq!(
-            parse(":docker.io/redis:7").tag.as_deref(),
-            Some("docker.io/redis:7")
-        );
+        assert_eq!(parse(":docker.io/redis:7").tag.as_deref(), Some("docker.io/redis:7"));
         assert!(parse(":7").path.ends_with("a:b"));
     }
 
     #[test]
     fn what_is_no_image_is_named() {
-        assert!(matches!(
-            Reference::parse("redis:7"),
-            Err(Error::Reference { .. })
-        ));
-        assert!(matches!(
-            Reference::parse("oci:"),
-            Err(Error::Reference { .. })
-        ));
-        assert!(matches!(
-            Reference::parse("oci:images/redis"),
-            Err(Error::Relative { .. })
-        ));
-        assert!(matches!(
-            Reference::parse("oci:/nowhere/at/all:7"),
-            Err(Error::NoImage { .. })
-        ));
-        assert!(matches!(
-            Reference::parse("docker-archive:/nowhere.tar"),
-            Err(Error::NoImage { .. })
-        ));
+        assert!(matches!(Reference::parse("redis:7"), Err(Error::Reference { .. })));
+        assert!(matches!(Reference::parse("oci:"), Err(Error::Reference { .. })));
+        assert!(matches!(Reference::parse("oci:images/redis"), Err(Error::Relative { .. })));
+        assert!(matches!(Reference::parse("oci:/nowhere/at/all:7"), Err(Error::NoImage { .. })));
+        assert!(matches!(Reference::parse("docker-archive:/nowhere.tar"), Err(Error::NoImage { .. })));
     }
 
     #[test]
     fn tags_match_as_people_write_them() {
-        for (name, tag) in [
-            ("7", "7"),
-            ("redis:7", "7"),
-            ("redis:7", "redis:7"),
-            ("docker.io/library/redis:7", "redis:7"),
-        ] {
+        for (name, tag) in
+            [("7", "7"), ("redis:7", "7"), ("redis:7", "redis:7"), ("docker.io/library/redis:7", "redis:7")]
+        {
             assert!(tag_matches(name, tag), "{name} {tag}");
         }
-        for (name, tag) in [
-            ("redis:17", "7"),
-            ("redis:7", "is:7"),
-            ("host:5000/redis", "5000/redis"),
-        ] {
+        for (name, tag) in [("redis:17", "7"), ("redis:7", "is:7"), ("host:5000/redis", "5000/redis")] {
             assert!(!tag_matches(name, tag), "{name} {tag}");
         }
     }

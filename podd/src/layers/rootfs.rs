@@ -28,9 +28,7 @@ const QUIET: Duration = Duration::from_millis(20);
 /// Copies the directory into the store, unless an unchanged copy is there.
 pub(super) fn import(store: &LayerStore, dir: &Path, progress: Progress<'_>) -> Result<Image> {
     if !dir.is_absolute() {
-        return Err(Error::Relative {
-            path: dir.to_owned(),
-        });
+        return Err(Error::Relative { path: dir.to_owned() });
     }
     let dir = std::fs::canonicalize(dir).map_err(|e| Error::io("find the rootfs", dir, e))?;
     if !dir.is_dir() {
@@ -42,29 +40,15 @@ pub(super) fn import(store: &LayerStore, dir: &Path, progress: Progress<'_>) -> 
     let origin = Origin::Rootfs(sha256(dir.as_os_str().as_bytes()));
     let _turn = store.turn(&origin.to_string());
     let survey = quiet_survey(&dir)?;
-    let hold = match store
-        .index()
-        .get(&origin, &survey.state())
-        .and_then(|layer| store.hold(&layer))
-    {
+    let hold = match store.index().get(&origin, &survey.state()).and_then(|layer| store.hold(&layer)) {
         Some(hold) => hold,
         None => copy(store, &dir, &origin, &survey, progress)?,
     };
     progress(survey.bytes, survey.bytes);
-    Ok(Image {
-        layers: vec![*hold.layer()],
-        config: ImageConfig::default(),
-        holds: vec![hold],
-    })
+    Ok(Image { layers: vec![*hold.layer()], config: ImageConfig::default(), holds: vec![hold] })
 }
 
-fn copy(
-    store: &LayerStore,
-    dir: &Path,
-    origin: &Origin,
-    survey: &Survey,
-    progress: Progress<'_>,
-) -> Result<Hold> {
+fn copy(store: &LayerStore, dir: &Path, origin: &Origin, survey: &Survey, progress: Progress<'_>) -> Result<Hold> {
     let temporary = store.temporary()?;
     let fs = temporary.make_fs()?;
     let left_out = Copy::new(dir, &fs, survey.bytes, progress)?.run()?;
@@ -114,25 +98,14 @@ fn quiet_survey(dir: &Path) -> Result<Survey> {
 fn survey(dir: &Path) -> Result<Survey> {
     let root = open_root(dir)?;
     let stat = rustix::fs::fstat(&root).map_err(|e| Error::io("inspect", dir, e))?;
-    let mut survey = Survey {
-        fingerprint: 0,
-        bytes: 0,
-        newest: UNIX_EPOCH,
-    };
+    let mut survey = Survey { fingerprint: 0, bytes: 0, newest: UNIX_EPOCH };
     survey.add(b"", 0, &stat);
     survey.walk(&root, &mut dir.to_owned(), 0, stat.st_dev, 0)?;
     Ok(survey)
 }
 
 impl Survey {
-    fn walk(
-        &mut self,
-        dir: &OwnedFd,
-        path: &mut PathBuf,
-        seed: u64,
-        device: u64,
-        depth: usize,
-    ) -> Result<()> {
+    fn walk(&mut self, dir: &OwnedFd, path: &mut PathBuf, seed: u64, device: u64, depth: usize) -> Result<()> {
         if depth > MAX_DEPTH {
             return Err(Error::TooDeep { path: path.clone() });
         }
@@ -143,17 +116,10 @@ impl Survey {
                 Err(e) => return Err(Error::io("inspect", &path.join(os(&name)), e)),
             };
             self.add(&name, seed, &stat);
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && stat.st_dev == device
-            {
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && stat.st_dev == device {
                 path.push(os(&name));
                 let below = open_directory(dir, &name).map_err(|e| Error::io("open", path, e))?;
-                self.walk(
-                    &below,
-                    path,
-                    xxh3_64_with_seed(&name, seed ^ 1),
-                    device,
-                    depth + 1,
-                )?;
+                self.walk(&below, path, xxh3_64_with_seed(&name, seed ^ 1), device, depth + 1)?;
                 path.pop();
             }
         }
@@ -176,16 +142,12 @@ impl Survey {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         bytes.extend_from_slice(name);
-        self.fingerprint = self
-            .fingerprint
-            .wrapping_add(xxh3_128_with_seed(&bytes, seed));
+        self.fingerprint = self.fingerprint.wrapping_add(xxh3_128_with_seed(&bytes, seed));
         if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
             self.bytes += stat.st_size as u64;
         }
         let seconds = u64::try_from(stat.st_ctime).unwrap_or(0);
-        self.newest = self
-            .newest
-            .max(UNIX_EPOCH + Duration::new(seconds, stat.st_ctime_nsec as u32));
+        self.newest = self.newest.max(UNIX_EPOCH + Duration::new(seconds, stat.st_ctime_nsec as u32));
     }
 }
 

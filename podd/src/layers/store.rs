@@ -43,28 +43,16 @@ impl LayerStore {
 
     /// [`LayerStore::open`] with other bounds for images.
     pub fn open_with(root: &Path, limits: Limits) -> Result<LayerStore> {
-        let make = fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(root);
+        let make = fs::DirBuilder::new().recursive(true).mode(0o700).create(root);
         make.map_err(|e| Error::io("make the layer store", root, e))?;
-        let root =
-            fs::canonicalize(root).map_err(|e| Error::io("find the layer store", root, e))?;
+        let root = fs::canonicalize(root).map_err(|e| Error::io("find the layer store", root, e))?;
         let private = fs::set_permissions(&root, fs::Permissions::from_mode(0o700));
         private.map_err(|e| Error::io("protect the layer store", &root, e))?;
         probe_xattrs(&root)?;
         let index = Index::open(&root)?;
-        let inner = Inner {
-            root,
-            limits,
-            index,
-            held: Mutex::default(),
-            turns: Mutex::default(),
-            turn_ended: Condvar::new(),
-        };
-        let store = LayerStore {
-            inner: Arc::new(inner),
-        };
+        let inner =
+            Inner { root, limits, index, held: Mutex::default(), turns: Mutex::default(), turn_ended: Condvar::new() };
+        let store = LayerStore { inner: Arc::new(inner) };
         store.remove_leftovers()?;
         Ok(store)
     }
@@ -98,12 +86,7 @@ impl LayerStore {
     pub fn receive(&self, layer: &Digest) -> Result<Incoming> {
         let dir = self.temporary()?;
         let path = dir.make_fs()?;
-        Ok(Incoming {
-            store: self.clone(),
-            layer: *layer,
-            dir,
-            path,
-        })
+        Ok(Incoming { store: self.clone(), layer: *layer, dir, path })
     }
 
     /// All layers.
@@ -121,11 +104,7 @@ impl LayerStore {
     /// Removes the layers that are neither in use nor held. Returns the bytes of disk that this freed.
     pub fn remove_unused(&self, in_use: &BTreeSet<Digest>) -> Result<u64> {
         let mut freed = 0;
-        for layer in self
-            .list()?
-            .into_iter()
-            .filter(|layer| !in_use.contains(layer))
-        {
+        for layer in self.list()?.into_iter().filter(|layer| !in_use.contains(layer)) {
             let trash = self.temporary()?;
             {
                 let held = lock(&self.inner.held);
@@ -133,8 +112,7 @@ impl LayerStore {
                     continue;
                 }
                 let from = self.layer_dir(&layer);
-                fs::rename(&from, trash.path().join("fs"))
-                    .map_err(|e| Error::io("remove the layer", &from, e))?;
+                fs::rename(&from, trash.path().join("fs")).map_err(|e| Error::io("remove the layer", &from, e))?;
             }
             freed += files::disk_usage(&trash.path().join("fs")).map_err(Error::Tree)?;
             trash.remove()?;
@@ -160,17 +138,10 @@ impl LayerStore {
     pub(super) fn turn(&self, key: &str) -> Turn<'_> {
         let mut turns = lock(&self.inner.turns);
         while turns.contains(key) {
-            turns = self
-                .inner
-                .turn_ended
-                .wait(turns)
-                .unwrap_or_else(PoisonError::into_inner);
+            turns = self.inner.turn_ended.wait(turns).unwrap_or_else(PoisonError::into_inner);
         }
         turns.insert(key.to_owned());
-        Turn {
-            inner: &self.inner,
-            key: key.to_owned(),
-        }
+        Turn { inner: &self.inner, key: key.to_owned() }
     }
 
     /// A directory for something half-done, on the store's file system. Removed when dropped.
@@ -180,8 +151,7 @@ impl LayerStore {
         let made = tempfile::Builder::new().prefix(TMP).tempdir_in(root);
         let dir = made.map_err(|e| Error::io("make a directory in", root, e))?;
         let lock = open_directory(dir.path())?;
-        rustix::fs::flock(&lock, FlockOperation::LockExclusive)
-            .map_err(|e| Error::io("lock", dir.path(), e))?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(|e| Error::io("lock", dir.path(), e))?;
         Ok(Temporary { dir, lock })
     }
 
@@ -191,13 +161,8 @@ impl LayerStore {
         // Everything of the layer is on the disk before its name is: a crash leaves a whole layer or a tmp-*.
         rustix::fs::syncfs(&dir.lock).map_err(|e| Error::io("sync", dir.path(), e))?;
         let to = self.layer_dir(layer);
-        let renamed = rustix::fs::renameat_with(
-            rustix::fs::CWD,
-            dir.path(),
-            rustix::fs::CWD,
-            &to,
-            RenameFlags::NOREPLACE,
-        );
+        let renamed =
+            rustix::fs::renameat_with(rustix::fs::CWD, dir.path(), rustix::fs::CWD, &to, RenameFlags::NOREPLACE);
         match renamed {
             // No longer this function's to remove.
             Ok(()) => drop(dir.dir.keep()),
@@ -215,28 +180,16 @@ impl LayerStore {
 
     fn hold_blindly(&self, layer: &Digest) -> Hold {
         *lock(&self.inner.held).entry(*layer).or_default() += 1;
-        Hold {
-            inner: self.inner.clone(),
-            layer: *layer,
-        }
+        Hold { inner: self.inner.clone(), layer: *layer }
     }
 
     /// A tmp-* that is locked belongs to a living import, perhaps of another process.
     fn remove_leftovers(&self) -> Result<()> {
         let _lock = self.lock_leftovers()?;
-        for name in names(&self.inner.root)?
-            .iter()
-            .filter(|name| name.starts_with(TMP))
-        {
+        for name in names(&self.inner.root)?.iter().filter(|name| name.starts_with(TMP)) {
             let path = self.inner.root.join(name);
-            if rustix::fs::flock(
-                open_directory(&path)?,
-                FlockOperation::NonBlockingLockExclusive,
-            )
-            .is_ok()
-            {
-                fs::remove_dir_all(&path)
-                    .map_err(|e| Error::io("remove the leftover", &path, e))?;
+            if rustix::fs::flock(open_directory(&path)?, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                fs::remove_dir_all(&path).map_err(|e| Error::io("remove the leftover", &path, e))?;
                 tracing::info!(path = %path.display(), "removed what an interrupted import left");
             }
         }
@@ -246,13 +199,8 @@ impl LayerStore {
     /// Keeps a new tmp-* from being taken for a leftover between its making and its locking.
     fn lock_leftovers(&self) -> Result<File> {
         let path = self.inner.root.join("lock");
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(|e| Error::io("open", &path, e))?;
-        rustix::fs::flock(&file, FlockOperation::LockExclusive)
-            .map_err(|e| Error::io("lock", &path, e))?;
+        let file = File::options().create(true).append(true).open(&path).map_err(|e| Error::io("open", &path, e))?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(|e| Error::io("lock", &path, e))?;
         Ok(file)
     }
 }
@@ -273,10 +221,7 @@ impl Hold {
 
 impl Clone for Hold {
     fn clone(&self) -> Self {
-        LayerStore {
-            inner: self.inner.clone(),
-        }
-        .hold_blindly(&self.layer)
+        LayerStore { inner: self.inner.clone() }.hold_blindly(&self.layer)
     }
 }
 
@@ -312,10 +257,7 @@ impl Incoming {
     pub fn commit(self) -> Result<Hold> {
         let found = files::digest(&self.path).map_err(Error::Tree)?;
         if found != self.layer {
-            return Err(Error::WrongTree {
-                expected: self.layer.to_string(),
-                found: found.to_string(),
-            });
+            return Err(Error::WrongTree { expected: self.layer.to_string(), found: found.to_string() });
         }
         self.store.publish(self.dir, &self.layer)
     }
@@ -366,18 +308,13 @@ fn probe_xattrs(root: &Path) -> Result<()> {
     rustix::fs::fsetxattr(&dir, PROBE, b"y", XattrFlags::empty())
         .and_then(|()| rustix::fs::fremovexattr(&dir, PROBE))
         .or_else(|e| if e == Errno::NODATA { Ok(()) } else { Err(e) })
-        .map_err(|e| Error::NoTrustedXattrs {
-            root: root.to_owned(),
-            source: e.into(),
-        })
+        .map_err(|e| Error::NoTrustedXattrs { root: root.to_owned(), source: e.into() })
 }
 
 fn open_directory(path: &Path) -> Result<File> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::open(path, flags, Mode::empty());
-    Ok(File::from(
-        opened.map_err(|e| Error::io("open the directory", path, e))?,
-    ))
+    Ok(File::from(opened.map_err(|e| Error::io("open the directory", path, e))?))
 }
 
 /// Names in a directory that are UTF-8: all of the store's own are.

@@ -67,13 +67,7 @@ pub(super) struct TarStream<R> {
 impl<R: Read> TarStream<R> {
     /// At most `max_bytes` of the stream are read, headers and padding included.
     pub fn new(input: R, max_bytes: u64) -> Self {
-        TarStream {
-            input,
-            offset: 0,
-            max_bytes,
-            left: 0,
-            padding: 0,
-        }
+        TarStream { input, offset: 0, max_bytes, left: 0, padding: 0 }
     }
 
     /// Skips what is left of the current entry and reads the next header; none at the end of the archive.
@@ -121,10 +115,7 @@ impl<R: Read> TarStream<R> {
         if let Some(size) = records.size {
             self.set_content(size)?;
         }
-        let path = records
-            .path
-            .or(records.long_path)
-            .unwrap_or_else(|| header.path());
+        let path = records.path.or(records.long_path).unwrap_or_else(|| header.path());
         let kind = match header.kind() {
             _ if records.sparse => Kind::Sparse,
             // Before POSIX a directory was a file whose name ends in a slash.
@@ -145,34 +136,19 @@ impl<R: Read> TarStream<R> {
         }
         Ok(Entry {
             path,
-            link: records
-                .link
-                .or(records.long_link)
-                .unwrap_or_else(|| header.text(157..257).to_vec()),
+            link: records.link.or(records.long_link).unwrap_or_else(|| header.text(157..257).to_vec()),
             kind,
             mode: number(100..108).ok_or_else(|| self.damage("mode"))? as u32 & 0o7777,
-            uid: records
-                .uid
-                .or_else(|| number(108..116))
-                .ok_or_else(|| self.damage("user id"))?,
-            gid: records
-                .gid
-                .or_else(|| number(116..124))
-                .ok_or_else(|| self.damage("group id"))?,
+            uid: records.uid.or_else(|| number(108..116)).ok_or_else(|| self.damage("user id"))?,
+            gid: records.gid.or_else(|| number(116..124)).ok_or_else(|| self.damage("group id"))?,
             mtime: match records.mtime {
                 Some(time) => time,
-                None => (
-                    header.number(136..148).ok_or_else(|| self.damage("time"))?,
-                    0,
-                ),
+                None => (header.number(136..148).ok_or_else(|| self.damage("time"))?, 0),
             },
             size: self.left,
             offset: self.offset,
             // Only some kinds have device numbers; archives exist with rubbish there for the others.
-            device: (
-                number(329..337).unwrap_or(u64::MAX),
-                number(337..345).unwrap_or(u64::MAX),
-            ),
+            device: (number(329..337).unwrap_or(u64::MAX), number(337..345).unwrap_or(u64::MAX)),
             xattrs: records.xattrs,
         })
     }
@@ -211,19 +187,14 @@ impl<R: Read> TarStream<R> {
             return Err(self.damage("a long name or PAX header above 1 MiB"));
         }
         let mut content = vec![0; self.left as usize];
-        self.read_exact(&mut content)
-            .map_err(|e| self.read_error(e))?;
+        self.read_exact(&mut content).map_err(|e| self.read_error(e))?;
         Ok(content)
     }
 
     fn set_content(&mut self, size: impl TryInto<u64>) -> Result<(), UnpackError> {
-        let size = size
-            .try_into()
-            .map_err(|_| self.damage("a negative size"))?;
+        let size = size.try_into().map_err(|_| self.damage("a negative size"))?;
         if size > self.max_bytes.saturating_sub(self.offset) {
-            return Err(UnpackError::TooManyBytes {
-                limit: self.max_bytes,
-            });
+            return Err(UnpackError::TooManyBytes { limit: self.max_bytes });
         }
         self.left = size;
         self.padding = size.next_multiple_of(BLOCK as u64) - size;
@@ -254,25 +225,17 @@ impl<R: Read> TarStream<R> {
         };
         self.offset += n as u64;
         if self.offset > self.max_bytes {
-            return Err(UnpackError::TooManyBytes {
-                limit: self.max_bytes,
-            });
+            return Err(UnpackError::TooManyBytes { limit: self.max_bytes });
         }
         Ok(n)
     }
 
     fn damage(&self, what: &'static str) -> UnpackError {
-        UnpackError::Damaged {
-            offset: self.offset,
-            what,
-        }
+        UnpackError::Damaged { offset: self.offset, what }
     }
 
     fn read_error(&self, source: io::Error) -> UnpackError {
-        UnpackError::Read {
-            offset: self.offset,
-            source,
-        }
+        UnpackError::Read { offset: self.offset, source }
     }
 }
 
@@ -281,9 +244,7 @@ impl<R: Read + io::Seek> TarStream<io::BufReader<R>> {
     pub fn seek_over_content(&mut self) -> Result<(), UnpackError> {
         let skip = self.left + self.padding;
         let skipped = i64::try_from(skip).map_err(|_| self.damage("size"))?;
-        self.input
-            .seek_relative(skipped)
-            .map_err(|e| self.read_error(e))?;
+        self.input.seek_relative(skipped).map_err(|e| self.read_error(e))?;
         self.offset += skip;
         self.left = 0;
         self.padding = 0;
@@ -299,10 +260,7 @@ impl<R: Read> Read for TarStream<R> {
         }
         let n = self.input.read(&mut buffer[..want])?;
         if n == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the tar is cut short",
-            ));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the tar is cut short"));
         }
         self.left -= n as u64;
         self.offset += n as u64;
@@ -329,20 +287,14 @@ impl Records {
     /// Records are `LENGTH KEY=VALUE\n`, where LENGTH counts the whole record.
     fn parse_pax(&mut self, mut rest: &[u8]) -> Result<(), &'static str> {
         while !rest.is_empty() {
-            let space = rest
-                .iter()
-                .position(|b| *b == b' ')
-                .ok_or("a PAX record without length")?;
+            let space = rest.iter().position(|b| *b == b' ').ok_or("a PAX record without length")?;
             let length = decimal(&rest[..space]).ok_or("a PAX record without length")?;
             let length = usize::try_from(length).map_err(|_| "a PAX record that is too long")?;
             if length <= space + 1 || length > rest.len() || rest[length - 1] != b'\n' {
                 return Err("a PAX record with a wrong length");
             }
             let record = &rest[space + 1..length - 1];
-            let equals = record
-                .iter()
-                .position(|b| *b == b'=')
-                .ok_or("a PAX record without a value")?;
+            let equals = record.iter().position(|b| *b == b'=').ok_or("a PAX record without a value")?;
             self.set(&record[..equals], &record[equals + 1..])?;
             rest = &rest[length..];
         }
@@ -385,16 +337,8 @@ impl<'a> Header<'a> {
     fn path(&self) -> Vec<u8> {
         let name = self.text(0..100);
         // GNU puts times where POSIX has the prefix: its magic ends in a blank.
-        let prefix = if &self.0[257..263] == b"ustar\0" {
-            self.text(345..500)
-        } else {
-            b""
-        };
-        if prefix.is_empty() {
-            name.to_vec()
-        } else {
-            [prefix, b"/", name].concat()
-        }
+        let prefix = if &self.0[257..263] == b"ustar\0" { self.text(345..500) } else { b"" };
+        if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
     }
 
     /// Octal text, or GNU's big-endian binary; an empty field is 0, as other readers have it.
@@ -404,18 +348,12 @@ impl<'a> Header<'a> {
             let negative = field[0] & 0x40 != 0;
             let mut value: i128 = if negative { -1 } else { 0 };
             for (i, byte) in field.iter().enumerate() {
-                let byte = if i == 0 && !negative {
-                    byte & 0x7f
-                } else {
-                    *byte
-                };
+                let byte = if i == 0 && !negative { byte & 0x7f } else { *byte };
                 value = value << 8 | i128::from(byte);
             }
             return i64::try_from(value).ok();
         }
-        let text = std::str::from_utf8(field.split(|b| *b == 0).next()?)
-            .ok()?
-            .trim();
+        let text = std::str::from_utf8(field.split(|b| *b == 0).next()?).ok()?.trim();
         if text.is_empty() {
             return Some(0);
         }
@@ -424,18 +362,8 @@ impl<'a> Header<'a> {
 
     /// Sum of all bytes, the checksum field itself counted as blanks.
     fn checksum_holds(&self) -> bool {
-        let sum: i64 = self
-            .0
-            .iter()
-            .enumerate()
-            .map(|(i, b)| {
-                if (148..156).contains(&i) {
-                    32
-                } else {
-                    i64::from(*b)
-                }
-            })
-            .sum();
+        let sum: i64 =
+            self.0.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { i64::from(*b) }).sum();
         self.number(148..156) == Some(sum)
     }
 }
@@ -491,19 +419,8 @@ mod tests {
 
     #[test]
     fn a_pax_record_that_lies_about_its_length_is_refused() {
-        for bad in [
-            "5 a=b\n",
-            "99 a=b\n",
-            "x a=b\n",
-            "3 \n",
-            "6 ab\n",
-            "2 ",
-            "18446744073709551616 a=b\n",
-        ] {
-            assert!(
-                Records::default().parse_pax(bad.as_bytes()).is_err(),
-                "{bad:?}"
-            );
+        for bad in ["5 a=b\n", "99 a=b\n", "x a=b\n", "3 \n", "6 ab\n", "2 ", "18446744073709551616 a=b\n"] {
+            assert!(Records::default().parse_pax(bad.as_bytes()).is_err(), "{bad:?}");
         }
         assert!(Records::default().parse_pax(b"6 a=b\n").is_ok());
     }

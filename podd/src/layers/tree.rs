@@ -7,10 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, UTIME_OMIT,
-    XattrFlags,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, UTIME_OMIT, XattrFlags};
 use rustix::io::Errno;
 
 use super::unpack::{Fault, show};
@@ -178,12 +175,7 @@ impl Tree {
         match there(parent, name)? {
             There::Nothing => {
                 rustix::fs::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0)?;
-                rustix::fs::utimensat(
-                    parent,
-                    name,
-                    &omit_atime((0, 0)),
-                    AtFlags::SYMLINK_NOFOLLOW,
-                )?;
+                rustix::fs::utimensat(parent, name, &omit_atime((0, 0)), AtFlags::SYMLINK_NOFOLLOW)?;
             }
             // The image specification: a whiteout applies to lower layers only.
             There::Directory => set_opaque(&open_directory(parent, name)?)?,
@@ -203,9 +195,7 @@ impl Tree {
             There::Directory => {
                 self.last = None;
                 // By path: the parents were just opened without a symlink, and nobody else writes here.
-                let path = self
-                    .path
-                    .join(Path::new(std::ffi::OsStr::from_bytes(&join(path))));
+                let path = self.path.join(Path::new(std::ffi::OsStr::from_bytes(&join(path))));
                 std::fs::remove_dir_all(path).map_err(Fault::Io)?;
             }
         }
@@ -262,22 +252,14 @@ pub(super) fn set_opaque(dir: impl AsFd) -> Result<(), Errno> {
 /// A modification time; the time of the last access stays.
 pub(super) fn omit_atime((seconds, nanos): (i64, u32)) -> Timestamps {
     Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        },
-        last_modification: Timespec {
-            tv_sec: seconds,
-            tv_nsec: nanos.into(),
-        },
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: seconds, tv_nsec: nanos.into() },
     }
 }
 
 fn beneath(root: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::BENEATH
-        | ResolveFlags::NO_SYMLINKS
-        | ResolveFlags::NO_MAGICLINKS
-        | ResolveFlags::NO_XDEV;
+    let resolve =
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 

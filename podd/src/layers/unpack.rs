@@ -170,32 +170,16 @@ impl From<rustix::io::Errno> for Fault {
 /// Unpacks the tar read from `input` into `dir`, an empty directory of the caller's own. `lower` are the trees of
 /// the layers below, topmost first: directories that the tar implies but does not name take owner, mode and time
 /// from there. On an error `dir` holds a part of the layer and is to be removed.
-pub fn unpack(
-    input: &mut dyn Read,
-    dir: &Path,
-    lower: &[PathBuf],
-    limits: &Limits,
-) -> Result<Unpacked, UnpackError> {
+pub fn unpack(input: &mut dyn Read, dir: &Path, lower: &[PathBuf], limits: &Limits) -> Result<Unpacked, UnpackError> {
     let mut stream = TarStream::new(input, limits.max_bytes);
-    let mut unpacker = Unpacker {
-        tree: Tree::open(dir, lower).map_err(UnpackError::Directory)?,
-        limits,
-        entries: 0,
-    };
+    let mut unpacker = Unpacker { tree: Tree::open(dir, lower).map_err(UnpackError::Directory)?, limits, entries: 0 };
     while let Some(entry) = stream.next_entry()? {
         unpacker.count(1)?;
         unpacker.apply(&entry, &mut stream)?;
     }
     stream.drain()?;
-    unpacker
-        .tree
-        .set_directory_times()
-        .map_err(UnpackError::Directory)?;
-    Ok(Unpacked {
-        bytes: stream.offset(),
-        entries: unpacker.entries,
-        depends_on_lower: unpacker.tree.implied > 0,
-    })
+    unpacker.tree.set_directory_times().map_err(UnpackError::Directory)?;
+    Ok(Unpacked { bytes: stream.offset(), entries: unpacker.entries, depends_on_lower: unpacker.tree.implied > 0 })
 }
 
 struct Unpacker<'a> {
@@ -208,22 +192,13 @@ impl Unpacker<'_> {
     fn count(&mut self, more: u64) -> Result<(), UnpackError> {
         self.entries += more;
         if self.entries > self.limits.max_entries {
-            return Err(UnpackError::TooManyEntries {
-                limit: self.limits.max_entries,
-            });
+            return Err(UnpackError::TooManyEntries { limit: self.limits.max_entries });
         }
         Ok(())
     }
 
-    fn apply(
-        &mut self,
-        entry: &Entry,
-        content: &mut TarStream<&mut dyn Read>,
-    ) -> Result<(), UnpackError> {
-        let named = |fault| UnpackError::Entry {
-            entry: show(&entry.path),
-            fault,
-        };
+    fn apply(&mut self, entry: &Entry, content: &mut TarStream<&mut dyn Read>) -> Result<(), UnpackError> {
+        let named = |fault| UnpackError::Entry { entry: show(&entry.path), fault };
         let path = components(&entry.path, self.limits.max_path).map_err(named)?;
         let Some((name, parents)) = path.split_last() else {
             return self.root(entry).map_err(named);
@@ -240,11 +215,7 @@ impl Unpacker<'_> {
             Some(hidden) => return self.tree.whiteout(&parent, hidden).map_err(named),
             None => {}
         }
-        let here = Place {
-            path: &path,
-            parent: parent.as_fd(),
-            name,
-        };
+        let here = Place { path: &path, parent: parent.as_fd(), name };
         match entry.kind {
             Kind::File => return self.file(&here, entry, content),
             Kind::Directory => self.directory(&here, entry),
@@ -252,9 +223,7 @@ impl Unpacker<'_> {
             Kind::HardLink => self.hard_link(&here, entry),
             Kind::Fifo => self.fifo(&here, entry),
             Kind::CharDevice if entry.device == (0, 0) => self.tree.whiteout(&parent, name),
-            Kind::CharDevice | Kind::BlockDevice => {
-                Err(Fault::Device(entry.device.0, entry.device.1))
-            }
+            Kind::CharDevice | Kind::BlockDevice => Err(Fault::Device(entry.device.0, entry.device.1)),
             Kind::Sparse => Err(Fault::Sparse),
             Kind::Other(kind) => Err(Fault::UnknownType(char::from(kind))),
         }
@@ -281,13 +250,9 @@ impl Unpacker<'_> {
         entry: &Entry,
         content: &mut TarStream<&mut dyn Read>,
     ) -> Result<(), UnpackError> {
-        let named = |fault| UnpackError::Entry {
-            entry: show(&entry.path),
-            fault,
-        };
+        let named = |fault| UnpackError::Entry { entry: show(&entry.path), fault };
         self.tree.clear(here.path, here.parent).map_err(named)?;
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(here.parent, here.name, flags, Mode::RUSR | Mode::WUSR);
         let mut file = File::from(file.map_err(|e| named(e.into()))?);
         let mut buffer = vec![0; (entry.size as usize).clamp(1, 256 * 1024)];
@@ -297,14 +262,10 @@ impl Unpacker<'_> {
                 Ok(n) => n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(source) => {
-                    return Err(UnpackError::Read {
-                        offset: content.offset(),
-                        source,
-                    });
+                    return Err(UnpackError::Read { offset: content.offset(), source });
                 }
             };
-            file.write_all(&buffer[..n])
-                .map_err(|e| named(Fault::Io(e)))?;
+            file.write_all(&buffer[..n]).map_err(|e| named(Fault::Io(e)))?;
         }
         set_metadata(file.as_fd(), entry, Times::Now).map_err(named)
     }
@@ -347,10 +308,7 @@ impl Unpacker<'_> {
 
     fn hard_link(&mut self, here: &Place<'_>, entry: &Entry) -> Result<(), Fault> {
         let target = || show(&entry.link);
-        let bad = |fault| Fault::BadLink {
-            target: target(),
-            fault: Box::new(fault),
-        };
+        let bad = |fault| Fault::BadLink { target: target(), fault: Box::new(fault) };
         let path = components(&entry.link, self.limits.max_path).map_err(bad)?;
         let Some((name, parents)) = path.split_last() else {
             return Err(Fault::LinkToDirectory(target()));
@@ -370,13 +328,7 @@ impl Unpacker<'_> {
         }
         self.tree.clear(here.path, here.parent)?;
         // Without AT_SYMLINK_FOLLOW a link to a symlink is a second name of the symlink itself.
-        Ok(rustix::fs::linkat(
-            &dir,
-            *name,
-            here.parent,
-            here.name,
-            AtFlags::empty(),
-        )?)
+        Ok(rustix::fs::linkat(&dir, *name, here.parent, here.name, AtFlags::empty())?)
     }
 }
 
@@ -396,23 +348,11 @@ enum Times {
 
 /// Owner first: chown clears set-id bits and drops `security.capability`.
 fn set_metadata(file: impl AsFd, entry: &Entry, times: Times) -> Result<(), Fault> {
-    rustix::fs::fchown(
-        &file,
-        Some(Uid::from_raw(entry.uid as u32)),
-        Some(Gid::from_raw(entry.gid as u32)),
-    )?;
+    rustix::fs::fchown(&file, Some(Uid::from_raw(entry.uid as u32)), Some(Gid::from_raw(entry.gid as u32)))?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.mode))?;
     for (name, value) in entry.xattrs.iter().filter(|(name, _)| xattr::travels(name)) {
-        rustix::fs::fsetxattr(
-            &file,
-            name.as_slice(),
-            value,
-            rustix::fs::XattrFlags::empty(),
-        )
-        .map_err(|e| Fault::Xattr {
-            name: show(name),
-            source: e.into(),
-        })?;
+        rustix::fs::fsetxattr(&file, name.as_slice(), value, rustix::fs::XattrFlags::empty())
+            .map_err(|e| Fault::Xattr { name: show(name), source: e.into() })?;
     }
     if times == Times::Now {
         rustix::fs::futimens(&file, &omit_atime(entry.mtime))?;
@@ -422,23 +362,9 @@ fn set_metadata(file: impl AsFd, entry: &Entry, times: Times) -> Result<(), Faul
 
 /// For what cannot be opened: symlinks and pipes.
 fn set_own_metadata(here: &Place<'_>, entry: &Entry) -> Result<(), Fault> {
-    let (uid, gid) = (
-        Uid::from_raw(entry.uid as u32),
-        Gid::from_raw(entry.gid as u32),
-    );
-    rustix::fs::chownat(
-        here.parent,
-        here.name,
-        Some(uid),
-        Some(gid),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )?;
-    rustix::fs::utimensat(
-        here.parent,
-        here.name,
-        &omit_atime(entry.mtime),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )?;
+    let (uid, gid) = (Uid::from_raw(entry.uid as u32), Gid::from_raw(entry.gid as u32));
+    rustix::fs::chownat(here.parent, here.name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    rustix::fs::utimensat(here.parent, here.name, &omit_atime(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(())
 }
 
@@ -462,10 +388,7 @@ fn components(raw: &[u8], max_path: usize) -> Result<Vec<&[u8]>, Fault> {
     if raw.starts_with(b"/") {
         return Err(Fault::Absolute);
     }
-    let parts: Vec<&[u8]> = raw
-        .split(|b| *b == b'/')
-        .filter(|part| !part.is_empty() && *part != b".")
-        .collect();
+    let parts: Vec<&[u8]> = raw.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".").collect();
     if parts.contains(&b"..".as_slice()) {
         return Err(Fault::DotDot);
     }
@@ -473,9 +396,7 @@ fn components(raw: &[u8], max_path: usize) -> Result<Vec<&[u8]>, Fault> {
         return Err(Fault::Deep);
     }
     match parts.split_last() {
-        Some((_, parents)) if parents.iter().any(|part| part.starts_with(b".wh.")) => {
-            Err(Fault::UnderWhiteout)
-        }
+        Some((_, parents)) if parents.iter().any(|part| part.starts_with(b".wh.")) => Err(Fault::UnderWhiteout),
         _ => Ok(parts),
     }
 }

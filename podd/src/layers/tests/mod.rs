@@ -52,22 +52,16 @@ impl Lab {
         let dir = self.path(name);
         fs::create_dir_all(dir.join("blobs/sha256")).unwrap();
         fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-        Layout {
-            dir,
-            entries: Vec::new(),
-        }
+        Layout { dir, entries: Vec::new() }
     }
 
     fn import(&self, reference: &str) -> Result<Image> {
-        self.store
-            .import(&RootSource::Image(reference.to_owned()), &mut |_, _| {})
+        self.store.import(&RootSource::Image(reference.to_owned()), &mut |_, _| {})
     }
 
     /// Names of half-made things in the store.
     fn leftovers(&self) -> Vec<String> {
-        let names = fs::read_dir(self.store.root())
-            .unwrap()
-            .map(|e| e.unwrap().file_name().into_string().unwrap());
+        let names = fs::read_dir(self.store.root()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name.starts_with("tmp-")).collect()
     }
 
@@ -96,10 +90,7 @@ impl Layout {
 
     /// A manifest with these layers (media type, tar); returns its descriptor.
     fn manifest(&self, layers: &[(&str, &[u8])], program: Value) -> Value {
-        let diff_ids: Vec<String> = layers
-            .iter()
-            .map(|(_, tar)| sha256(tar).to_string())
-            .collect();
+        let diff_ids: Vec<String> = layers.iter().map(|(_, tar)| sha256(tar).to_string()).collect();
         let config = json!({"architecture": config::arch(), "os": "linux", "config": program,
             "rootfs": {"type": "layers", "diff_ids": diff_ids}});
         let mut blobs = Vec::new();
@@ -108,7 +99,8 @@ impl Layout {
             let digest = self.blob(&bytes).to_string();
             blobs.push(json!({"mediaType": media_type, "digest": digest, "size": bytes.len()}));
         }
-        let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": self.json(CONFIG, &config), "layers": blobs});
+        let manifest =
+            json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": self.json(CONFIG, &config), "layers": blobs});
         self.json(MANIFEST, &manifest)
     }
 
@@ -163,15 +155,8 @@ struct Head<'a> {
     device: (u32, u32),
 }
 
-const HEAD: Head<'static> = Head {
-    kind: b'0',
-    link: b"",
-    mode: 0o644,
-    uid: 0,
-    gid: 0,
-    mtime: 1_000_000_000,
-    device: (0, 0),
-};
+const HEAD: Head<'static> =
+    Head { kind: b'0', link: b"", mode: 0o644, uid: 0, gid: 0, mtime: 1_000_000_000, device: (0, 0) };
 
 impl Tar {
     fn raw(mut self, name: &[u8], head: &Head<'_>, content: &[u8]) -> Tar {
@@ -206,40 +191,15 @@ impl Tar {
     }
 
     fn dir(self, name: &str, mode: u32) -> Tar {
-        self.raw(
-            name.as_bytes(),
-            &Head {
-                kind: b'5',
-                mode,
-                ..HEAD
-            },
-            b"",
-        )
+        self.raw(name.as_bytes(), &Head { kind: b'5', mode, ..HEAD }, b"")
     }
 
     fn symlink(self, name: &str, target: &str) -> Tar {
-        self.raw(
-            name.as_bytes(),
-            &Head {
-                kind: b'2',
-                link: target.as_bytes(),
-                mode: 0o777,
-                ..HEAD
-            },
-            b"",
-        )
+        self.raw(name.as_bytes(), &Head { kind: b'2', link: target.as_bytes(), mode: 0o777, ..HEAD }, b"")
     }
 
     fn hard_link(self, name: &str, target: &str) -> Tar {
-        self.raw(
-            name.as_bytes(),
-            &Head {
-                kind: b'1',
-                link: target.as_bytes(),
-                ..HEAD
-            },
-            b"",
-        )
+        self.raw(name.as_bytes(), &Head { kind: b'1', link: target.as_bytes(), ..HEAD }, b"")
     }
 
     fn pax(self, records: &[(&str, &[u8])]) -> Tar {
@@ -272,6 +232,5 @@ fn xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
 
 fn is_whiteout(path: &Path) -> bool {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
-    fs::symlink_metadata(path)
-        .is_ok_and(|meta| meta.file_type().is_char_device() && meta.rdev() == 0)
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_char_device() && meta.rdev() == 0)
 }

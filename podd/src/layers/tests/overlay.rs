@@ -28,49 +28,22 @@ fn a_mounted_image_shows_the_topmost_of_everything() {
         .file("opt/new", b"")
         .file("tmp/x", b"");
     let lab = Lab::new();
-    let image = lab
-        .import(
-            &lab.layout("image")
-                .single(&[(GZIP, &base.end()), (GZIP, &top.end())]),
-        )
-        .unwrap();
-    let lower = format!(
-        "lowerdir={}:{}",
-        lab.layer(&image, 1).display(),
-        lab.layer(&image, 0).display()
-    );
+    let image = lab.import(&lab.layout("image").single(&[(GZIP, &base.end()), (GZIP, &top.end())])).unwrap();
+    let lower = format!("lowerdir={}:{}", lab.layer(&image, 1).display(), lab.layer(&image, 0).display());
     let merged = lab.path("merged");
     fs::create_dir(&merged).unwrap();
     // A mount namespace of this thread's own: nothing stays, however the test ends.
     let shown = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        mount(
-            None::<&str>,
-            "/",
-            None::<&str>,
-            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-            None::<&str>,
-        )
-        .unwrap();
-        mount(
-            Some("overlay"),
-            &merged,
-            Some("overlay"),
-            MsFlags::MS_RDONLY,
-            Some(lower.as_str()),
-        )
-        .unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        mount(Some("overlay"), &merged, Some("overlay"), MsFlags::MS_RDONLY, Some(lower.as_str())).unwrap();
         let names = |dir: &str| {
             let entries = fs::read_dir(merged.join(dir)).unwrap();
-            let mut names: Vec<_> = entries
-                .map(|e| e.unwrap().file_name().into_string().unwrap())
-                .collect();
+            let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
             names.sort();
             names.join(" ")
         };
-        let mode = |dir: &str| {
-            std::os::unix::fs::MetadataExt::mode(&fs::metadata(merged.join(dir)).unwrap()) & 0o7777
-        };
+        let mode = |dir: &str| std::os::unix::fs::MetadataExt::mode(&fs::metadata(merged.join(dir)).unwrap()) & 0o7777;
         let shown = (
             [names("etc"), names("var/cache"), names("opt"), names("tmp")],
             fs::read_to_string(merged.join("etc/passwd")).unwrap(),

@@ -10,15 +10,12 @@ use super::*;
 use crate::layers::Error;
 
 fn import(lab: &Lab, dir: &Path) -> Result<Image> {
-    lab.store
-        .import(&RootSource::Rootfs(dir.to_owned()), &mut |_, _| {})
+    lab.store.import(&RootSource::Rootfs(dir.to_owned()), &mut |_, _| {})
 }
 
 /// The second import must not copy: its answer comes from the index.
 fn copies(lab: &Lab) -> usize {
-    fs::read_dir(lab.store.root().join("index"))
-        .unwrap()
-        .count()
+    fs::read_dir(lab.store.root().join("index")).unwrap().count()
 }
 
 #[test]
@@ -32,11 +29,7 @@ fn a_copy_is_the_same_tree() {
     fs::set_permissions(root.join("bin/su"), fs::Permissions::from_mode(0o4755)).unwrap();
     fs::hard_link(root.join("bin/su"), root.join("bin/sg")).unwrap();
     symlink("/nowhere", root.join("link")).unwrap();
-    nix::unistd::mkfifo(
-        &root.join("pipe"),
-        nix::sys::stat::Mode::from_bits_truncate(0o600),
-    )
-    .unwrap();
+    nix::unistd::mkfifo(&root.join("pipe"), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
     rustix::fs::setxattr(root.join("bin"), "user.note", b"kept", XattrFlags::empty()).unwrap();
     let sparse = fs::File::create(root.join("sparse")).unwrap();
     sparse.set_len(50 << 20).unwrap();
@@ -46,18 +39,9 @@ fn a_copy_is_the_same_tree() {
     assert_eq!(image.layers, [checkpoint::files::digest(&root).unwrap()]);
     let fs_dir = lab.layer(&image, 0);
     let meta = |name: &str| fs::symlink_metadata(fs_dir.join(name)).unwrap();
-    assert_eq!(
-        (meta("bin/su").ino(), meta("bin/su").nlink()),
-        (meta("bin/sg").ino(), 2)
-    );
-    assert_eq!(
-        meta("bin/su").mtime_nsec(),
-        fs::metadata(root.join("bin/su")).unwrap().mtime_nsec()
-    );
-    assert_ne!(
-        meta("bin/su").ino(),
-        fs::metadata(root.join("bin/su")).unwrap().ino()
-    );
+    assert_eq!((meta("bin/su").ino(), meta("bin/su").nlink()), (meta("bin/sg").ino(), 2));
+    assert_eq!(meta("bin/su").mtime_nsec(), fs::metadata(root.join("bin/su")).unwrap().mtime_nsec());
+    assert_ne!(meta("bin/su").ino(), fs::metadata(root.join("bin/su")).unwrap().ino());
     assert!(meta("sparse").blocks() * 512 < 1 << 20, "holes stay holes");
     assert!(meta("pipe").file_type().is_fifo());
     assert_eq!(xattr(&fs_dir.join("bin"), "user.note").unwrap(), b"kept");
@@ -71,10 +55,7 @@ fn changes_of_the_original_do_not_reach_the_layer() {
     fs::write(root.join("f"), "before").unwrap();
     let image = import(&lab, &root).unwrap();
     std::os::unix::fs::FileExt::write_all_at(
-        &fs::File::options()
-            .write(true)
-            .open(root.join("f"))
-            .unwrap(),
+        &fs::File::options().write(true).open(root.join("f")).unwrap(),
         b"AFTER!",
         0,
     )
@@ -82,10 +63,7 @@ fn changes_of_the_original_do_not_reach_the_layer() {
     assert_eq!(fs::read(lab.layer(&image, 0).join("f")).unwrap(), b"before");
     let changed = import(&lab, &root).unwrap();
     assert_ne!(changed.layers, image.layers);
-    assert_eq!(
-        fs::read(lab.layer(&changed, 0).join("f")).unwrap(),
-        b"AFTER!"
-    );
+    assert_eq!(fs::read(lab.layer(&changed, 0).join("f")).unwrap(), b"AFTER!");
     assert_eq!(copies(&lab), 1);
 }
 
@@ -114,19 +92,10 @@ fn an_unchanged_directory_is_not_copied_again() {
     eprintln!("second import of 10,000 files: {best:?}");
     // Optimised it takes some 20 ms. Hashing all content would take no longer here: the index tells them apart.
     assert!(best < Duration::from_millis(500), "{best:?}");
-    let record = fs::read_dir(lab.store.root().join("index"))
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap()
-        .path();
+    let record = fs::read_dir(lab.store.root().join("index")).unwrap().next().unwrap().unwrap().path();
     let written = fs::metadata(&record).unwrap().ino();
     import(&lab, &root).unwrap();
-    assert_eq!(
-        fs::metadata(&record).unwrap().ino(),
-        written,
-        "the record is not written again"
-    );
+    assert_eq!(fs::metadata(&record).unwrap().ino(), written, "the record is not written again");
 }
 
 #[test]
@@ -148,12 +117,7 @@ fn every_kind_of_change_is_noticed() {
             // The same size and the same modification time: only the change time tells.
             let times = fs::metadata(root.join("b")).unwrap().modified().unwrap();
             fs::write(root.join("b"), "owt").unwrap();
-            fs::File::options()
-                .write(true)
-                .open(root.join("b"))
-                .unwrap()
-                .set_modified(times)
-                .unwrap();
+            fs::File::options().write(true).open(root.join("b")).unwrap().set_modified(times).unwrap();
         },
     ];
     let mut seen = vec![import(&lab, &root).unwrap().layers[0]];
@@ -172,56 +136,27 @@ fn devices_and_sockets_are_left_out() {
     fs::create_dir_all(root.join("dev")).unwrap();
     let mode = nix::sys::stat::Mode::from_bits_truncate(0o666);
     for (name, device) in [("null", nix::sys::stat::makedev(1, 3)), ("zero-zero", 0)] {
-        nix::sys::stat::mknod(
-            &root.join("dev").join(name),
-            nix::sys::stat::SFlag::S_IFCHR,
-            mode,
-            device,
-        )
-        .unwrap();
+        nix::sys::stat::mknod(&root.join("dev").join(name), nix::sys::stat::SFlag::S_IFCHR, mode, device).unwrap();
     }
     let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
     let image = import(&lab, &root).unwrap();
-    assert_eq!(
-        fs::read_dir(lab.layer(&image, 0).join("dev"))
-            .unwrap()
-            .count(),
-        0
-    );
+    assert_eq!(fs::read_dir(lab.layer(&image, 0).join("dev")).unwrap().count(), 0);
     assert!(!lab.layer(&image, 0).join("socket").exists());
 }
 
 #[test]
 fn directories_that_cannot_be_a_rootfs() {
     let lab = Lab::new();
-    assert!(matches!(
-        import(&lab, Path::new("relative")),
-        Err(Error::Relative { .. })
-    ));
-    assert!(matches!(
-        import(&lab, Path::new("/no/such/dir")),
-        Err(Error::Io { .. })
-    ));
-    assert!(matches!(
-        import(&lab, Path::new("/etc/passwd")),
-        Err(Error::NotDirectory { .. })
-    ));
-    assert!(matches!(
-        import(&lab, Path::new("/")),
-        Err(Error::ContainsStore { .. })
-    ));
-    assert!(matches!(
-        import(&lab, &lab.path("")),
-        Err(Error::ContainsStore { .. })
-    ));
+    assert!(matches!(import(&lab, Path::new("relative")), Err(Error::Relative { .. })));
+    assert!(matches!(import(&lab, Path::new("/no/such/dir")), Err(Error::Io { .. })));
+    assert!(matches!(import(&lab, Path::new("/etc/passwd")), Err(Error::NotDirectory { .. })));
+    assert!(matches!(import(&lab, Path::new("/")), Err(Error::ContainsStore { .. })));
+    assert!(matches!(import(&lab, &lab.path("")), Err(Error::ContainsStore { .. })));
     let root = lab.path("root");
     fs::create_dir_all(root.join("home")).unwrap();
     std::os::unix::fs::chown(root.join("home"), Some(100_000), None).unwrap();
     let error = import(&lab, &root).unwrap_err();
-    assert!(
-        matches!(&error, Error::ForeignId { path, .. } if path.ends_with("root/home")),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::ForeignId { path, .. } if path.ends_with("root/home")), "{error}");
     fs::remove_dir(root.join("home")).unwrap();
     fs::create_dir_all(root.join("d/".repeat(200))).unwrap();
     assert!(matches!(import(&lab, &root), Err(Error::TooDeep { .. })));

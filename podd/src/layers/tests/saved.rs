@@ -44,22 +44,12 @@ fn the_classic_form() {
     let lab = Lab::new();
     let reference = saved(&lab, &classic(&["app:1"]));
     let image = lab.import(&reference).unwrap();
-    assert_eq!(
-        image.layers.len(),
-        2,
-        "the first layer comes a second time on top"
-    );
+    assert_eq!(image.layers.len(), 2, "the first layer comes a second time on top");
     assert_eq!(fs::read(lab.layer(&image, 1).join("f")).unwrap(), b"a");
     assert_eq!(fs::read(lab.layer(&image, 0).join("g")).unwrap(), b"b");
     assert_eq!(image.config.cmd, ["sh"]);
-    assert_eq!(
-        lab.import(&format!("{reference}:app:1")).unwrap().layers,
-        image.layers
-    );
-    assert_eq!(
-        lab.import(&format!("{reference}:1")).unwrap().layers,
-        image.layers
-    );
+    assert_eq!(lab.import(&format!("{reference}:app:1")).unwrap().layers, image.layers);
+    assert_eq!(lab.import(&format!("{reference}:1")).unwrap().layers, image.layers);
     let error = lab.import(&format!("{reference}:2")).unwrap_err();
     assert_eq!(error.cure().unwrap(), "give one of these tags: app:1");
 }
@@ -69,31 +59,11 @@ fn a_compressed_archive() {
     let lab = Lab::new();
     let plain = lab.import(&saved(&lab, &classic(&[]))).unwrap();
     let other = Lab::new();
-    assert_eq!(
-        other
-            .import(&saved(&other, &gzip(&classic(&[]))))
-            .unwrap()
-            .layers,
-        plain.layers
-    );
+    assert_eq!(other.import(&saved(&other, &gzip(&classic(&[])))).unwrap().layers, plain.layers);
     assert!(other.leftovers().is_empty());
-    let small = Lab::with(Limits {
-        max_image_bytes: 4096,
-        ..Limits::default()
-    });
-    let error = small
-        .import(&saved(&small, &gzip(&classic(&[]))))
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::Archive {
-                source: UnpackError::TooManyBytes { .. },
-                ..
-            }
-        ),
-        "{error}"
-    );
+    let small = Lab::with(Limits { max_image_bytes: 4096, ..Limits::default() });
+    let error = small.import(&saved(&small, &gzip(&classic(&[])))).unwrap_err();
+    assert!(matches!(error, Error::Archive { source: UnpackError::TooManyBytes { .. }, .. }), "{error}");
     assert!(small.leftovers().is_empty());
 }
 
@@ -117,12 +87,7 @@ fn modern(with_manifest: bool) -> Vec<u8> {
         let name = format!("blobs/sha256/{}", sha256(&config).hex());
         append(&name, &config);
         let layers = [format!("blobs/sha256/{}", sha256(&tar).hex())];
-        append(
-            "manifest.json",
-            json!([{"Config": name, "RepoTags": null, "Layers": layers}])
-                .to_string()
-                .as_bytes(),
-        );
+        append("manifest.json", json!([{"Config": name, "RepoTags": null, "Layers": layers}]).to_string().as_bytes());
     }
     builder.into_inner().unwrap()
 }
@@ -153,10 +118,7 @@ fn several_images_need_a_tag() {
         .file("manifest.json", manifest.to_string().as_bytes());
     let reference = saved(&lab, &tar.end());
     let error = lab.import(&reference).unwrap_err();
-    assert_eq!(
-        error.cure().unwrap(),
-        "give one of these tags: a:1, b:1, b:latest"
-    );
+    assert_eq!(error.cure().unwrap(), "give one of these tags: a:1, b:1, b:latest");
     let image = lab.import(&format!("{reference}:b:latest")).unwrap();
     assert_eq!(fs::read(lab.layer(&image, 0).join("f")).unwrap(), b"b");
 }
@@ -172,22 +134,14 @@ fn damaged_and_hostile_archives() {
     let error = import(b"this is not a tar");
     assert!(matches!(error, Error::Archive { .. }), "{error}");
     let error = import(&Tar::default().file("readme", b"hello").end());
-    assert!(
-        matches!(&error, Error::MissingBlob { name } if name == "index.json"),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::MissingBlob { name } if name == "index.json"), "{error}");
     let lonely = |config: &str, layer: &str| {
         let manifest = json!([{"Config": config, "Layers": [layer]}]).to_string();
-        Tar::default()
-            .file("manifest.json", manifest.as_bytes())
-            .file("c.json", &config_json(&[b""]))
+        Tar::default().file("manifest.json", manifest.as_bytes()).file("c.json", &config_json(&[b""]))
     };
-    for (config, layer) in [
-        ("nothing.json", "x"),
-        ("../c.json", "x"),
-        ("/etc/passwd", "x"),
-        ("c.json", "../../etc/passwd"),
-    ] {
+    for (config, layer) in
+        [("nothing.json", "x"), ("../c.json", "x"), ("/etc/passwd", "x"), ("c.json", "../../etc/passwd")]
+    {
         let error = import(&lonely(config, layer).end());
         assert!(matches!(error, Error::MissingBlob { .. }), "{error}");
     }
@@ -195,17 +149,9 @@ fn damaged_and_hostile_archives() {
     let mut long = lonely("c.json", "x");
     long.header(b"x", &HEAD, 1 << 40);
     let error = import(&long.0);
-    assert!(
-        matches!(error, Error::Layer { .. } | Error::Archive { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, Error::Layer { .. } | Error::Archive { .. }), "{error}");
     for (name, target) in [("x", "y"), ("x", "/etc/passwd"), ("x", "../etc/passwd")] {
-        let error = import(
-            &lonely("c.json", "x")
-                .symlink(name, target)
-                .symlink("y", "x")
-                .end(),
-        );
+        let error = import(&lonely("c.json", "x").symlink(name, target).symlink("y", "x").end());
         assert!(matches!(error, Error::MissingBlob { .. }), "{error}");
     }
     // The layer is not the one that the configuration names.

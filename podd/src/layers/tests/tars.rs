@@ -7,11 +7,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::layers::{UnpackError, Unpacked, unpack};
 
-fn unpack_into(
-    dir: &Path,
-    tar: &[u8],
-    lower: &[PathBuf],
-) -> std::result::Result<Unpacked, UnpackError> {
+fn unpack_into(dir: &Path, tar: &[u8], lower: &[PathBuf]) -> std::result::Result<Unpacked, UnpackError> {
     unpack(&mut &tar[..], dir, lower, &Limits::default())
 }
 
@@ -23,31 +19,15 @@ fn unpacked(tar: Tar) -> tempfile::TempDir {
 
 #[test]
 fn files_keep_owner_mode_and_time() {
-    let head = Head {
-        mode: 0o6755,
-        uid: 33,
-        gid: 65535,
-        mtime: 1_234_567_890,
-        ..HEAD
-    };
+    let head = Head { mode: 0o6755, uid: 33, gid: 65535, mtime: 1_234_567_890, ..HEAD };
     let pax: [(&str, &[u8]); 1] = [("mtime", b"1234567890.25")];
-    let tar = Tar::default()
-        .dir("./", 0o700)
-        .dir("bin/", 0o1777)
-        .raw(b"bin/su", &head, b"#!")
-        .pax(&pax)
-        .file("late", b"");
+    let tar =
+        Tar::default().dir("./", 0o700).dir("bin/", 0o1777).raw(b"bin/su", &head, b"#!").pax(&pax).file("late", b"");
     let dir = unpacked(tar);
     let su = fs::metadata(dir.path().join("bin/su")).unwrap();
-    assert_eq!(
-        (su.mode() & 0o7777, su.uid(), su.gid(), su.mtime()),
-        (0o6755, 33, 65535, 1_234_567_890)
-    );
+    assert_eq!((su.mode() & 0o7777, su.uid(), su.gid(), su.mtime()), (0o6755, 33, 65535, 1_234_567_890));
     let late = fs::metadata(dir.path().join("late")).unwrap();
-    assert_eq!(
-        (late.mtime(), late.mtime_nsec()),
-        (1_234_567_890, 250_000_000)
-    );
+    assert_eq!((late.mtime(), late.mtime_nsec()), (1_234_567_890, 250_000_000));
     // Directories too, though files were put into them afterwards.
     let bin = fs::metadata(dir.path().join("bin")).unwrap();
     assert_eq!((bin.mode() & 0o7777, bin.mtime()), (0o1777, 1_000_000_000));
@@ -63,33 +43,14 @@ fn links_pipes_and_long_names() {
         .hard_link("b", "./a")
         .symlink("abs", "/etc/shadow")
         .hard_link("abs2", "abs")
-        .raw(
-            b"pipe",
-            &Head {
-                kind: b'6',
-                mode: 0o622,
-                uid: 5,
-                ..HEAD
-            },
-            b"",
-        )
-        .raw(
-            b"@LongLink",
-            &Head { kind: b'L', ..HEAD },
-            format!("{long}\0").as_bytes(),
-        )
+        .raw(b"pipe", &Head { kind: b'6', mode: 0o622, uid: 5, ..HEAD }, b"")
+        .raw(b"@LongLink", &Head { kind: b'L', ..HEAD }, format!("{long}\0").as_bytes())
         .file("ignored", b"x")
-        .pax(&[
-            ("path", b"\xc3\xa9/\xff"),
-            ("SCHILY.xattr.user.note", b"a\0b"),
-        ])
+        .pax(&[("path", b"\xc3\xa9/\xff"), ("SCHILY.xattr.user.note", b"a\0b")])
         .file("ignored", b"y");
     let dir = unpacked(tar);
     let at = |name: &str| dir.path().join(name);
-    assert_eq!(
-        fs::metadata(at("a")).unwrap().ino(),
-        fs::metadata(at("b")).unwrap().ino()
-    );
+    assert_eq!(fs::metadata(at("a")).unwrap().ino(), fs::metadata(at("b")).unwrap().ino());
     assert_eq!(fs::read_link(at("abs")).unwrap(), Path::new("/etc/shadow"));
     let links = [at("abs"), at("abs2")].map(|path| fs::symlink_metadata(path).unwrap().ino());
     assert_eq!(links[0], links[1]);
@@ -112,22 +73,10 @@ fn file_capabilities_survive_and_host_attributes_do_not() {
         ("SCHILY.xattr.user.overlay.opaque", b"y"),
         ("SCHILY.xattr.security.selinux", b"x"),
     ];
-    let dir = unpacked(Tar::default().pax(&pax).raw(
-        b"ping",
-        &Head {
-            uid: 7,
-            mode: 0o755,
-            ..HEAD
-        },
-        b"elf",
-    ));
+    let dir = unpacked(Tar::default().pax(&pax).raw(b"ping", &Head { uid: 7, mode: 0o755, ..HEAD }, b"elf"));
     let ping = dir.path().join("ping");
     assert_eq!(xattr(&ping, "security.capability").unwrap(), capability);
-    for name in [
-        "trusted.overlay.redirect",
-        "user.overlay.opaque",
-        "security.selinux",
-    ] {
+    for name in ["trusted.overlay.redirect", "user.overlay.opaque", "security.selinux"] {
         assert_eq!(xattr(&ping, name), None, "{name}");
     }
 }
@@ -143,43 +92,23 @@ fn whiteouts_become_those_of_overlayfs() {
     let dir = unpacked(tar);
     assert!(is_whiteout(&dir.path().join("etc/passwd")));
     assert!(is_whiteout(&dir.path().join("native")));
-    assert_eq!(
-        xattr(&dir.path().join("var"), "trusted.overlay.opaque").unwrap(),
-        b"y"
-    );
-    let mut names: Vec<_> = fs::read_dir(dir.path())
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
+    assert_eq!(xattr(&dir.path().join("var"), "trusted.overlay.opaque").unwrap(), b"y");
+    let mut names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["etc", "native", "var"]);
 }
 
 #[test]
 fn a_whiteout_never_hides_what_its_own_layer_has() {
-    let before = Tar::default()
-        .file(".wh.d", b"")
-        .dir("d/", 0o750)
-        .file("d/x", b"")
-        .file(".wh.f", b"")
-        .file("f", b"new");
-    let after = Tar::default()
-        .dir("d/", 0o750)
-        .file("d/x", b"")
-        .file(".wh.d", b"")
-        .file("f", b"new")
-        .file(".wh.f", b"");
-    let implied = Tar::default()
-        .file(".wh.d", b"")
-        .file("d/x", b"")
-        .file("f", b"new");
+    let before =
+        Tar::default().file(".wh.d", b"").dir("d/", 0o750).file("d/x", b"").file(".wh.f", b"").file("f", b"new");
+    let after =
+        Tar::default().dir("d/", 0o750).file("d/x", b"").file(".wh.d", b"").file("f", b"new").file(".wh.f", b"");
+    let implied = Tar::default().file(".wh.d", b"").file("d/x", b"").file("f", b"new");
     for tar in [before, after, implied] {
         let dir = unpacked(tar);
         assert!(dir.path().join("d/x").is_file());
-        assert_eq!(
-            xattr(&dir.path().join("d"), "trusted.overlay.opaque").unwrap(),
-            b"y"
-        );
+        assert_eq!(xattr(&dir.path().join("d"), "trusted.overlay.opaque").unwrap(), b"y");
         assert_eq!(fs::read(dir.path().join("f")).unwrap(), b"new");
     }
 }
@@ -200,10 +129,7 @@ fn the_last_entry_of_a_name_counts() {
     let dir = unpacked(tar);
     assert_eq!(fs::read(dir.path().join("a")).unwrap(), b"second");
     assert_eq!(fs::read(dir.path().join("d")).unwrap(), b"now a file");
-    assert_eq!(
-        fs::metadata(dir.path().join("e")).unwrap().mode() & 0o7777,
-        0o711
-    );
+    assert_eq!(fs::metadata(dir.path().join("e")).unwrap().mode() & 0o7777, 0o711);
     assert!(fs::symlink_metadata(dir.path().join("s")).unwrap().is_dir());
     assert_eq!(fs::read(dir.path().join("s/x")).unwrap(), b"inside");
     assert!(!Path::new("/etc/x").exists());
@@ -222,27 +148,12 @@ fn directories_that_are_only_implied_take_after_the_layer_below() {
     let lower = [base.path().to_owned()];
     let done = unpack_into(dir.path(), &Tar::default().file("tmp/x", b"").end(), &lower).unwrap();
     assert!(done.depends_on_lower);
-    assert_eq!(
-        fs::metadata(dir.path().join("tmp")).unwrap().mode() & 0o7777,
-        0o1777
-    );
+    assert_eq!(fs::metadata(dir.path().join("tmp")).unwrap().mode() & 0o7777, 0o1777);
 
-    let done = unpack_into(
-        dir.path(),
-        &Tar::default().dir("tmp/", 0o700).file("tmp/x", b"").end(),
-        &lower,
-    )
-    .unwrap();
+    let done = unpack_into(dir.path(), &Tar::default().dir("tmp/", 0o700).file("tmp/x", b"").end(), &lower).unwrap();
     assert!(!done.depends_on_lower);
-    assert_eq!(
-        fs::metadata(dir.path().join("tmp")).unwrap().mode() & 0o7777,
-        0o700
-    );
+    assert_eq!(fs::metadata(dir.path().join("tmp")).unwrap().mode() & 0o7777, 0o700);
 
-    let hides = unpack_into(
-        dir.path(),
-        &Tar::default().file("lib/libc.so", b"").end(),
-        &lower,
-    );
+    let hides = unpack_into(dir.path(), &Tar::default().file("lib/libc.so", b"").end(), &lower);
     assert!(hides.unwrap_err().to_string().contains("symlink"));
 }
