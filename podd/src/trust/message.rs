@@ -64,14 +64,14 @@ pub(super) async fn send<T: Serialize>(
         stream.flush().await
     };
     work.await
-        .map_err(|source| TrustError::of_io(peer, "sending", source))
+        .map_err(|source| TrustError::of_io(peer, "sending to", source))
 }
 
 pub(super) async fn receive<T: DeserializeOwned>(
     stream: &mut (impl AsyncRead + Unpin),
     peer: &str,
 ) -> Result<T, TrustError> {
-    let broken = |source: io::Error| TrustError::of_io(peer, "receiving", source);
+    let broken = |source: io::Error| TrustError::of_io(peer, "receiving from", source);
     let unfit = |why: String| TrustError::Message {
         peer: peer.to_owned(),
         why,

@@ -3,7 +3,9 @@
 use std::fs;
 use std::sync::Arc;
 
+use super::super::certificate::Facts;
 use super::super::connect::dial;
+use super::super::invitation::{Application, admit};
 use super::super::message::{Answer, Request, receive, send};
 use super::super::token::Token;
 use super::super::{certificate, files, identity, tls};
@@ -290,4 +292,65 @@ async fn an_answer_with_another_ca_key_or_name_is_not_taken() {
     }
     assert!(Identity::load(&b.pki()).unwrap().is_none());
     served.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_hosts_that_race_with_one_token_exactly_one_joins() {
+    let a = Host::authority("a").await;
+    let secret = Token::parse(&a.invite("b")).unwrap().secret();
+    let racers = (1..=8).map(|port| {
+        let (pki, secret) = (a.pki(), secret.clone());
+        tokio::task::spawn_blocking(move || {
+            let key = certificate::make_key().unwrap();
+            let application = Application {
+                secret,
+                csr: certificate::make_request(&key, "b").unwrap(),
+                name: "b".into(),
+                listen: local(port),
+            };
+            admit(&pki, &application, now()).unwrap()
+        })
+    });
+    let mut signed = 0;
+    for racer in racers.collect::<Vec<_>>() {
+        match racer.await.unwrap() {
+            Ok(_) => signed += 1,
+            Err(refusal) => assert!(matches!(refusal, Refusal::Used { .. }), "{refusal}"),
+        }
+    }
+    assert_eq!(signed, 1);
+}
+
+#[tokio::test]
+async fn a_crash_between_burning_and_signing_leaves_the_token_to_its_first_user() {
+    let a = Host::authority("a").await;
+    let secret = Token::parse(&a.invite("b")).unwrap().secret();
+    let application = |key: &rcgen::KeyPair, listen| Application {
+        secret: secret.clone(),
+        csr: certificate::make_request(key, "b").unwrap(),
+        name: "b".into(),
+        listen,
+    };
+    let (first, other) = (
+        certificate::make_key().unwrap(),
+        certificate::make_key().unwrap(),
+    );
+    // The authority's own address is refused, and burns nothing.
+    let own = admit(&a.pki(), &application(&other, a.address), now()).unwrap();
+    assert!(matches!(own, Err(Refusal::AddressTaken { .. })));
+    // What a crash before the signature leaves on disk.
+    let record = a.pki().join("invitations.json");
+    admit(&a.pki(), &application(&first, local(7)), now())
+        .unwrap()
+        .unwrap();
+    let mut entries: serde_json::Value =
+        serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    entries[0]["used"]["certificate"] = serde_json::Value::Null;
+    fs::write(&record, entries.to_string()).unwrap();
+    let refused = admit(&a.pki(), &application(&other, local(7)), now()).unwrap();
+    assert!(matches!(refused, Err(Refusal::Used { .. })));
+    let again = admit(&a.pki(), &application(&first, local(7)), now())
+        .unwrap()
+        .unwrap();
+    assert_eq!(Facts::of_pem(&again).unwrap().host.as_deref(), Some("b"));
 }

@@ -158,5 +158,13 @@ async fn a_silent_or_absent_host_is_noticed() {
         crate::api::ErrorKind::Unreachable,
         "{error:?}"
     );
-    sentence(&error);
+    assert_eq!(
+        sentence(&error),
+        format!("connecting to `a` ({address}) failed")
+    );
+    let api = crate::api::ApiError::from(error);
+    assert!(
+        api.message.contains("refused") && api.cure.is_some(),
+        "{api}"
+    );
 }
