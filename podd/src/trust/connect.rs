@@ -19,9 +19,6 @@ const CUT: Duration = Duration::from_secs(10);
 const PROBE_AFTER: Duration = Duration::from_secs(4);
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 const PROBES: u32 = 3;
-/// Plain text that rustls takes before it wants to write, in bytes. The default of 64 KiB means a system call every four
-/// records.
-const TLS_BUFFER: usize = 512 * 1024;
 
 /// Calls a host and makes sure that it is the one named `peer`, within `timeout`.
 ///
@@ -61,12 +58,12 @@ pub async fn accept(
     let peer = stream
         .peer_addr()
         .map_or_else(|_| "a client".to_owned(), |address| address.to_string());
-    prepare(&stream).map_err(|source| TrustError::of_io(&peer, "setting it up", source))?;
+    prepare(&stream)
+        .map_err(|source| TrustError::of_io(&peer, "setting up the connection with", source))?;
     let handshake = TlsAcceptor::from(config.clone()).accept(stream);
-    let mut stream = within(timeout, &peer, "TLS handshake", handshake)
+    let stream = within(timeout, &peer, "the TLS handshake with", handshake)
         .await?
         .map_err(|source| TrustError::of_handshake(&peer, "a protocol of podd", source))?;
-    stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
     Ok(stream)
 }
 
@@ -77,7 +74,7 @@ pub async fn accept(
 pub fn set_stall_limit(stream: &TcpStream, limit: Duration) -> Result<(), TrustError> {
     let millis = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
     sockopt::set_tcp_user_timeout(stream, millis)
-        .map_err(|errno| TrustError::of_io("the peer", "setting its stall limit", errno.into()))
+        .map_err(|errno| TrustError::of_io("the peer", "setting the stall limit for", errno.into()))
 }
 
 pub(super) async fn dial(
@@ -93,21 +90,22 @@ pub(super) async fn dial(
     let work = async {
         let stream = TcpStream::connect(address)
             .await
-            .map_err(|source| TrustError::of_io(&label, "connecting", source))?;
-        prepare(&stream).map_err(|source| TrustError::of_io(&label, "setting it up", source))?;
+            .map_err(|source| TrustError::of_io(&label, "connecting to", source))?;
+        prepare(&stream).map_err(|source| {
+            TrustError::of_io(&label, "setting up the connection with", source)
+        })?;
         TlsConnector::from(config)
             .connect(server, stream)
             .await
             .map_err(|source| TrustError::of_handshake(&label, alpn, source))
     };
-    let mut stream = within(timeout, &label, "connecting", work).await??;
+    let stream = within(timeout, &label, "connecting to", work).await??;
     if stream.get_ref().1.alpn_protocol() != Some(alpn.as_bytes()) {
         return Err(TrustError::Protocol {
             peer: label,
             alpn: alpn.to_owned(),
         });
     }
-    stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
     Ok(stream)
 }
 
@@ -122,7 +120,7 @@ pub(super) async fn within<T>(
         .map_err(|_| TrustError::Timeout {
             peer: peer.to_owned(),
             doing,
-            seconds: timeout.as_secs(),
+            limit: timeout,
         })
 }
 

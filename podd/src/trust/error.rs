@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -61,16 +62,16 @@ pub enum TrustError {
     Protocol { peer: String, alpn: String },
     #[error("TLS with {peer} failed")]
     Tls { peer: String, source: rustls::Error },
-    #[error("{peer} did not answer within {seconds} s: {doing}")]
+    #[error("{doing} {peer} took longer than {limit:?}")]
     Timeout {
-        peer: String,
         doing: &'static str,
-        seconds: u64,
+        peer: String,
+        limit: Duration,
     },
-    #[error("the connection with {peer} failed: {doing}")]
+    #[error("{doing} {peer} failed")]
     Network {
-        peer: String,
         doing: &'static str,
+        peer: String,
         source: io::Error,
     },
     #[error("the message from {peer} cannot be understood: {why}")]
@@ -191,7 +192,7 @@ impl TrustError {
         }
     }
 
-    /// What a failed read or write on a TLS connection means.
+    /// What a failed read or write on a TLS connection means. `doing` reads on to the peer: `receiving from`.
     ///
     /// In TLS 1.3 a server looks at the client's certificate after the client's handshake is done: a refusal arrives
     /// with the first read.
@@ -278,7 +279,7 @@ impl TrustError {
                 peer: peer.to_owned(),
                 alpn: alpn.to_owned(),
             },
-            _ => Self::of_io(peer, "TLS handshake", source),
+            _ => Self::of_io(peer, "the TLS handshake with", source),
         }
     }
 

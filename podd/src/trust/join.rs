@@ -143,7 +143,7 @@ pub(super) async fn serve(
     let request: Request = within(
         patience,
         &label,
-        "waiting for its request",
+        "waiting for the request of",
         receive(&mut stream, &label),
     )
     .await??;
@@ -170,9 +170,9 @@ pub(super) async fn serve(
         stream
             .shutdown()
             .await
-            .map_err(|source| TrustError::of_io(&label, "closing", source))
+            .map_err(|source| TrustError::of_io(&label, "closing the connection with", source))
     };
-    let delivered = within(patience, &label, "sending the answer", delivery).await;
+    let delivered = within(patience, &label, "sending the answer to", delivery).await;
     if let Err(error) = delivered.and_then(|sent| sent) {
         tracing::warn!(peer = %label, %error, "the answer to a joining host may be lost; it can ask again");
     }
@@ -188,14 +188,14 @@ pub(super) async fn ask(
     within(
         PATIENCE,
         label,
-        "sending the request",
+        "sending the request to",
         send(stream, label, request),
     )
     .await??;
     match within(
         PATIENCE,
         label,
-        "waiting for the answer",
+        "waiting for the answer of",
         receive(stream, label),
     )
     .await??

@@ -14,7 +14,7 @@ pub(super) const MAX: u32 = 64 * 1024;
 /// Hosts named in an answer at most, so that it stays below [`MAX`]; the others are learnt from these.
 pub(super) const MAX_HOSTS: usize = 400;
 
-/// From the host that wants a certificate.
+/// From the host that wants a certificate. No `Debug`: there is a secret in it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "ask")]
 pub(super) enum Request {
@@ -30,7 +30,7 @@ pub(super) enum Request {
 }
 
 /// From the authority.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "answer")]
 pub(super) enum Answer {
     /// Certificate and CA as PEM; the authority itself is not among `hosts`.
@@ -64,14 +64,14 @@ pub(super) async fn send<T: Serialize>(
         stream.flush().await
     };
     work.await
-        .map_err(|source| TrustError::of_io(peer, "sending", source))
+        .map_err(|source| TrustError::of_io(peer, "sending to", source))
 }
 
 pub(super) async fn receive<T: DeserializeOwned>(
     stream: &mut (impl AsyncRead + Unpin),
     peer: &str,
 ) -> Result<T, TrustError> {
-    let broken = |source: io::Error| TrustError::of_io(peer, "receiving", source);
+    let broken = |source: io::Error| TrustError::of_io(peer, "receiving from", source);
     let unfit = |why: String| TrustError::Message {
         peer: peer.to_owned(),
         why,
