@@ -109,7 +109,7 @@ const WORDS: [(u32, u32, usize, u32); 10] = [
             0, 3, 4, 5, 8, 11, 14, 16, 17, 18, 19, 21, 23, 24, 26, 27, 28, 29, 30, 31,
         ]),
     ),
-    // prefetchwt1 vbmi pku ospke waitpkg vbmi2 shstk gfni vaes vpclmul vnni bitalg vpopcntdq rdpid kl cldemote movdiri movdir64b enqcmd.
+    // prefetchwt1 vbmi pku ospke waitpkg vbmi2 gfni vaes vpclmul vnni bitalg vpopcntdq rdpid kl cldemote movdiri movdir64b enqcmd.
     (
         7,
         0,
@@ -118,8 +118,8 @@ const WORDS: [(u32, u32, usize, u32); 10] = [
             0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 22, 23, 25, 27, 28, 29,
         ]),
     ),
-    // avx512(4vnniw 4fmaps) uintr vp2intersect serialize tsxldtrk ibt amx-bf16 avx512_fp16 amx-tile amx-int8.
-    (7, 0, 3, bits(&[2, 3, 5, 8, 14, 16, 20, 22, 23, 24, 25])),
+    // avx512(4vnniw 4fmaps) uintr vp2intersect serialize tsxldtrk amx-bf16 avx512_fp16 amx-tile amx-int8.
+    (7, 0, 3, bits(&[2, 3, 5, 8, 14, 16, 22, 23, 24, 25])),
     // sha512 sm3 sm4 rao-int avx-vnni avx512-bf16 cmpccxadd amx-fp16 avx-ifma movrs.
     (7, 1, 0, bits(&[0, 1, 2, 3, 4, 5, 7, 21, 23, 31])),
     // avx-vnni-int8 avx-ne-convert amx-complex avx-vnni-int16 prefetchi user_msr avx10 apx.
