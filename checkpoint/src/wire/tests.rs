@@ -102,6 +102,21 @@ fn a_length_that_lies_inside_a_message_allocates_nothing() {
 }
 
 #[test]
+fn every_flipped_bit_of_a_data_frame_is_refused() {
+    let payload = b"sixteen bytes ..";
+    for last in [false, true] {
+        let good = [&encode_data_header(payload, last).unwrap()[..], payload].concat();
+        for bit in 0..good.len() * 8 {
+            let mut frame = good.clone();
+            frame[bit / 8] ^= 1 << (bit % 8);
+            let (header, payload) = split(&frame);
+            let seen = decode_header(&header).and_then(|header| verify_data(&header, payload));
+            assert!(seen.is_err(), "bit {bit}, last {last}");
+        }
+    }
+}
+
+#[test]
 fn bytes_after_a_message_are_refused() {
     let mut payload = encode_control(&Message::Ready).unwrap()[HEADER..].to_vec();
     payload.extend([0, 0]);

@@ -115,7 +115,8 @@ fn names_that_leave_the_folder_are_refused() {
 #[test]
 fn every_field_is_bounded_while_it_is_decoded() {
     let long = || "x".repeat(limits::TEXT + 1);
-    let fields: [(&str, Box<dyn FnOnce(&mut Manifest)>); 10] = [
+    type Change = Box<dyn FnOnce(&mut Manifest)>;
+    let fields: [(&str, Change); 10] = [
         (
             "at most 255 bytes",
             Box::new(move |m| m.parts[0].name = long()),
