@@ -62,7 +62,10 @@ pub fn create(daemon: &Daemon, spec: PodSpec, progress: &mut dyn FnMut(Progress)
 }
 
 /// Refuses a name or address that another pod of this host has.
-fn check_free(daemon: &Daemon, spec: &PodSpec) -> Result<()> {
+///
+/// # Errors
+/// Which pod has it.
+pub fn check_free(daemon: &Daemon, spec: &PodSpec) -> Result<()> {
     let wanted = spec.network.iter().flat_map(|n| &n.addresses).map(|a| bare(a)).collect::<Vec<_>>();
     for other in daemon.pods().iter().map(|p| p.record()) {
         if other.spec.name == spec.name {
@@ -121,17 +124,26 @@ fn process(spec: &PodSpec, image: &ImageConfig) -> Result<Process> {
 
 /// Makes the overlay's upper and work folders, owned by the pod's root, with the pod's init in it.
 fn make_writable_layer(folder: &Path, id_base: u32) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    make_folder(folder)?;
     let owned = |path: &Path, mode: u32| {
         fs::DirBuilder::new().recursive(true).create(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
         chown(path, Some(id_base), Some(id_base))
     };
-    fs::create_dir_all(folder.join("work"))?;
     owned(&folder.join("upper"), 0o755)?;
     owned(&folder.join("upper/.podd"), 0o700)?;
     let init = folder.join("upper/.podd/init");
     fs::write(&init, super::init::INIT)?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o500))?;
     chown(&init, Some(id_base), Some(id_base))
+}
+
+/// Makes a pod's durable folder with empty `upper` and `work`.
+///
+/// # Errors
+/// I/O errors.
+pub fn make_folder(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    fs::create_dir_all(folder.join("upper"))?;
+    fs::create_dir_all(folder.join("work"))
 }

@@ -46,7 +46,7 @@ pub fn become_init(config: &ShimConfig, root: &Path, go: &OwnedFd) -> io::Result
     nix::unistd::sethostname(&config.hostname)?;
     limit_resources()?;
     standard_files()?;
-    let keep = capabilities::parse(&config.cap_add).map_err(io::Error::other)?;
+    let keep = capabilities::kept(&config.cap_add).map_err(io::Error::other)?;
     if !config.allow_new_privileges {
         nix::sys::prctl::set_no_new_privs()?;
     }

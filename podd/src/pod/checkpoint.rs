@@ -1,0 +1,145 @@
+//! Writing a pod into an image file: `checkpoint`, and `suspend`, which keeps the writable layer where it is.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use checkpoint::files::{Mode, Sender};
+use checkpoint::host::HostFacts;
+use checkpoint::image::{Compression, Kind, Meta, Writer};
+use checkpoint::wire;
+use jiff::Timestamp;
+
+use super::freeze::{Flight, dump, freeze, milliseconds, thaw};
+use super::start::clear_up;
+use super::state::{PodRecord, PodState};
+use super::stop::not_running;
+use crate::api::{ApiError, CheckpointReport};
+use crate::error::{Attempt, Result};
+use crate::supervisor::{Claim, Daemon};
+
+/// Name of the image part with the writable layer.
+pub const FILES: &str = "files";
+
+/// What kind of checkpoint.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to; none: the daemon's image folder.
+    pub output: Option<PathBuf>,
+    /// Let the pod go on.
+    pub leave_running: bool,
+    /// Compress with zstd.
+    pub compress: bool,
+    /// Include the writable layer.
+    pub whole: bool,
+}
+
+/// Freezes a pod and writes its image. Unless it is left running, it is suspended afterwards.
+///
+/// # Errors
+/// A refusal by preflight, or what failed; the pod then runs on and there is no image.
+pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Result<CheckpointReport> {
+    let record = claim.record();
+    if !matches!(record.state, PodState::Running { .. }) {
+        return Err(not_running(&record));
+    }
+    super::preflight::refuse_unless_go(&super::preflight::here(daemon, &record)?)?;
+    let image = match &options.output {
+        Some(path) => path.clone(),
+        None => daemon.config.state.join("images").join(format!("{}.img", record.id)),
+    };
+    if options.output.is_some() && image.exists() {
+        return Err(ApiError::conflict(format!("{} exists already", image.display())).cure("name another file, or remove it"));
+    }
+    let folder = image.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).attempt(format!("make the folder of {}", image.display()))?;
+    let flight = Flight::new(daemon, &format!("{}-dump", record.id))?;
+    let begun = Instant::now();
+    freeze(daemon, &record)?;
+    let written = write(daemon, &record, &flight, &image, &options).await;
+    let bytes = match written {
+        Ok(bytes) => bytes,
+        Err(e) => {
+            thaw(daemon, &record)?;
+            return Err(e);
+        }
+    };
+    let frozen_ms = milliseconds(begun);
+    if !options.leave_running {
+        // From this record on, the image is the pod. A crash before it leaves the pod frozen, and recovery thaws it.
+        claim.update(daemon, |r| r.state = PodState::Suspended { image: image.clone(), whole: options.whole })?;
+        clear_up(daemon, &record).await.attempt("clear up after the pod")?;
+    }
+    Ok(CheckpointReport { pod: record.spec.name, image: image.display().to_string(), bytes, frozen_ms })
+}
+
+/// Dumps and writes; thaws as soon as nothing more is needed of a pod that is left running.
+async fn write(daemon: &Daemon, record: &PodRecord, flight: &Flight, image: &Path, options: &Options) -> Result<u64> {
+    dump(daemon, record, flight.path()).await?;
+    let upper = daemon.config.pod_state(&record.id).join("upper");
+    let meta = meta(daemon, record)?;
+    let target = image.to_owned();
+    let options = options.clone();
+    let whole = options.whole;
+    let mut writer = tokio::task::block_in_place(|| {
+        let compression = if options.compress { Compression::Zstd } else { Compression::None };
+        let mut writer = Writer::create(&target, compression).map_err(|e| ApiError::failed(e.to_string()))?;
+        if whole {
+            write_files(&mut writer, &upper)?;
+        }
+        Ok::<_, ApiError>(writer)
+    })?;
+    if options.leave_running {
+        thaw(daemon, record)?;
+    }
+    tokio::task::block_in_place(|| {
+        let mut names: Vec<_> =
+            std::fs::read_dir(flight.path()).attempt("read the dump")?.filter_map(|e| Some(e.ok()?.file_name())).collect();
+        names.sort();
+        for name in names {
+            let Some(name) = name.to_str().filter(|n| !n.ends_with(".log")) else { continue };
+            let mut file = File::open(flight.path().join(name)).attempt("read the dump")?;
+            let kind = if name.starts_with("pages-") { Kind::Memory } else { Kind::Criu };
+            writer.part(name, kind, &mut file).map_err(|e| ApiError::failed(e.to_string()))?;
+        }
+        writer.finish(meta).map_err(|e| ApiError::failed(e.to_string()))?;
+        Ok(image.metadata().attempt("look at the image")?.len())
+    })
+}
+
+/// The writable layer as a stream of file operations, each in a frame of the wire format.
+fn write_files(writer: &mut Writer, upper: &Path) -> Result<()> {
+    let failed = |e: checkpoint::image::Error| ApiError::failed(e.to_string());
+    let mut part = writer.part_writer(FILES, Kind::Files).map_err(failed)?;
+    let mut sender = Sender::new(upper).attempt("read the writable layer")?;
+    let mut broken = None;
+    let passed = sender.pass(Mode::Frozen, &std::collections::BTreeSet::new(), &mut |op| {
+        let written = wire::encode_control(&op).map_err(|e| e.to_string());
+        let written = written.and_then(|frame| part.write_all(&frame).map_err(|e| e.to_string()));
+        written.map_err(|e| {
+            broken = Some(e);
+            checkpoint::files::Error::Sink
+        })
+    });
+    match broken {
+        Some(reason) => return Err(ApiError::failed(format!("cannot write the image: {reason}"))),
+        None => passed.attempt("read the writable layer")?,
+    };
+    part.finish().map_err(failed)?;
+    Ok(())
+}
+
+fn meta(daemon: &Daemon, record: &PodRecord) -> Result<Meta> {
+    let facts = HostFacts::read(&daemon.config.state, &daemon.config.flight()).attempt("read the host's facts")?;
+    Ok(Meta {
+        created: u64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(0),
+        pod: serde_json::to_vec(record).attempt("encode the pod's record")?,
+        host: daemon.config.host.clone(),
+        kernel_release: facts.kernel.release.clone(),
+        kernel_version: facts.kernel.version.clone(),
+        cpu_features: facts.cpu.features.iter().cloned().collect(),
+        criu: checkpoint::criu::version(&daemon.config.criu).unwrap_or_default(),
+        layers: record.layers.clone(),
+    })
+}

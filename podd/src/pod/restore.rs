@@ -1,0 +1,156 @@
+//! Bringing a pod back from an image: `resume` of one that was suspended here, `restore` of a file.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use checkpoint::files::{Op, Receiver};
+use checkpoint::host::HostFacts;
+use checkpoint::image::{Image, Kind};
+use checkpoint::wire;
+
+use super::checkpoint::FILES;
+use super::freeze::{Flight, thaw};
+use super::start::{announce, clear_up, give_birth, live};
+use super::state::{PodRecord, PodState};
+use crate::api::ApiError;
+use crate::error::{Attempt, Result};
+use crate::shim::Mode;
+use crate::supervisor::{Claim, Daemon};
+
+/// Continues a suspended pod. The daemon's own image is deleted afterwards, the user's is not.
+///
+/// # Errors
+/// The image is damaged, or CRIU's reason; the pod is still suspended then.
+pub async fn resume(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
+    let record = claim.record();
+    let PodState::Suspended { image: path, .. } = &record.state else {
+        return Err(ApiError::conflict(format!("{} is not suspended: it is {}", record.spec.name, record.state.word())));
+    };
+    let image = open(path)?;
+    let flight = Flight::new(daemon, &format!("{}-restore", record.id))?;
+    tokio::task::block_in_place(|| {
+        image.extract_dir(&Kind::Criu, flight.path())?;
+        image.extract_dir(&Kind::Memory, flight.path())
+    })
+    .map_err(|e| ApiError::failed(e.to_string()))?;
+    let init = give_birth(daemon, &record, Mode::Restore { images: flight.path().to_owned() }).await?;
+    // Recorded before the thaw: from the first instruction on, the image is out of date.
+    let running = live(daemon, claim, init)?;
+    announce(&running, init);
+    thaw(daemon, &running)?;
+    if path.starts_with(daemon.config.state.join("images")) {
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(running)
+}
+
+/// Restores a suspended pod by name, or a pod from an image file.
+///
+/// # Errors
+/// A damaged or foreign image, a name or address that is taken, missing layers; nothing on the host changes then.
+pub async fn restore(daemon: &Arc<Daemon>, from: &str) -> Result<PodRecord> {
+    if let Ok(pod) = daemon.pod(from) {
+        let record = pod.record();
+        if !matches!(record.state, PodState::Suspended { .. }) {
+            return Err(ApiError::conflict(format!("{from} cannot be restored: it is {}", record.state.word()))
+                .cure("a pod is restored once; `podctl ls` shows what exists"));
+        }
+        return resume(daemon, &daemon.claim(from, "resumed")?).await;
+    }
+    if !from.contains('/') {
+        return Err(ApiError::not_found(format!("there is no suspended pod named {from:?}"))
+            .cure("name a pod of `podctl ls`, or an image file by its path"));
+    }
+    let path = PathBuf::from(from);
+    let image = open(&path)?;
+    let mut record = record_of(&image)?;
+    check_fits(daemon, &record, &image)?;
+    record.state = PodState::Suspended { image: path, whole: true };
+    let folder = daemon.config.pod_state(&record.id);
+    let unpacked = tokio::task::block_in_place(|| read_files(&image, &folder));
+    let stored = unpacked.and_then(|()| daemon.store.put_pod(&record).map_err(ApiError::from));
+    if let Err(e) = stored {
+        let _ = std::fs::remove_dir_all(&folder);
+        return Err(e);
+    }
+    daemon.insert(record.clone());
+    let claim = daemon.claim(&record.id, "restored")?;
+    let resumed = resume(daemon, &claim).await;
+    if resumed.is_err() {
+        let _ = clear_up(daemon, &record).await;
+        daemon.forget(&record.id)?;
+        let _ = std::fs::remove_dir_all(&folder);
+    }
+    resumed
+}
+
+/// Opens an image and checks every byte of it.
+fn open(path: &Path) -> Result<Image> {
+    let image = Image::open(path).map_err(|e| ApiError::failed(e.to_string()))?;
+    tokio::task::block_in_place(|| image.verify()).map_err(|e| ApiError::failed(e.to_string()))?;
+    Ok(image)
+}
+
+fn record_of(image: &Image) -> Result<PodRecord> {
+    let text = &image.manifest().meta.pod;
+    let record: PodRecord = serde_json::from_slice(text).attempt("read the pod's record in the image")?;
+    super::file::validated(&record.spec).map_err(ApiError::from)?;
+    let id_is_good = record.id.len() == 16 && record.id.bytes().all(|b| b.is_ascii_hexdigit());
+    if id_is_good { Ok(record) } else { Err(ApiError::failed("the image names an impossible pod id")) }
+}
+
+/// Refuses what cannot work before anything is changed.
+fn check_fits(daemon: &Daemon, record: &PodRecord, image: &Image) -> Result<()> {
+    super::create::check_free(daemon, &record.spec)?;
+    if daemon.pod(&record.id).is_ok() {
+        return Err(ApiError::conflict("this very pod exists here under another name")
+            .cure("a pod is restored once; remove the other one first"));
+    }
+    if !image.manifest().parts.iter().any(|p| p.kind == Kind::Files) {
+        return Err(ApiError::failed("this image holds no files: it was made by `podctl suspend` and belongs to its host")
+            .cure("use `podctl checkpoint` for an image that can be restored elsewhere"));
+    }
+    for layer in &record.layers {
+        let digest = layer.parse().attempt("read the image's list of layers")?;
+        if !daemon.layers.has(&digest) {
+            return Err(ApiError::failed(format!("the layer {layer} of this pod is not on this host"))
+                .cure("create any pod from the same image or rootfs here first"));
+        }
+    }
+    let facts = HostFacts::read(&daemon.config.state, &daemon.config.flight()).attempt("read the host's facts")?;
+    let missing: Vec<&str> = image
+        .manifest()
+        .meta
+        .cpu_features
+        .iter()
+        .filter(|f| !facts.cpu.features.contains(*f))
+        .map(String::as_str)
+        .collect();
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(ApiError::failed(format!("this host's CPU lacks features of the one it was taken on: {}", missing.join(" ")))
+            .cure("restore it on a host with the same or a newer CPU"))
+    }
+}
+
+/// Rebuilds the writable layer. Every operation is confined to the folder by the receiver.
+fn read_files(image: &Image, folder: &Path) -> Result<()> {
+    super::create::make_folder(folder).attempt("make the pod's folder")?;
+    let mut part = image.read_part(FILES).map_err(|e| ApiError::failed(e.to_string()))?;
+    let mut receiver = Receiver::new(&folder.join("upper")).attempt("open the writable layer")?;
+    let mut header = [0; wire::HEADER];
+    loop {
+        match part.read(&mut header[..1]).attempt("read the image")? {
+            0 => break,
+            _ => part.read_exact(&mut header[1..]).attempt("read the image")?,
+        }
+        let parsed = wire::decode_header(&header).attempt("read the image")?;
+        let mut payload = vec![0; parsed.length as usize];
+        part.read_exact(&mut payload).attempt("read the image")?;
+        let op: Op = wire::decode_control(&parsed, &payload).attempt("read the image")?;
+        receiver.apply(op).attempt("write the writable layer")?;
+    }
+    receiver.finish(true).attempt("write the writable layer")
+}
