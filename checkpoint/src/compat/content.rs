@@ -182,7 +182,7 @@ pub(super) fn io_uring(c: &Context) -> Option<Finding> {
     absent(
         "io-uring",
         "io_uring",
-        c.holders(|p| p.descriptors.of(&FdKind::IoUring) > 0 || p.memory.devices.iter().any(ring)),
+        c.holders(|p| p.descriptors.of(FdKind::IoUring) > 0 || p.memory.devices.iter().any(ring)),
         CURE,
     )
 }
@@ -269,7 +269,7 @@ pub(super) fn unix_peers(c: &Context) -> Option<Finding> {
 
 /// memfd_secret(2): not even the kernel may read it.
 pub(super) fn memfd_secret(c: &Context) -> Option<Finding> {
-    let who = c.holders(|p| p.memory.secret || p.descriptors.of(&FdKind::SecretMemory) > 0);
+    let who = c.holders(|p| p.memory.secret || p.descriptors.of(FdKind::SecretMemory) > 0);
     absent(
         "memfd-secret",
         "secret memory",
@@ -280,7 +280,7 @@ pub(super) fn memfd_secret(c: &Context) -> Option<Finding> {
 
 /// Refused by CRIU (`Unsupported anon: [userfaultfd]`); page faults in flight belong to the source's kernel.
 pub(super) fn userfaultfd(c: &Context) -> Option<Finding> {
-    let who = c.holders(|p| p.descriptors.of(&FdKind::Userfaultfd) > 0);
+    let who = c.holders(|p| p.descriptors.of(FdKind::Userfaultfd) > 0);
     absent(
         "userfaultfd",
         "userfaultfd",
@@ -292,7 +292,7 @@ pub(super) fn userfaultfd(c: &Context) -> Option<Finding> {
 /// perf_event_open(2): counters of this processor, refused by CRIU.
 pub(super) fn perf(c: &Context) -> Option<Finding> {
     let who = c.holders(|p| {
-        p.descriptors.of(&FdKind::Perf) > 0
+        p.descriptors.of(FdKind::Perf) > 0
             || p.memory.devices.iter().any(|d| d.contains("[perf_event]"))
     });
     absent("perf", "performance counters", who, "end the profiler")
@@ -300,7 +300,7 @@ pub(super) fn perf(c: &Context) -> Option<Finding> {
 
 /// bpf(2): programs and maps live in this kernel; CRIU carries maps only where it was built for it.
 pub(super) fn bpf(c: &Context) -> Option<Finding> {
-    let who = c.holders(|p| p.descriptors.of(&FdKind::Bpf) > 0);
+    let who = c.holders(|p| p.descriptors.of(FdKind::Bpf) > 0);
     absent(
         "bpf",
         "BPF programs or maps",
@@ -312,7 +312,7 @@ pub(super) fn bpf(c: &Context) -> Option<Finding> {
 /// mq_overview(7): CRIU carries the limits of the queues, not the queues (ipc_ns.c): they would vanish with their messages.
 pub(super) fn message_queues(c: &Context) -> Option<Finding> {
     const CURE: &str = "end the program that uses them and remove them from /dev/mqueue";
-    if let Some(who) = c.holders(|p| p.descriptors.of(&FdKind::MessageQueue) > 0) {
+    if let Some(who) = c.holders(|p| p.descriptors.of(FdKind::MessageQueue) > 0) {
         return no(
             "message-queues",
             format!("POSIX message queues open in {who}"),
@@ -349,10 +349,10 @@ pub(super) fn devices(c: &Context) -> Option<Finding> {
 /// Anonymous inodes that CRIU does not know (files.c, dump_unsupp_fd).
 pub(super) fn other_descriptors(c: &Context) -> Option<Finding> {
     let named = c.pod.processes.iter().flat_map(|p| {
-        p.descriptors.kinds.keys().filter_map(move |k| match k {
-            FdKind::Other(name) => Some(format!("{name} of {p}")),
-            _ => None,
-        })
+        p.descriptors
+            .others
+            .iter()
+            .map(move |d| format!("{d} of {p}"))
     });
     absent(
         "other-descriptors",

@@ -312,7 +312,10 @@ const CASES: &[Case] = &[
     ("devices", Go, |w| mapped(w, "anon_inode:[io_uring]")),
     ("devices", Go, |w| fd(w, FdKind::MemoryDevice)),
     ("other-descriptors", No, |w| {
-        fd(w, FdKind::Other("landlock-ruleset".into()))
+        w.init()
+            .descriptors
+            .others
+            .insert("anon_inode:[landlock-ruleset]".into());
     }),
     ("other-descriptors", Go, |w| fd(w, FdKind::Timerfd)),
     ("terminals", No, |w| {

@@ -1,10 +1,13 @@
 //! File systems: what is free, and what they can do. Probes act on a directory of their own and remove it.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{StatVfs, XattrFlags};
-use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_string, fsopen};
+use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsopen};
 use serde::{Deserialize, Serialize};
 
 use super::HostError;
@@ -42,13 +45,7 @@ pub struct ImageSpace {
 impl StateDir {
     pub(super) fn read(path: &Path) -> Result<StateDir, HostError> {
         let space = statvfs(path)?;
-        let probe = path.join(format!(".probe-{}", std::process::id()));
-        let (overlay, user_xattr) = match std::fs::create_dir(&probe) {
-            Ok(()) => (overlay(&probe), user_xattr(&probe)),
-            Err(e) => (Err(e.to_string()), Err(e.to_string())),
-        };
-        // Left behind only if the file system fails; the next probe of another process does not mind.
-        let _ = std::fs::remove_dir_all(&probe);
+        let (overlay, user_xattr) = abilities(path)?;
         Ok(StateDir {
             path: path.to_owned(),
             fs_type: fs_type(path)?,
@@ -64,6 +61,38 @@ impl StateDir {
             idmapped: None,
         })
     }
+}
+
+type Abilities = (Result<(), String>, Result<(), String>);
+
+/// File systems that were found able, by device number: facts are read often, and the probe's directories cost a disk tens of
+/// milliseconds. What failed is tried again, since a module may have been loaded since.
+static ABLE: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+
+fn abilities(path: &Path) -> Result<Abilities, HostError> {
+    let device = std::fs::metadata(path)
+        .map_err(|source| HostError::Read {
+            path: path.into(),
+            source,
+        })?
+        .dev();
+    let mut able = ABLE.lock().unwrap_or_else(PoisonError::into_inner);
+    if able.contains(&device) {
+        return Ok((Ok(()), Ok(())));
+    }
+    let probe = path.join(format!(".probe-{}", std::process::id()));
+    // One that was killed meanwhile may have had the same number.
+    let _ = std::fs::remove_dir_all(&probe);
+    let found = match std::fs::create_dir(&probe) {
+        Ok(()) => (overlay(&probe), user_xattr(&probe)),
+        Err(e) => (Err(e.to_string()), Err(e.to_string())),
+    };
+    // Left behind only if the file system fails.
+    let _ = std::fs::remove_dir_all(&probe);
+    if found == (Ok(()), Ok(())) {
+        able.insert(device);
+    }
+    Ok(found)
 }
 
 impl ImageSpace {
@@ -126,6 +155,8 @@ fn overlay(probe: &Path) -> Result<(), String> {
         fsconfig_set_string(&overlay, "lowerdir", &dirs[0])?;
         fsconfig_set_string(&overlay, "upperdir", &dirs[1])?;
         fsconfig_set_string(&overlay, "workdir", &dirs[2])?;
+        // Without it, closing the overlay writes all of the file system's dirty data to disk first.
+        fsconfig_set_flag(&overlay, "volatile")?;
         Ok(fsconfig_create(&overlay)?)
     };
     make().map_err(|e| e.to_string())

@@ -21,6 +21,8 @@ pub struct Descriptors {
     pub highest: Option<u32>,
     /// How many of each kind.
     pub kinds: BTreeMap<FdKind, u64>,
+    /// What the kernel calls those of kind [`FdKind::Other`].
+    pub others: BTreeSet<String>,
     /// Paths of open device nodes other than terminals and /dev/null and its like.
     pub devices: BTreeSet<String>,
     /// File locks (flock, POSIX, open file description) seen on them.
@@ -30,7 +32,7 @@ pub struct Descriptors {
 }
 
 /// What a descriptor is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum FdKind {
     /// Regular file.
     File,
@@ -76,14 +78,14 @@ pub enum FdKind {
     Namespace,
     /// POSIX message queue.
     MessageQueue,
-    /// What the kernel calls it.
-    Other(String),
+    /// None of these; see [`Descriptors::others`].
+    Other,
 }
 
 impl Descriptors {
     /// How many of this kind.
-    pub fn of(&self, kind: &FdKind) -> u64 {
-        self.kinds.get(kind).copied().unwrap_or(0)
+    pub fn of(&self, kind: FdKind) -> u64 {
+        self.kinds.get(&kind).copied().unwrap_or(0)
     }
 }
 
@@ -114,7 +116,7 @@ pub(super) struct Scan {
     pub sockets: socket::Scan,
 }
 
-const MAX_DEVICES: usize = 32;
+const MAX_NAMES: usize = 32;
 
 impl Scan {
     pub(super) fn descriptors(
@@ -142,6 +144,9 @@ impl Scan {
                 if let Some(inode) = socket::inode(&target) {
                     self.sockets.add(inode, &mut asker, fd, holder);
                 }
+            }
+            if kind == FdKind::Other && found.others.len() < MAX_NAMES {
+                found.others.insert(target.display().to_string());
             }
             found.count += 1;
             found.highest = found.highest.max(Some(fd));
@@ -188,7 +193,7 @@ impl Scan {
         }
         let path = format!("/proc/{pid}/fd/{fd}");
         let Ok(meta) = std::fs::metadata(&path) else {
-            return FdKind::Other(target.display().to_string());
+            return FdKind::Other;
         };
         let kind = meta.file_type();
         if kind.is_dir() {
@@ -197,7 +202,7 @@ impl Scan {
             FdKind::Pipe
         } else if kind.is_char_device() || kind.is_block_device() {
             let kind = self.device(&meta, &path, pid, fd, holder);
-            if kind == FdKind::Device && found.devices.len() < MAX_DEVICES {
+            if kind == FdKind::Device && found.devices.len() < MAX_NAMES {
                 found.devices.insert(target.display().to_string());
             }
             kind
@@ -286,7 +291,7 @@ fn by_name(target: &Path) -> Option<FdKind> {
             "userfaultfd" => FdKind::Userfaultfd,
             "perf_event" => FdKind::Perf,
             bpf if bpf.starts_with("bpf") => FdKind::Bpf,
-            other => FdKind::Other(other.to_owned()),
+            _ => FdKind::Other,
         });
     }
     let (kind, _) = name.split_once(":[")?;
@@ -295,7 +300,7 @@ fn by_name(target: &Path) -> Option<FdKind> {
         "socket" => FdKind::Socket,
         "pidfd" => FdKind::Pidfd,
         "cgroup" | "ipc" | "mnt" | "net" | "pid" | "time" | "user" | "uts" => FdKind::Namespace,
-        other => FdKind::Other(other.to_owned()),
+        _ => FdKind::Other,
     })
 }
 
@@ -309,14 +314,11 @@ mod tests {
             ("anon_inode:[eventpoll]", Some(FdKind::Epoll)),
             ("anon_inode:inotify", Some(FdKind::Inotify)),
             ("anon_inode:bpf-map", Some(FdKind::Bpf)),
-            (
-                "anon_inode:[landlock-ruleset]",
-                Some(FdKind::Other("landlock-ruleset".into())),
-            ),
+            ("anon_inode:[landlock-ruleset]", Some(FdKind::Other)),
             ("pidfd:[55]", Some(FdKind::Pidfd)),
             ("net:[4026531840]", Some(FdKind::Namespace)),
             ("pipe:[7]", Some(FdKind::Pipe)),
-            ("dmabuf:[7]", Some(FdKind::Other("dmabuf".into()))),
+            ("dmabuf:[7]", Some(FdKind::Other)),
             ("/memfd:cache (deleted)", Some(FdKind::Memfd)),
             ("/srv/pipe:[7]", None),
             ("/srv/data (deleted)", None),

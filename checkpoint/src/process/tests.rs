@@ -119,11 +119,11 @@ fn everything_a_process_holds_is_seen() {
     let memory = &process.memory;
     let protocol = |p: u32| pod.sockets.iter().any(|s| s.protocol == p);
     let seen = |feature: &str| match feature {
-        "memfd_secret" => fds.of(&FdKind::SecretMemory) == 1 && memory.secret,
+        "memfd_secret" => fds.of(FdKind::SecretMemory) == 1 && memory.secret,
         "io_uring" => {
-            fds.of(&FdKind::IoUring) == 1 && memory.devices.iter().any(|d| d.contains("io_uring"))
+            fds.of(FdKind::IoUring) == 1 && memory.devices.iter().any(|d| d.contains("io_uring"))
         }
-        "userfaultfd" => fds.of(&FdKind::Userfaultfd) == 1,
+        "userfaultfd" => fds.of(FdKind::Userfaultfd) == 1,
         "mptcp" => protocol(262),
         "tcp" => pod
             .sockets
@@ -147,16 +147,16 @@ fn everything_a_process_holds_is_seen() {
             .any(|f| f.to_string_lossy().contains("shared mapping")),
         "lock" => fds.locks >= 1,
         "lease" => fds.leases == 1,
-        "memfd" => fds.of(&FdKind::Memfd) == 1,
-        "eventfd" => fds.of(&FdKind::Eventfd) >= 1,
-        "epoll" => fds.of(&FdKind::Epoll) >= 1,
-        "perf" => fds.of(&FdKind::Perf) == 1,
-        "bpf" => fds.of(&FdKind::Bpf) == 1,
-        "mqueue" => fds.of(&FdKind::MessageQueue) == 1,
-        "pidfd" => fds.of(&FdKind::Pidfd) == 1,
-        "pty" => fds.of(&FdKind::Terminal) >= 2,
+        "memfd" => fds.of(FdKind::Memfd) == 1,
+        "eventfd" => fds.of(FdKind::Eventfd) >= 1,
+        "epoll" => fds.of(FdKind::Epoll) >= 1,
+        "perf" => fds.of(FdKind::Perf) == 1,
+        "bpf" => fds.of(FdKind::Bpf) == 1,
+        "mqueue" => fds.of(FdKind::MessageQueue) == 1,
+        "pidfd" => fds.of(FdKind::Pidfd) == 1,
+        "pty" => fds.of(FdKind::Terminal) >= 2,
         "high_fd" => fds.highest == Some(900),
-        "namespace" => fds.of(&FdKind::Namespace) == 1,
+        "namespace" => fds.of(FdKind::Namespace) == 1,
         "device" => fds.devices.contains("/dev/kmsg"),
         other => panic!("no test for {other}"),
     };

@@ -137,9 +137,10 @@ fn config(release: &str) -> Option<BTreeMap<String, char>> {
 fn parse_config(text: &str) -> BTreeMap<String, char> {
     let options = text.lines().filter_map(|l| l.split_once('='));
     options
-        .filter_map(|(name, value)| {
-            matches!(value, "y" | "m")
-                .then(|| (name.to_owned(), value.chars().next().unwrap_or('y')))
+        .filter_map(|(name, value)| match value {
+            "y" => Some((name.to_owned(), 'y')),
+            "m" => Some((name.to_owned(), 'm')),
+            _ => None,
         })
         .collect()
 }
