@@ -113,19 +113,13 @@ fn write_files(writer: &mut Writer, upper: &Path) -> Result<()> {
     let failed = |e: checkpoint::image::Error| ApiError::failed(e.to_string());
     let mut part = writer.part_writer(FILES, Kind::Files).map_err(failed)?;
     let mut sender = Sender::new(upper).attempt("read the writable layer")?;
-    let mut broken = None;
     let passed = sender.pass(Mode::Frozen, &std::collections::BTreeSet::new(), &mut |op| {
-        let written = wire::encode_control(&op).map_err(|e| e.to_string());
-        let written = written.and_then(|frame| part.write_all(&frame).map_err(|e| e.to_string()));
-        written.map_err(|e| {
-            broken = Some(e);
-            checkpoint::files::Error::Sink
-        })
+        wire::encode_control(&op)
+            .map_err(std::io::Error::other)
+            .and_then(|frame| part.write_all(&frame))
+            .map_err(checkpoint::files::Error::Sink)
     });
-    match broken {
-        Some(reason) => return Err(ApiError::failed(format!("cannot write the image: {reason}"))),
-        None => passed.attempt("read the writable layer")?,
-    };
+    passed.attempt("copy the writable layer into the image")?;
     part.finish().map_err(failed)?;
     Ok(())
 }
