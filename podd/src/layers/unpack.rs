@@ -313,9 +313,6 @@ impl Unpacker<'_> {
         let Some((name, parents)) = path.split_last() else {
             return Err(Fault::LinkToDirectory(target()));
         };
-        if path == here.path {
-            return Ok(());
-        }
         let dir = match self.tree.existing(parents) {
             Ok(Some(dir)) => dir,
             Ok(None) => return Err(Fault::LinkMissing(target())),
@@ -325,6 +322,9 @@ impl Unpacker<'_> {
             There::File => {}
             There::Nothing => return Err(Fault::LinkMissing(target())),
             There::Directory | There::Whiteout => return Err(Fault::LinkToDirectory(target())),
+        }
+        if path == here.path {
+            return Ok(());
         }
         self.tree.clear(here.path, here.parent)?;
         // Without AT_SYMLINK_FOLLOW a link to a symlink is a second name of the symlink itself.

@@ -100,6 +100,7 @@ fn hard_links_that_leave() {
     says(Tar::default().hard_link("a", "../secret"), r#"entry "a" is a hard link to "../secret", which has .."#);
     says(Tar::default().hard_link("a", "/etc/shadow"), "absolute name");
     says(Tar::default().hard_link("a", "nothing"), "does not have before it");
+    says(Tar::default().hard_link("a", "a"), "does not have before it");
     says(Tar::default().hard_link("a", "no/thing"), "does not have before it");
     says(Tar::default().dir("d", 0o755).hard_link("a", "d"), "a directory or a device");
     says(Tar::default().hard_link("a", "."), "a directory or a device");

@@ -31,9 +31,9 @@ fn what_a_crash_left_is_removed_and_layers_stay() {
 
 #[test]
 fn a_process_killed_in_mid_import_leaves_a_clean_store() {
-    // The child imports an image that is slow to read (a pipe would be refused: a large one will do) and is killed.
+    // The child imports an image large enough to be caught at it, and is killed.
     let lab = Lab::new();
-    let tar = (0..400).fold(Tar::default(), |tar, n| tar.file(&format!("f{n}"), &vec![n as u8; 20_000])).end();
+    let tar = (0..600).fold(Tar::default(), |tar, n| tar.file(&format!("f{n}"), &vec![n as u8; 20_000])).end();
     let reference = lab.layout("image").single(&[(GZIP, &tar)]);
     let root = lab.store.root().to_owned();
     let mut child = std::process::Command::new(std::env::current_exe().unwrap())
@@ -47,7 +47,9 @@ fn a_process_killed_in_mid_import_leaves_a_clean_store() {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     child.kill().unwrap();
-    child.wait().unwrap();
+    let ended = std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap());
+    assert_eq!(ended, Some(9), "the child was not in mid-import");
+    assert!(!lab.leftovers().is_empty());
     let store = LayerStore::open(&root).unwrap();
     assert!(lab.leftovers().is_empty());
     let image = store.import(&RootSource::Image(reference), &mut |_, _| {}).unwrap();
