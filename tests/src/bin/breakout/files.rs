@@ -88,9 +88,7 @@ pub const ATTEMPTS: &[Attempt] = &[
             "/sys/class/net/lo/mtu",
         ])
     }),
-    ("sys-create", |_| {
-        Outcome::of_io(fs::create_dir("/sys/fs/cgroup/breakout"))
-    }),
+    ("sys-create", sys_create),
     ("cgroup-escape", cgroup_escape),
     ("open-by-handle", open_by_handle),
 ];
@@ -323,6 +321,15 @@ fn none_writable(paths: &[&str]) -> Outcome {
         };
         (path.to_string(), outcome)
     }))
+}
+
+fn sys_create(_: &Target) -> Outcome {
+    let dir = "/sys/fs/cgroup/breakout";
+    let result = fs::create_dir(dir);
+    if result.is_ok() {
+        let _ = fs::remove_dir(dir);
+    }
+    Outcome::of_io(result)
 }
 
 /// Any control file that can be opened for writing may lift a limit, move a process, or name a release agent.

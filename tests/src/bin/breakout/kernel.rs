@@ -48,7 +48,7 @@ pub const ATTEMPTS: &[Attempt] = &[
     }),
     ("acct", |_| Outcome::of(call(libc::SYS_acct, [0]))),
     ("quotactl", |_| {
-        Outcome::of(call(libc::SYS_quotactl, [0x80_0001, 0, 0, 0]))
+        Outcome::of(call(libc::SYS_quotactl, [0x8000_0100, 0, 0, 0]))
     }),
     ("syslog", |_| {
         Outcome::of(call(libc::SYS_syslog, [3, address_mut(&mut [0u8; 64]), 64]))
@@ -103,12 +103,6 @@ pub const ATTEMPTS: &[Attempt] = &[
     ("memfd-secret", |_| {
         Outcome::of(call(libc::SYS_memfd_secret, [0]))
     }),
-    ("unshare-user", |_| {
-        Outcome::of(call(libc::SYS_unshare, [libc::CLONE_NEWUSER as usize]))
-    }),
-    ("unshare-mount", |_| {
-        Outcome::of(call(libc::SYS_unshare, [libc::CLONE_NEWNS as usize]))
-    }),
     ("clone-user", |_| {
         Outcome::of(call_that_forks(
             libc::SYS_clone,
@@ -140,6 +134,16 @@ pub const ATTEMPTS: &[Attempt] = &[
     }),
     ("no-new-privileges", no_new_privileges),
     ("capabilities", capabilities),
+];
+
+/// To be made after all others: success changes what this process is.
+pub const LAST: &[Attempt] = &[
+    ("unshare-user", |_| {
+        Outcome::of(call(libc::SYS_unshare, [libc::CLONE_NEWUSER as usize]))
+    }),
+    ("unshare-mount", |_| {
+        Outcome::of(call(libc::SYS_unshare, [libc::CLONE_NEWNS as usize]))
+    }),
 ];
 
 fn socket(family: i32, kind: i32, protocol: i32) -> Outcome {

@@ -128,6 +128,7 @@ fn main() -> ExitCode {
         kernel::ATTEMPTS,
         processes::ATTEMPTS,
         sight::ATTEMPTS,
+        kernel::LAST,
     ]
     .concat()
     {
