@@ -27,6 +27,12 @@ enum Command {
         /// The pod's runtime folder.
         bundle: PathBuf,
     },
+    /// Try id-mapped mounts (started by the daemon).
+    #[command(hide = true)]
+    ProbeIdMaps {
+        /// Where.
+        folder: PathBuf,
+    },
     /// Run a command inside a pod (started by the daemon).
     #[command(hide = true)]
     Enter,
@@ -37,6 +43,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Serve { config } => podd::server::main(config.as_deref()).map_err(|e| e.to_string()),
         Command::Shim { bundle } => podd::shim::main(&bundle).map_err(|e| e.to_string()),
+        Command::ProbeIdMaps { folder } => podd::sys::namespaces::probe_id_maps(&folder).map_err(|e| e.to_string()),
         Command::Enter => podd::pod::exec::enter().map_err(|e| e.to_string()),
     };
     match result {

@@ -1,7 +1,7 @@
 //! Who may change a pod: one owner at a time. Views never wait for it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
@@ -10,9 +10,10 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::layers::LayerStore;
 use crate::pod::state::{PodRecord, PodState};
-use crate::store::Store;
+use crate::store::{Host, Store};
 use crate::sys::cgroup::{Cgroup, Hierarchies};
 use crate::sys::network;
+use crate::trust::Identity;
 
 /// Everything that the daemon's parts share.
 pub struct Daemon {
@@ -26,7 +27,17 @@ pub struct Daemon {
     pub hierarchies: Hierarchies,
     /// This boot of the host.
     pub boot: String,
+    /// Whether id-mapped mounts work in the state folder.
+    pub id_mapped_mounts: bool,
+    criu: OnceLock<CriuFindings>,
     pods: RwLock<HashMap<String, Arc<Pod>>>,
+}
+
+/// What was found out about CRIU.
+#[derive(Debug)]
+struct CriuFindings {
+    version: Option<String>,
+    round_trip: std::result::Result<(), String>,
 }
 
 /// A pod in the daemon's memory.
@@ -100,7 +111,9 @@ impl Daemon {
         hierarchies: Hierarchies,
         boot: String,
     ) -> Result<Self> {
-        let daemon = Self { config, store, layers, hierarchies, boot, pods: RwLock::default() };
+        let id_mapped_mounts = crate::sys::namespaces::id_mapped_mounts_work(&config.state);
+        let criu = OnceLock::new();
+        let daemon = Self { config, store, layers, hierarchies, boot, id_mapped_mounts, criu, pods: RwLock::default() };
         for record in daemon.store.pods()? {
             daemon.insert(record);
         }
@@ -191,6 +204,48 @@ impl Daemon {
     /// Netlink's.
     pub fn unplug(&self, record: &PodRecord) -> std::io::Result<()> {
         network::unplug(&network::outer_name(&record.id))
+    }
+
+    /// This host's identity.
+    ///
+    /// # Errors
+    /// It has none yet.
+    pub fn identity(&self) -> Result<Identity> {
+        Identity::load(&self.config.state.join("pki"))?.ok_or_else(|| {
+            ApiError::conflict("this host belongs to no fleet")
+                .cure("`podctl host init` founds one, `podctl host join` joins one")
+        })
+    }
+
+    /// A host of the fleet.
+    ///
+    /// # Errors
+    /// There is none of this name; the sentence lists those that are known.
+    pub fn host(&self, name: &str) -> Result<Host> {
+        let hosts = self.store.hosts()?;
+        let known: Vec<&str> = hosts.iter().map(|h| h.name.as_str()).collect();
+        let error = ApiError::usage(format!("there is no host named {name:?}"))
+            .cure(if known.is_empty() { "`podctl host join` makes hosts known to each other".into() } else { format!("known hosts: {}", known.join(", ")) });
+        hosts.into_iter().find(|h| h.name == name).ok_or(error)
+    }
+
+    /// CRIU's version, asked once; none if it cannot be run.
+    #[must_use]
+    pub fn criu_version(&self) -> Option<String> {
+        self.criu_findings().version.clone()
+    }
+
+    /// Whether CRIU can really dump and restore here, tried once a start.
+    #[must_use]
+    pub fn round_trip(&self) -> Option<std::result::Result<(), String>> {
+        Some(self.criu_findings().round_trip.clone())
+    }
+
+    fn criu_findings(&self) -> &CriuFindings {
+        self.criu.get_or_init(|| CriuFindings {
+            version: checkpoint::criu::version(&self.config.criu).ok(),
+            round_trip: checkpoint::criu::round_trip(&self.config.criu, &self.config.flight()).map_err(|e| e.to_string()),
+        })
     }
 
     /// What `podctl ls` shows of a pod.

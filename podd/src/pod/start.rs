@@ -184,6 +184,14 @@ pub fn watch(daemon: &Arc<Daemon>, id: &str, init: ProcessId) {
     });
 }
 
+/// Follows the restart policy of a pod that was found dead, in a task of its own.
+pub fn restart_later(daemon: &Arc<Daemon>, id: &str) {
+    let daemon = daemon.clone();
+    if let Ok(pod) = daemon.pod(id) {
+        tokio::spawn(async move { restart_if_wanted(&daemon, &pod).await });
+    }
+}
+
 /// Records how the pod ended, and clears up.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Mounts of a pod that come from the host and that CRIU must not look into: devices and volumes.
+//! Mounts of a pod that come from the host and that CRIU must not look into: devices, masks and volumes.
 //! Both sides of a move derive the same keys from the pod's spec.
 
 use std::path::{Path, PathBuf};
@@ -7,6 +7,8 @@ use crate::pod::spec::Volume;
 
 /// Device nodes in the pod's `/dev`, each bound from the host's.
 pub const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+/// Files that pods cannot read: the host's `/dev/null` lies over them.
+pub const MASKED: [&str; 1] = ["/proc/keys"];
 /// What the pod's root could otherwise change, since it owns the pod's network namespace. Whatever only the host's
 /// root may read or write (`/proc/kcore`, `/proc/sysrq-trigger`, `/proc/timer_list`, `/sys/firmware`) needs no mask:
 /// the pod's root is nobody there; and a masked path that the target's kernel lacks would end a move.
@@ -45,10 +47,15 @@ pub fn mounts(volumes: &[Volume]) -> Vec<External> {
         inside: Path::new("/dev").join(name),
         outside: Path::new("/dev").join(name),
     });
+    let masks = MASKED.iter().map(|path| External {
+        key: format!("mask{}", path.replace('/', "-")),
+        inside: path.into(),
+        outside: "/dev/null".into(),
+    });
     let volumes = volumes.iter().enumerate().map(|(i, volume)| External {
         key: format!("volume-{i}"),
         inside: volume.pod.clone(),
         outside: volume.host.clone(),
     });
-    devices.chain(volumes).collect()
+    devices.chain(masks).chain(volumes).collect()
 }

@@ -16,7 +16,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid};
 
 use super::ShimConfig;
-use super::external::{DEVICES, READ_ONLY};
+use super::external::{DEVICES, MASKED, READ_ONLY};
 use super::root::step;
 use crate::sys::{capabilities, mounts, seccomp};
 
@@ -91,6 +91,9 @@ fn build_view(root: &Path) -> io::Result<()> {
         [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
     {
         symlink(to, root.join("dev").join(name))?;
+    }
+    for path in MASKED {
+        step(&format!("mask {path}"), mounts::bind(Path::new("/dev/null"), &target(path, false)?.0, false))?;
     }
     for path in READ_ONLY {
         let (by_fd, _fd) = target(path, true)?;

@@ -57,3 +57,27 @@ pub fn user_namespace(base: u32) -> io::Result<OwnedFd> {
     waitpid(pid, None)?;
     Ok(made?.into())
 }
+
+/// Whether the file system of `folder` supports id-mapped mounts: tries one, in a child's mount namespace.
+#[must_use]
+pub fn id_mapped_mounts_work(folder: &std::path::Path) -> bool {
+    // The child would inherit locks of a multi-threaded process, so a fresh program does it: the shim's own first step.
+    std::process::Command::new("/proc/self/exe")
+        .arg("probe-id-maps")
+        .arg(folder)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// The body of `podd probe-id-maps`: binds `folder` over itself with shifted ids.
+///
+/// # Errors
+/// Why it cannot be done.
+pub fn probe_id_maps(folder: &std::path::Path) -> io::Result<()> {
+    super::mounts::private_mount_namespace()?;
+    let ids = user_namespace(0x0008_0000)?;
+    super::mounts::id_mapped_bind(folder, folder, std::os::fd::AsFd::as_fd(&ids), true)
+}

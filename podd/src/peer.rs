@@ -1,0 +1,237 @@
+//! A connection between two podds: messages and data in the frames of `checkpoint::wire`, inside mutual TLS.
+
+use std::io;
+use std::time::Duration;
+
+use checkpoint::files::Op;
+use checkpoint::wire;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+
+use crate::error::{Attempt, Result};
+use crate::pod::preflight::TargetFacts;
+use crate::supervisor::Daemon;
+use crate::trust;
+
+/// Longest silence of a peer that is at work on something (a restore, a large file).
+const PATIENCE: Duration = Duration::from_secs(180);
+/// A reader may wait for its disk this long before the connection counts as dead.
+const STALL: Duration = Duration::from_secs(60);
+/// A peer that does not answer a call within this time is away.
+const CALL: Duration = Duration::from_secs(5);
+
+/// What podds say to each other. The source of a move speaks first; see `pod::journal` for the order.
+///
+/// New variants go to the end: bincode numbers them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Message {
+    /// What are you like? With the pod's volumes and layers.
+    AskFacts {
+        /// Host paths.
+        volumes: Vec<String>,
+        /// Digests.
+        layers: Vec<String>,
+    },
+    /// The answer.
+    Facts(Box<TargetFacts>),
+    /// Reserve room for this pod.
+    Prepare {
+        /// The migration's id.
+        migration: String,
+        /// The pod's record as JSON, with the epoch that it will have.
+        record: String,
+    },
+    /// Reserved. These layers are missing.
+    Prepared {
+        /// Digests.
+        missing_layers: Vec<String>,
+    },
+    /// File operations of this layer follow.
+    Layer {
+        /// Digest.
+        digest: String,
+    },
+    /// File operations of the writable layer follow.
+    Files,
+    /// One file operation.
+    File(Op),
+    /// The file operations end here.
+    FilesEnd,
+    /// Everything up to here is stored.
+    Stored,
+    /// One data frame with this part of an image file follows.
+    Chunk {
+        /// Name in CRIU's folder.
+        name: String,
+        /// Where it begins, in bytes.
+        offset: u64,
+    },
+    /// All is there: restore the pod and hold it.
+    Restore {
+        /// Names and sizes of the image files.
+        files: Vec<(String, u64)>,
+    },
+    /// Restored and held.
+    Ready {
+        /// Milliseconds that it took.
+        restore_ms: f64,
+    },
+    /// The pod is yours.
+    Commit {
+        /// The migration's id.
+        migration: String,
+    },
+    /// It runs here.
+    Thawed {
+        /// Milliseconds from the commit to the thaw.
+        announce_ms: f64,
+    },
+    /// It will never run here under this epoch: take it back.
+    Lost {
+        /// Why.
+        reason: String,
+    },
+    /// Has the pod of this migration been given to me?
+    Query {
+        /// The migration's id.
+        migration: String,
+    },
+    /// Yes.
+    Given,
+    /// No, and it never will.
+    NotGiven,
+    /// Not decided: ask again.
+    Undecided,
+    /// Not done, for this reason.
+    Refused {
+        /// One sentence.
+        reason: String,
+    },
+}
+
+/// A connection to the podd of another host.
+pub struct Peer {
+    stream: TlsStream<TcpStream>,
+    /// Bytes sent, headers included.
+    pub sent: u64,
+}
+
+impl Peer {
+    /// Takes over an accepted connection.
+    #[must_use]
+    pub fn new(stream: TlsStream<TcpStream>) -> Self {
+        let _ = trust::set_stall_limit(stream.get_ref().0, STALL);
+        Self { stream, sent: 0 }
+    }
+
+    /// Calls a host of the fleet.
+    ///
+    /// # Errors
+    /// Unknown host, no identity, no answer.
+    pub async fn call(daemon: &Daemon, host: &str) -> Result<Self> {
+        let identity = daemon.identity()?;
+        let address = daemon.host(host)?.address;
+        let stream = trust::connect(&identity, host, address, trust::PEER, CALL).await?;
+        Ok(Self::new(TlsStream::from(stream)))
+    }
+
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub async fn send(&mut self, message: &Message) -> Result<()> {
+        self.queue(message).await?;
+        self.flush().await
+    }
+
+    /// Puts a message behind those that wait to be sent.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub async fn queue(&mut self, message: &Message) -> Result<()> {
+        let frame = wire::encode_control(message).attempt("encode a message")?;
+        self.write(&frame).await
+    }
+
+    /// Puts a data frame behind those that wait to be sent.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub async fn queue_data(&mut self, data: &[u8]) -> Result<()> {
+        let header = wire::encode_data_header(data, true).attempt("encode data")?;
+        self.write(&header).await?;
+        self.write(data).await
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.sent += bytes.len() as u64;
+        let written = tokio::time::timeout(PATIENCE, self.stream.write_all(bytes)).await;
+        written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).attempt("send to the other host")
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        self.stream.flush().await.attempt("send to the other host")
+    }
+
+    /// Receives a message.
+    ///
+    /// # Errors
+    /// The connection is broken or silent for too long, or what comes is not understood.
+    pub async fn receive(&mut self) -> Result<Message> {
+        self.receive_within(PATIENCE).await
+    }
+
+    /// Receives a message within a time.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub async fn receive_within(&mut self, limit: Duration) -> Result<Message> {
+        let (header, payload) = self.frame(limit).await?;
+        wire::decode_control(&header, &payload).attempt("understand the other host")
+    }
+
+    /// Receives a data frame.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub async fn receive_data(&mut self) -> Result<Vec<u8>> {
+        let (header, payload) = self.frame(PATIENCE).await?;
+        wire::verify_data(&header, &payload).attempt("understand the other host")?;
+        Ok(payload)
+    }
+
+    /// Sends a message and receives its answer.
+    ///
+    /// # Errors
+    /// As [`Self::receive`]; a refusal becomes the error.
+    pub async fn ask(&mut self, message: &Message) -> Result<Message> {
+        self.send(message).await?;
+        match self.receive().await? {
+            Message::Refused { reason } => Err(crate::api::ApiError::failed(reason)),
+            answer => Ok(answer),
+        }
+    }
+
+    async fn frame(&mut self, limit: Duration) -> Result<(wire::Header, Vec<u8>)> {
+        let read = async {
+            let mut bytes = [0; wire::HEADER];
+            self.stream.read_exact(&mut bytes).await?;
+            let header = wire::decode_header(&bytes).map_err(io::Error::other)?;
+            let mut payload = vec![0; header.length as usize];
+            self.stream.read_exact(&mut payload).await?;
+            Ok((header, payload))
+        };
+        let read = tokio::time::timeout(limit, read).await;
+        read.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).attempt("hear from the other host")
+    }
+}
+
+/// The error for an answer that does not belong here.
+#[must_use]
+pub fn unexpected(message: &Message) -> crate::api::ApiError {
+    let text = format!("{message:?}");
+    let name = text.split([' ', '(', '{']).next().unwrap_or_default();
+    crate::api::ApiError::failed(format!("the other host said {name} out of turn"))
+}

@@ -1,0 +1,365 @@
+//! The target's side of a move. `journal` says what each step means.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use checkpoint::files::{Op, Receiver};
+use jiff::Timestamp;
+
+use super::freeze::{milliseconds, thaw};
+use super::journal::{Migration, Role, Step};
+use super::preflight::{TargetFacts, host_facts};
+use super::start::{announce, clear_up, give_birth, watch};
+use super::state::{PodRecord, PodState};
+use super::stop::delete;
+use crate::api::ApiError;
+use crate::error::{Attempt, Result};
+use crate::layers::Hold;
+use crate::peer::{Message, Peer, unexpected};
+use crate::shim::{Mode, Status, client};
+use crate::supervisor::{Claim, Daemon};
+use crate::sys::process::ProcessId;
+
+/// Serves one connection of another podd until it ends.
+///
+/// # Errors
+/// The connection broke, or the other side broke the rules; whatever was begun has been settled or is being settled.
+pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<()> {
+    loop {
+        match peer.receive().await? {
+            Message::AskFacts { volumes, layers } => {
+                let answer = match tokio::task::block_in_place(|| facts(daemon, &volumes, &layers)) {
+                    Ok(facts) => Message::Facts(Box::new(facts)),
+                    Err(e) => refused(&e),
+                };
+                peer.send(&answer).await?;
+            }
+            Message::Query { migration } => peer.send(&given_or_not(daemon, from, &migration)?).await?,
+            Message::Commit { migration } => {
+                let answer = commit_by_id(daemon, from, &migration).await;
+                peer.send(&answer.unwrap_or_else(|e| refused(&e))).await?;
+            }
+            Message::Prepare { migration, record } => match reserve(daemon, from, &migration, &record) {
+                Ok((claim, migration)) => return arrive(daemon, claim, migration, peer).await,
+                Err(e) => peer.send(&refused(&e)).await?,
+            },
+            other => return Err(unexpected(&other)),
+        }
+    }
+}
+
+fn refused(e: &ApiError) -> Message {
+    Message::Refused { reason: e.message.clone() }
+}
+
+fn facts(daemon: &Daemon, volumes: &[String], layers: &[String]) -> Result<TargetFacts> {
+    Ok(TargetFacts {
+        facts: host_facts(daemon, None)?,
+        volumes: volumes.iter().map(|path| Path::new(path).exists()).collect(),
+        missing_layers: missing(daemon, layers)?,
+    })
+}
+
+fn missing(daemon: &Daemon, layers: &[String]) -> Result<Vec<String>> {
+    let mut missing = Vec::new();
+    for layer in layers {
+        if !daemon.layers.has(&layer.parse().attempt("read a layer's name")?) {
+            missing.push(layer.clone());
+        }
+    }
+    Ok(missing)
+}
+
+/// What this host, as a source, has decided about a move.
+fn given_or_not(daemon: &Daemon, from: &str, id: &str) -> Result<Message> {
+    let migration = daemon.store.migration(id)?.filter(|m| m.role == Role::Source && m.peer == from);
+    Ok(match migration.map(|m| m.step) {
+        Some(Step::Given | Step::Done) => Message::Given,
+        Some(Step::Preparing | Step::Freezing) => Message::Undecided,
+        // Unknown moves cannot have been given: the journal comes first.
+        _ => Message::NotGiven,
+    })
+}
+
+/// Takes the pod's name, addresses and ids, on disk.
+fn reserve(daemon: &Daemon, from: &str, id: &str, record: &str) -> Result<(Claim, Migration)> {
+    let mut record: PodRecord = serde_json::from_str(record).attempt("read the pod's record")?;
+    super::file::validated(&record.spec).map_err(ApiError::from)?;
+    let hexadecimal = |text: &str, n| text.len() == n && text.bytes().all(|b| b.is_ascii_hexdigit());
+    if !hexadecimal(&record.id, 16) || !hexadecimal(id, 32) {
+        return Err(ApiError::failed("the other host named an impossible id"));
+    }
+    if let Ok(pod) = daemon.pod(&record.id) {
+        let epoch = pod.record().epoch;
+        return Err(ApiError::conflict(format!("this pod is known here under epoch {epoch}")));
+    }
+    super::create::check_free(daemon, &record.spec)?;
+    let migration = Migration {
+        id: id.to_owned(),
+        role: Role::Target,
+        peer: from.to_owned(),
+        pod_id: record.id.clone(),
+        pod: record.spec.name.clone(),
+        epoch: record.epoch,
+        started: Timestamp::now(),
+        step: Step::Receiving,
+        error: None,
+        report: None,
+    };
+    record.state = PodState::Arriving { migration: id.to_owned() };
+    daemon.store.put_migration(&migration, Some(&record))?;
+    daemon.insert(record.clone());
+    Ok((daemon.claim(&record.id, "migrated")?, migration))
+}
+
+/// Receives, restores, holds, and then does what the source has decided.
+async fn arrive(daemon: &Arc<Daemon>, claim: Claim, mut migration: Migration, mut peer: Peer) -> Result<()> {
+    if let Err(e) = receive(daemon, &claim, &mut migration, &mut peer).await {
+        let _ = peer.send(&refused(&e)).await;
+        discard(daemon, &claim, &mut migration, &e.message).await?;
+        return Err(e);
+    }
+    // From here on, silence means that the source may have given us the pod: only its word counts.
+    match peer.receive().await {
+        Ok(Message::Commit { migration: id }) if id == migration.id => {
+            let answer = commit(daemon, &claim, &mut migration).await?;
+            drop(claim);
+            peer.send(&answer).await
+        }
+        _ => settle(daemon, claim, migration).await,
+    }
+}
+
+/// Everything up to *ready*.
+async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, peer: &mut Peer) -> Result<()> {
+    let record = claim.record();
+    let folder = daemon.config.pod_state(&record.id);
+    super::create::make_folder(&folder).attempt("make the pod's folder")?;
+    let missing_layers = missing(daemon, &record.layers)?;
+    let mut holds = Vec::new();
+    for layer in &record.layers {
+        holds.extend(daemon.layers.hold(&layer.parse().attempt("read a layer's name")?));
+    }
+    peer.send(&Message::Prepared { missing_layers }).await?;
+    let mut upper = Some(Receiver::new(&folder.join("upper")).attempt("open the writable layer")?);
+    let images = flight(daemon, &migration.id);
+    let _ = std::fs::remove_dir_all(&images);
+    std::fs::create_dir_all(&images).attempt("make room in memory for the image")?;
+    let mut open = BTreeMap::new();
+    let files = loop {
+        match peer.receive().await? {
+            Message::Layer { digest } if record.layers.contains(&digest) => {
+                holds.push(receive_layer(daemon, peer, &digest).await?);
+                peer.send(&Message::Stored).await?;
+            }
+            Message::Files => {
+                let receiver = upper.take().ok_or_else(|| ApiError::failed("the writable layer is lost"))?;
+                upper = Some(receive_files(peer, receiver).await?);
+                peer.send(&Message::Stored).await?;
+            }
+            Message::Chunk { name, offset } => {
+                let data = peer.receive_data().await?;
+                store_chunk(&images, &mut open, &name, offset, &data)?;
+            }
+            Message::Restore { files } => break files,
+            other => return Err(unexpected(&other)),
+        }
+    };
+    drop(open);
+    for (name, size) in &files {
+        let have = images.join(safe_name(name)?).metadata().map_or(0, |m| m.len());
+        if have != *size {
+            return Err(ApiError::failed(format!("the image file {name} came with {have} of {size} bytes")));
+        }
+    }
+    let begun = Instant::now();
+    // The files must be safe before the pod can be ours; that the disk works on them while CRIU restores hides the wait.
+    let synced = tokio::task::spawn_blocking(move || upper.map(|mut u| u.finish(true)).transpose());
+    let restored = give_birth(daemon, &record, Mode::Restore { images }).await;
+    synced.await.attempt("store the writable layer")?.attempt("store the writable layer")?;
+    restored?;
+    migration.step = Step::Held;
+    daemon.store.put_migration(migration, None)?;
+    peer.send(&Message::Ready { restore_ms: milliseconds(begun) }).await
+}
+
+async fn receive_layer(daemon: &Daemon, peer: &mut Peer, digest: &str) -> Result<Hold> {
+    let parsed = digest.parse().attempt("read a layer's name")?;
+    let incoming = daemon.layers.receive(&parsed).attempt("make room for a layer")?;
+    let receiver = Receiver::new(incoming.path()).attempt("make room for a layer")?;
+    let mut receiver = receive_files(peer, receiver).await?;
+    tokio::task::spawn_blocking(move || {
+        receiver.finish(true).attempt("store a layer")?;
+        incoming.commit().attempt("store a layer")
+    })
+    .await
+    .attempt("store a layer")?
+}
+
+/// Applies file operations as they come, in a thread of its own.
+async fn receive_files(peer: &mut Peer, mut receiver: Receiver) -> Result<Receiver> {
+    let (queue, mut ops) = tokio::sync::mpsc::channel::<Op>(8);
+    let apply = tokio::task::spawn_blocking(move || {
+        while let Some(op) = ops.blocking_recv() {
+            receiver.apply(op)?;
+        }
+        Ok::<_, checkpoint::files::Error>(receiver)
+    });
+    loop {
+        match peer.receive().await? {
+            Message::File(op) if queue.send(op).await.is_ok() => {}
+            Message::File(_) | Message::FilesEnd => break,
+            other => return Err(unexpected(&other)),
+        }
+    }
+    drop(queue);
+    apply.await.attempt("store files")?.attempt("store files")
+}
+
+fn store_chunk(images: &Path, open: &mut BTreeMap<String, File>, name: &str, offset: u64, data: &[u8]) -> Result<()> {
+    if !open.contains_key(name) {
+        let path = images.join(safe_name(name)?);
+        let file = File::options().create(true).truncate(false).write(true).open(path).attempt("store the image")?;
+        open.insert(name.to_owned(), file);
+    }
+    let file = open.get(name).ok_or_else(|| ApiError::failed("an image file vanished"))?;
+    file.write_all_at(data, offset).attempt("store the image")
+}
+
+/// A name that stays in its folder.
+fn safe_name(name: &str) -> Result<&str> {
+    let good = !name.is_empty() && name.len() < 128 && !name.starts_with('.')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    if good { Ok(name) } else { Err(ApiError::failed(format!("{name:?} is not the name of an image file"))) }
+}
+
+fn flight(daemon: &Daemon, migration: &str) -> PathBuf {
+    daemon.config.flight().join(format!("{migration}-in"))
+}
+
+/// The source's connection broke while we hold its pod: asks until it says what it has decided.
+///
+/// # Errors
+/// The store's.
+pub async fn settle(daemon: &Arc<Daemon>, claim: Claim, mut migration: Migration) -> Result<()> {
+    let query = Message::Query { migration: migration.id.clone() };
+    let mut pause = Duration::from_millis(50);
+    loop {
+        let answer = match Peer::call(daemon, &migration.peer).await {
+            Ok(mut peer) => peer.ask(&query).await,
+            Err(e) => Err(e),
+        };
+        match answer {
+            Ok(Message::Given) => return commit(daemon, &claim, &mut migration).await.map(drop),
+            Ok(Message::NotGiven) => return discard(daemon, &claim, &mut migration, "the source kept the pod").await,
+            Ok(_) => {}
+            Err(e) => tracing::warn!(pod = migration.pod, host = migration.peer, error = %e, "holding the pod until its source answers"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
+}
+
+async fn commit_by_id(daemon: &Arc<Daemon>, from: &str, id: &str) -> Result<Message> {
+    let known = |m: Option<Migration>| m.filter(|m| m.role == Role::Target && m.peer == from);
+    let lost = |reason: &str| Message::Lost { reason: reason.to_owned() };
+    let Some(migration) = known(daemon.store.migration(id)?) else { return Ok(lost("it knows nothing of this move")) };
+    let Ok(pod) = daemon.pod(&migration.pod_id) else {
+        return Ok(match migration.step {
+            // It came, ran, and has left or been removed since.
+            Step::Running => Message::Thawed { announce_ms: 0.0 },
+            _ => lost(migration.error.as_deref().unwrap_or("it gave the move up")),
+        });
+    };
+    let claim = daemon.claim_in_turn(pod, "migrated").await;
+    // Whoever held the claim before us may have settled it.
+    match known(daemon.store.migration(id)?) {
+        Some(mut migration) => commit(daemon, &claim, &mut migration).await,
+        None => Ok(lost("it knows nothing of this move")),
+    }
+}
+
+/// The source has given us the pod: records that it is ours, then thaws. Repeatable. The answer is *thawed* or *lost*.
+///
+/// # Errors
+/// The store's: nothing may be said to the source then.
+pub async fn commit(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration) -> Result<Message> {
+    let begun = Instant::now();
+    match migration.step {
+        Step::Held | Step::Committed => {}
+        Step::Running => return Ok(Message::Thawed { announce_ms: 0.0 }),
+        _ => {
+            discard(daemon, claim, migration, "it had not been restored").await?;
+            return Ok(Message::Lost { reason: migration.error.clone().unwrap_or_default() });
+        }
+    }
+    let init = match held(daemon, claim, migration).await {
+        Ok(init) => init,
+        Err(e) => {
+            discard(daemon, claim, migration, &e.message).await?;
+            return Ok(Message::Lost { reason: e.message });
+        }
+    };
+    // On disk before the first instruction runs here.
+    let mut record = claim.record();
+    record.state = PodState::Running { init, boot: daemon.boot.clone() };
+    record.started.get_or_insert_with(Timestamp::now);
+    migration.step = Step::Committed;
+    daemon.store.put_migration(migration, Some(&record))?;
+    claim.publish(record.clone());
+    tokio::task::block_in_place(|| announce(&record, init));
+    thaw(daemon, &record)?;
+    // The frames of the first announcement went before the link was plugged; this one is for the neighbours.
+    tokio::task::block_in_place(|| announce(&record, init));
+    let announce_ms = milliseconds(begun);
+    migration.step = Step::Running;
+    daemon.store.put_migration(migration, None)?;
+    watch(daemon, &record.id, init);
+    let images = flight(daemon, &migration.id);
+    tokio::task::spawn_blocking(move || std::fs::remove_dir_all(images));
+    Ok(Message::Thawed { announce_ms })
+}
+
+/// The held pod's init; if something has killed the held processes, the pod is restored once more.
+async fn held(daemon: &Arc<Daemon>, claim: &Claim, migration: &Migration) -> Result<ProcessId> {
+    let record = claim.record();
+    let bundle = daemon.config.bundle(&record.id);
+    if let Ok(Status::Alive { init }) = client::status(&bundle, Duration::from_secs(5)).await
+        && init.is_alive()
+    {
+        return Ok(init);
+    }
+    let written = std::fs::read(bundle.join("status.json")).ok().and_then(|t| serde_json::from_slice(&t).ok());
+    if let Some(Status::Alive { init }) = written
+        && init.is_alive()
+    {
+        return Ok(init);
+    }
+    if migration.step == Step::Committed {
+        // It may have run here already: an older state must not come back over it.
+        return Err(ApiError::failed("its processes died on the target just after the handover"));
+    }
+    let images = flight(daemon, &migration.id);
+    if !images.exists() {
+        return Err(ApiError::failed("the target lost the pod's memory (it was rebooted)"));
+    }
+    give_birth(daemon, &record, Mode::Restore { images }).await
+}
+
+/// Records that the pod will never run here under this epoch, then removes every trace of it.
+///
+/// # Errors
+/// The store's.
+pub async fn discard(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, reason: &str) -> Result<()> {
+    migration.step = Step::Discarded;
+    migration.error = Some(reason.to_owned());
+    daemon.store.put_migration(migration, None)?;
+    let record = claim.record();
+    let _ = std::fs::remove_dir_all(flight(daemon, &migration.id));
+    clear_up(daemon, &record).await.attempt("clear up after a move that was given up")?;
+    delete(daemon, &record).await
+}

@@ -1,0 +1,414 @@
+//! The source's side of a move: a list of phases, with the handover marked. `journal` says what each step means.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use checkpoint::compat::Finding;
+use checkpoint::files::{self, Mode, Op, PassReport, Sender};
+use checkpoint::process::shared_writable_files;
+use jiff::Timestamp;
+use rand::Rng;
+use tokio::sync::mpsc;
+
+use super::freeze::{Flight, dump, freeze, milliseconds, thaw};
+use super::journal::{Migration, Role, Step};
+use super::preflight::{TargetFacts, refuse_unless_go, towards};
+use super::state::{PodRecord, PodState};
+use super::stop::{delete, not_running};
+use crate::api::{ApiError, Bytes, MigrateReport, Phases, Progress};
+use crate::error::{Attempt, Result};
+use crate::peer::{Message, Peer, unexpected};
+use crate::supervisor::{Claim, Daemon};
+
+/// Data goes in pieces of this size: as large as a frame may be.
+const PIECE: usize = 1 << 20;
+/// Live passes over the writable layer before the freeze, at most.
+const LIVE_PASSES: u32 = 4;
+/// A live pass that sends less than this is followed by the freeze, in bytes.
+const SETTLED: u64 = 1 << 20;
+
+/// Tells whoever asked for the move how far it is; nobody may be listening any more.
+pub type Tell = mpsc::UnboundedSender<Progress>;
+
+/// Asks a host about a pod, and judges.
+///
+/// # Errors
+/// The host does not answer, or the pod does not run.
+pub async fn preflight(daemon: &Daemon, record: &PodRecord, to: &str) -> Result<Vec<Finding>> {
+    let target = target_facts(&mut Peer::call(daemon, to).await?, record).await?;
+    tokio::task::block_in_place(|| towards(daemon, record, &target))
+}
+
+async fn target_facts(peer: &mut Peer, record: &PodRecord) -> Result<TargetFacts> {
+    let question = Message::AskFacts {
+        volumes: record.spec.volumes.iter().map(|v| v.host.display().to_string()).collect(),
+        layers: record.layers.clone(),
+    };
+    match peer.ask(&question).await? {
+        Message::Facts(facts) => Ok(*facts),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Moves a pod to another host.
+///
+/// # Errors
+/// A refusal before anything was done, or what failed; the pod then runs on here. Once the pod has been given away,
+/// this waits for the target's answer however long it takes.
+pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell) -> Result<MigrateReport> {
+    let record = claim.record();
+    if !matches!(record.state, PodState::Running { .. }) {
+        return Err(not_running(&record));
+    }
+    if to == daemon.config.host {
+        return Err(ApiError::usage(format!("{} is on {to} already", record.spec.name)));
+    }
+    let mut run = Run {
+        daemon,
+        tell,
+        phases: Phases::default(),
+        bytes: Bytes::default(),
+        rounds: 1,
+        frozen_since: None,
+        peer: Peer::call(daemon, to).await?,
+    };
+    let begun = Instant::now();
+    run.say("preflight", 0, 0);
+    let facts = target_facts(&mut run.peer, &record).await?;
+    refuse_unless_go(&tokio::task::block_in_place(|| towards(daemon, &record, &facts))?)?;
+    run.phases.preflight_ms = milliseconds(begun);
+
+    let mut migration = Migration {
+        id: format!("{:032x}", rand::rng().random::<u128>()),
+        role: Role::Source,
+        peer: to.to_owned(),
+        pod_id: record.id.clone(),
+        pod: record.spec.name.clone(),
+        epoch: record.epoch + 1,
+        started: Timestamp::now(),
+        step: Step::Preparing,
+        error: None,
+        report: None,
+    };
+    daemon.store.put_migration(&migration, None)?;
+    if let Err(error) = run.until_ready(&record, &mut migration).await {
+        return Err(abort(daemon, &record, &mut migration, error));
+    }
+
+    // ======== THE HANDOVER ========
+    // Above this line every failure ends in `abort`: the pod runs on here. Once the record below is on disk, the pod
+    // belongs to the target, and this host never thaws it by itself again.
+    let given = PodRecord { state: PodState::Given { migration: migration.id.clone() }, ..record.clone() };
+    migration.step = Step::Given;
+    if let Err(e) = daemon.store.put_migration(&migration, Some(&given)) {
+        // The write may or may not have reached the disk. The store says which; if it cannot, we stay frozen.
+        let on_disk = daemon.store.migration(&migration.id)?;
+        if on_disk.is_some_and(|m| m.step != Step::Given) {
+            migration.step = Step::Freezing;
+            return Err(abort(daemon, &record, &mut migration, e.into()));
+        }
+    }
+    claim.publish(given);
+    run.say("handover", 0, 0);
+    let Run { phases, bytes, rounds, frozen_since, peer, .. } = run;
+    let sent = peer.sent;
+    let announce_ms = conclude(daemon, claim, &mut migration, Some(peer), |m, announce_ms| {
+        let report = MigrateReport {
+            pod: record.spec.name.clone(),
+            from: daemon.config.host.clone(),
+            to: to.to_owned(),
+            mode: "stop-copy".into(),
+            blackout_ms: frozen_since.map_or(0.0, milliseconds),
+            phases: Phases { announce_ms, ..phases.clone() },
+            bytes: Bytes { wire: sent, ..bytes.clone() },
+            rounds,
+        };
+        m.report = Some(report);
+    })
+    .await;
+    announce_ms?;
+    migration.report.ok_or_else(|| ApiError::failed("the move was concluded without a report"))
+}
+
+/// Undoes a move that has not been handed over: recorded first, then the pod goes on.
+pub fn abort(daemon: &Daemon, record: &PodRecord, migration: &mut Migration, error: ApiError) -> ApiError {
+    let was_frozen = migration.step == Step::Freezing;
+    migration.step = Step::Aborted;
+    migration.error = Some(error.message.clone());
+    if let Err(e) = daemon.store.put_migration(migration, None) {
+        // Without the record the target could later be told something else: stay frozen, and say so.
+        return ApiError::failed(format!("{}; and the abort could not be recorded, so the pod stays frozen: {e}", error.message));
+    }
+    if was_frozen && let Err(e) = thaw(daemon, record) {
+        return ApiError::failed(format!("{}; and the pod could not be thawed: {}", error.message, e.message));
+    }
+    error
+}
+
+/// Everything after the handover: commits until the target answers. Repeatable; used after a crash too.
+///
+/// # Errors
+/// The target declined, and the pod runs here again; or the store failed.
+pub async fn conclude(
+    daemon: &Arc<Daemon>,
+    claim: &Claim,
+    migration: &mut Migration,
+    mut peer: Option<Peer>,
+    report: impl FnOnce(&mut Migration, f64),
+) -> Result<()> {
+    let commit = Message::Commit { migration: migration.id.clone() };
+    let mut pause = Duration::from_millis(50);
+    let answer = loop {
+        let answer = match peer.take() {
+            Some(mut peer) => peer.ask(&commit).await,
+            None => match Peer::call(daemon, &migration.peer).await {
+                Ok(mut peer) => peer.ask(&commit).await,
+                Err(e) => Err(e),
+            },
+        };
+        match answer {
+            Ok(answer @ (Message::Thawed { .. } | Message::Lost { .. })) => break answer,
+            Ok(other) => tracing::warn!(pod = migration.pod, error = %unexpected(&other), "commit not answered"),
+            Err(e) => tracing::warn!(pod = migration.pod, host = migration.peer, error = %e, "commit not answered; asking again"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(5));
+    };
+    match answer {
+        Message::Thawed { announce_ms } => {
+            report(migration, announce_ms);
+            // The target runs it: our copy may go. Recorded after the deletion, so that a crash repeats the deletion.
+            delete(daemon, &claim.record()).await?;
+            migration.step = Step::Done;
+            daemon.store.put_migration(migration, None)?;
+            Ok(())
+        }
+        Message::Lost { reason } => {
+            let record = take_back(daemon, claim, migration, &reason)?;
+            Err(ApiError::failed(format!(
+                "{} could not go to {} and runs here again: {reason}",
+                record.spec.name, migration.peer
+            )))
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// The target has durably declined: the pod is ours again, under an epoch that outdates the target's.
+fn take_back(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, reason: &str) -> Result<PodRecord> {
+    let mut record = claim.record();
+    let bundle = daemon.config.bundle(&record.id);
+    let status = std::fs::read(bundle.join("status.json")).ok().and_then(|t| serde_json::from_slice(&t).ok());
+    record.epoch = migration.epoch + 1;
+    let alive = match status {
+        Some(crate::shim::Status::Alive { init }) if init.is_alive() => Some(init),
+        _ => None,
+    };
+    record.state = match alive {
+        Some(init) => PodState::Running { init, boot: daemon.boot.clone() },
+        None => PodState::Lost { reason: "this host lost its frozen processes while the other one declined them".into() },
+    };
+    migration.step = Step::Returned;
+    migration.error = Some(reason.to_owned());
+    daemon.store.put_migration(migration, Some(&record))?;
+    claim.publish(record.clone());
+    if let Some(init) = alive {
+        super::start::watch(daemon, &record.id, init);
+        super::start::announce(&record, init);
+        thaw(daemon, &record)?;
+    }
+    Ok(record)
+}
+
+/// What one move has gathered so far.
+struct Run<'a> {
+    daemon: &'a Arc<Daemon>,
+    tell: &'a Tell,
+    phases: Phases,
+    bytes: Bytes,
+    rounds: u32,
+    frozen_since: Option<Instant>,
+    peer: Peer,
+}
+
+impl Run<'_> {
+    /// All phases up to the target's *ready*.
+    async fn until_ready(&mut self, record: &PodRecord, migration: &mut Migration) -> Result<()> {
+        let begun = Instant::now();
+        self.prepare(record, migration).await?;
+        let upper = self.daemon.config.pod_state(&record.id).join("upper");
+        let mut sender = Some(Sender::new(&upper).attempt("read the writable layer")?);
+        for pass in 1..=LIVE_PASSES {
+            let report = self.send_files(&mut sender, Mode::Live, BTreeSet::new()).await?;
+            self.rounds = pass;
+            if report.bytes < SETTLED {
+                break;
+            }
+        }
+        self.phases.prepare_ms = milliseconds(begun);
+
+        // Before the freeze, so that after a crash recovery knows to thaw.
+        migration.step = Step::Freezing;
+        self.daemon.store.put_migration(migration, None)?;
+        self.say("freeze", 0, 0);
+        self.frozen_since = Some(Instant::now());
+        self.phases.freeze_ms = freeze(self.daemon, record)?;
+        let flight = Flight::new(self.daemon, &format!("{}-out", migration.id))?;
+        self.dump_and_send(record, &mut sender, &flight).await?;
+
+        let begun = Instant::now();
+        self.say("restore", 0, 0);
+        let restore = Message::Restore { files: sizes(flight.path()).attempt("read the dump")? };
+        match self.peer.ask(&restore).await? {
+            Message::Ready { .. } => self.phases.restore_ms = milliseconds(begun),
+            other => return Err(unexpected(&other)),
+        }
+        Ok(())
+    }
+
+    /// The target reserves name, address and ids, and gets the layers that it lacks.
+    async fn prepare(&mut self, record: &PodRecord, migration: &Migration) -> Result<()> {
+        self.say("prepare", 0, 0);
+        let coming = PodRecord { epoch: migration.epoch, ..record.clone() };
+        let prepare = Message::Prepare {
+            migration: migration.id.clone(),
+            record: serde_json::to_string(&coming).attempt("encode the pod's record")?,
+        };
+        let missing = match self.peer.ask(&prepare).await? {
+            Message::Prepared { missing_layers } => missing_layers,
+            other => return Err(unexpected(&other)),
+        };
+        for digest in missing {
+            if !record.layers.contains(&digest) {
+                return Err(ApiError::failed(format!("the other host asked for a foreign layer, {digest}")));
+            }
+            let parsed = digest.parse().attempt("read the layer's name")?;
+            let path = self.daemon.layers.layer_path(&parsed);
+            self.peer.queue(&Message::Layer { digest }).await?;
+            let mut sender = Some(Sender::new(&path).attempt("read the layer")?);
+            self.stream_pass(&mut sender, Mode::Frozen, BTreeSet::new()).await?;
+        }
+        Ok(())
+    }
+
+    /// One pass over the writable layer.
+    async fn send_files(&mut self, sender: &mut Option<Sender>, mode: Mode, changed: BTreeSet<PathBuf>) -> Result<PassReport> {
+        self.say("files", self.bytes.files, 0);
+        self.peer.queue(&Message::Files).await?;
+        self.stream_pass(sender, mode, changed).await
+    }
+
+    /// Runs a pass in a thread of its own and sends what it emits; waits until it is stored.
+    async fn stream_pass(
+        &mut self,
+        sender: &mut Option<Sender>,
+        mode: Mode,
+        changed: BTreeSet<PathBuf>,
+    ) -> Result<PassReport> {
+        let (queue, mut ops) = mpsc::channel::<Op>(8);
+        let mut worker = sender.take().ok_or_else(|| ApiError::failed("an earlier pass over the files failed"))?;
+        let pass = tokio::task::spawn_blocking(move || {
+            let report = worker.pass(mode, &changed, &mut |op| {
+                queue.blocking_send(op).map_err(|_| files::Error::Sink(io::ErrorKind::BrokenPipe.into()))
+            });
+            (worker, report)
+        });
+        while let Some(op) = ops.recv().await {
+            self.peer.queue(&Message::File(op)).await?;
+        }
+        let (worker, report) = pass.await.attempt("read the files")?;
+        let report = report.attempt("read the files")?;
+        *sender = Some(worker);
+        self.bytes.files += report.bytes;
+        match self.peer.ask(&Message::FilesEnd).await? {
+            Message::Stored => Ok(report),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// While CRIU dumps into memory, the last file changes go over, and then the pages as they are written.
+    async fn dump_and_send(&mut self, record: &PodRecord, sender: &mut Option<Sender>, flight: &Flight) -> Result<()> {
+        self.say("memory", 0, 0);
+        let begun = Instant::now();
+        let mapped = shared_writable_files(&self.daemon.cgroup(&record.id).pids());
+        // Paths as the pod sees them, relative to its root.
+        let mapped = mapped.iter().filter_map(|p| Some(p.strip_prefix("/").ok()?.to_owned())).collect();
+        let daemon = self.daemon.clone();
+        let (images, dumped) = (flight.path().to_owned(), record.clone());
+        let mut dumping = tokio::spawn(async move {
+            let result = dump(&daemon, &dumped, &images).await;
+            (result, Instant::now())
+        });
+        let mut sent = SentFiles::default();
+        let mut streamed = self.send_files(sender, Mode::Frozen, mapped).await.map(drop);
+        // Whatever becomes of the connection, CRIU must have let go of the pod before anybody thaws it.
+        let (dumped, dump_end) = loop {
+            tokio::select! {
+                ended = &mut dumping => break ended.attempt("dump the pod")?,
+                () = tokio::time::sleep(Duration::from_millis(2)) => {
+                    if streamed.is_ok() {
+                        streamed = self.send_new(flight.path(), &mut sent, |name| name.starts_with("pages-")).await;
+                    }
+                }
+            }
+        };
+        dumped.and(streamed)?;
+        self.phases.dump_ms = dump_end.duration_since(begun).as_secs_f64() * 1000.0;
+        self.send_new(flight.path(), &mut sent, |name| !name.ends_with(".log")).await?;
+        self.phases.transfer_ms = milliseconds(dump_end);
+        Ok(())
+    }
+
+    /// Sends what the image files have beyond what was sent. CRIU only ever appends to its page files.
+    async fn send_new(&mut self, folder: &Path, sent: &mut SentFiles, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let mut piece = vec![0; PIECE];
+        for (name, size) in sizes(folder).attempt("read the dump")?.into_iter().filter(|(n, _)| wanted(n)) {
+            let offset = sent.0.entry(name.clone()).or_insert(0);
+            if *offset >= size {
+                continue;
+            }
+            let file = std::fs::File::open(folder.join(&name)).attempt("read the dump")?;
+            while *offset < size {
+                let wish = PIECE.min(usize::try_from(size - *offset).unwrap_or(PIECE));
+                let got = file.read_at(&mut piece[..wish], *offset).attempt("read the dump")?;
+                if got == 0 {
+                    break;
+                }
+                self.peer.queue(&Message::Chunk { name: name.clone(), offset: *offset }).await?;
+                self.peer.queue_data(&piece[..got]).await?;
+                *offset += got as u64;
+                if name.starts_with("pages-") {
+                    self.bytes.memory += got as u64;
+                }
+            }
+            self.say("memory", self.bytes.memory, 0);
+        }
+        Ok(())
+    }
+
+    fn say(&self, phase: &str, done: u64, total: u64) {
+        let _ = self.tell.send(Progress { phase: phase.into(), done, total });
+    }
+}
+
+/// How much of each image file has gone over, in bytes.
+#[derive(Default)]
+struct SentFiles(std::collections::BTreeMap<String, u64>);
+
+/// Names and sizes of a folder's image files, logs left out.
+fn sizes(folder: &Path) -> io::Result<Vec<(String, u64)>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.ends_with(".log") {
+            files.push((name, entry.metadata()?.len()));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
