@@ -3,6 +3,7 @@
 //! Reading ([`facts`]) and judging ([`judge`]) are apart, so that hosts which nobody has at hand can be judged from recorded facts.
 
 mod facts;
+pub mod round_trip;
 
 use std::path::Path;
 

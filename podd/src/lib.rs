@@ -8,6 +8,7 @@ pub mod config;
 pub mod doctor;
 pub mod error;
 pub mod layers;
+pub mod peer;
 pub mod pod;
 pub mod recover;
 pub mod server;

@@ -221,7 +221,7 @@ impl Peer {
             let header = wire::decode_header(&bytes).map_err(io::Error::other)?;
             let mut payload = vec![0; header.length as usize];
             self.stream.read_exact(&mut payload).await?;
-            Ok((header, payload))
+            Ok::<_, io::Error>((header, payload))
         };
         let read = tokio::time::timeout(limit, read).await;
         read.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).attempt("hear from the other host")

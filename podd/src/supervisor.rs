@@ -244,7 +244,7 @@ impl Daemon {
     fn criu_findings(&self) -> &CriuFindings {
         self.criu.get_or_init(|| CriuFindings {
             version: checkpoint::criu::version(&self.config.criu).ok(),
-            round_trip: checkpoint::criu::round_trip(&self.config.criu, &self.config.flight()).map_err(|e| e.to_string()),
+            round_trip: crate::doctor::round_trip::round_trip(&self.config.criu, &self.config.flight()),
         })
     }
 

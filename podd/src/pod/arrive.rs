@@ -211,8 +211,13 @@ async fn receive_files(peer: &mut Peer, mut receiver: Receiver) -> Result<Receiv
     });
     loop {
         match peer.receive().await? {
-            Message::File(op) if queue.send(op).await.is_ok() => {}
-            Message::File(_) | Message::FilesEnd => break,
+            Message::File(op) => {
+                // A receiver that has stopped says below why.
+                if queue.send(op).await.is_err() {
+                    break;
+                }
+            }
+            Message::FilesEnd => break,
             other => return Err(unexpected(&other)),
         }
     }

@@ -132,7 +132,7 @@ fn meta(daemon: &Daemon, record: &PodRecord) -> Result<Meta> {
         host: daemon.config.host.clone(),
         kernel_release: facts.kernel.release.clone(),
         kernel_version: facts.kernel.version.clone(),
-        cpu_features: facts.cpu.features.iter().cloned().collect(),
+        cpu_features: facts.cpu.flags,
         criu: checkpoint::criu::version(&daemon.config.criu).unwrap_or_default(),
         layers: record.layers.clone(),
     })

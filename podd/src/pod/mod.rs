@@ -1,11 +1,18 @@
 //! A pod: what it is (`spec`, `state`, `journal`), and one file for each thing that can be done to it.
 
+pub mod arrive;
+pub mod checkpoint;
 pub mod create;
 pub mod exec;
 pub mod file;
+pub mod freeze;
 pub mod init;
+pub mod inspect;
 pub mod journal;
 pub mod logs;
+pub mod migrate;
+pub mod preflight;
+pub mod restore;
 pub mod spec;
 pub mod start;
 pub mod state;

@@ -124,7 +124,7 @@ fn check_fits(daemon: &Daemon, record: &PodRecord, image: &Image) -> Result<()> 
         .meta
         .cpu_features
         .iter()
-        .filter(|f| !facts.cpu.features.contains(*f))
+        .filter(|f| !facts.cpu.flags.contains(*f))
         .map(String::as_str)
         .collect();
     if missing.is_empty() {

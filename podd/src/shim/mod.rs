@@ -21,6 +21,9 @@ pub use serve::main;
 use crate::pod::spec::{Limits, Network, Volume};
 use crate::sys::process::ProcessId;
 
+/// The time namespace's flag, which nix does not name.
+pub const CLONE_NEWTIME: i32 = 0x80;
+
 /// Everything that a shim needs to know; `podd` writes it to `shim.json` in the bundle.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ShimConfig {

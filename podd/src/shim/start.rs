@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, pipe2};
 
-use super::ShimConfig;
+use super::{CLONE_NEWTIME, ShimConfig};
 use super::external;
 use super::first::become_init;
 use super::root::step;
@@ -80,8 +80,6 @@ const POD_NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWPID
     .union(CloneFlags::CLONE_NEWNET)
     .union(CloneFlags::CLONE_NEWIPC)
     .union(CloneFlags::CLONE_NEWUTS);
-/// `CLONE_NEWTIME`, which nix does not name.
-const CLONE_NEWTIME: i32 = 0x80;
 
 fn prepare(config: &ShimConfig, cgroup: &Cgroup, pid: Pid) -> io::Result<()> {
     step("map the pod's ids", write_id_maps(pid, config.id_base))?;

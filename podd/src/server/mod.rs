@@ -1,0 +1,96 @@
+//! The daemon's ears: the API on a Unix socket, other podds on a TLS port.
+
+mod exec;
+mod http;
+mod peers;
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::net::UnixListener;
+
+use crate::config::Config;
+use crate::layers::LayerStore;
+use crate::recover::recover;
+use crate::store::Sqlite;
+use crate::supervisor::Daemon;
+use crate::sys::cgroup::Hierarchies;
+use crate::sys::{mounts, network, process};
+
+/// Runs the daemon until it is told to end. Pods outlive it.
+///
+/// # Errors
+/// What keeps it from starting.
+pub fn main(config: Option<&Path>) -> Result<(), Box<dyn std::error::Error>> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .init();
+    let config = Config::load(config)?;
+    process::raise_file_limit()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+    let daemon = Arc::new(prepare(config)?);
+    // Before anybody can ask: what this host says of its moves must be settled (see `recover`).
+    recover(&daemon).await?;
+    peers::learn_joined(&daemon);
+    let listener = listen(&daemon.config.socket)?;
+    tracing::info!(host = daemon.config.host, socket = %daemon.config.socket.display(), "ready");
+    let warm = daemon.clone();
+    tokio::task::spawn_blocking(move || warm.round_trip());
+    let peers = tokio::spawn(peers::serve(daemon.clone()));
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        served = axum::serve(listener, http::router(daemon)) => served?,
+        _ = terminate.recv() => tracing::info!("told to end; pods run on"),
+        _ = tokio::signal::ctrl_c() => tracing::info!("told to end; pods run on"),
+    }
+    peers.abort();
+    Ok(())
+}
+
+/// Folders, memory for images, the bridge, the store.
+fn prepare(config: Config) -> Result<Daemon, Box<dyn std::error::Error>> {
+    for folder in [config.state.join("pods"), config.state.join("images"), config.run.join("pods"), config.flight()] {
+        std::fs::create_dir_all(&folder).map_err(|e| format!("cannot make {}: {e}", folder.display()))?;
+    }
+    std::fs::set_permissions(&config.state, std::fs::Permissions::from_mode(0o700))?;
+    std::fs::set_permissions(config.run.join("pods"), std::fs::Permissions::from_mode(0o700))?;
+    let flight = config.flight();
+    if !mounts::is_mount_point(&flight)? {
+        // Its own mount: /run is tmpfs too on most hosts, but small.
+        mounts::file_system("tmpfs", &flight, nix::mount::MsFlags::MS_NOSUID, "mode=700,size=75%")?;
+    }
+    network::ensure_bridge(&config.network.bridge, config.network.uplink.as_deref())
+        .map_err(|e| format!("cannot set up the bridge {}: {e}", config.network.bridge))?;
+    let store = Sqlite::open(&config.state.join("podd.db"))?;
+    let layers = LayerStore::open(&config.state.join("layers"))?;
+    let hierarchies = Hierarchies::detect()?;
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+    Ok(Daemon::new(config, Box::new(store), layers, hierarchies, boot)?)
+}
+
+/// Opens the API's socket; group `podd` may use it, if there is such a group.
+fn listen(socket: &Path) -> io::Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("another podd serves {}", socket.display())));
+    }
+    let _ = std::fs::remove_file(socket);
+    if let Some(folder) = socket.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let listener = UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))?;
+    if let Ok(Some(group)) = nix::unistd::Group::from_name("podd") {
+        std::os::unix::fs::chown(socket, None, Some(group.gid.as_raw()))?;
+    }
+    Ok(listener)
+}

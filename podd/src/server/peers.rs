@@ -1,0 +1,100 @@
+//! The port for other podds: mutual TLS; without a certificate of the fleet one can only join.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsStream;
+
+use crate::peer::Peer;
+use crate::pod::arrive;
+use crate::store::Host;
+use crate::supervisor::Daemon;
+use crate::trust::{self, Identity, KnownHost};
+
+/// Time for a handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Serves other hosts for as long as this host has an identity; waits until it has one.
+pub async fn serve(daemon: Arc<Daemon>) {
+    let mut renewed = Timestamp::UNIX_EPOCH;
+    loop {
+        let Ok(identity) = daemon.identity() else {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            continue;
+        };
+        let address = daemon.config.listen.unwrap_or(identity.address);
+        let listener = match TcpListener::bind(address).await {
+            Ok(listener) => listener,
+            Err(e) => {
+                tracing::error!(%address, error = %e, "cannot listen for other hosts; trying again");
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                continue;
+            }
+        };
+        tracing::info!(%address, "listening for other hosts");
+        let mut identity = identity;
+        loop {
+            // Once a day, and at the start.
+            if Timestamp::now().duration_since(renewed).as_hours() >= 24 {
+                renewed = Timestamp::now();
+                match trust::renew_if_due(&daemon.config.state.join("pki"), renewed).await {
+                    Ok(Some(fresh)) => identity = fresh,
+                    Ok(None) => {}
+                    Err(e) => tracing::warn!(error = %e, "cannot renew this host's certificate"),
+                }
+            }
+            match tokio::time::timeout(Duration::from_secs(3600), listener.accept()).await {
+                Err(_) => {}
+                Ok(Ok((stream, from))) => {
+                    tokio::spawn(answer(daemon.clone(), identity.clone(), stream, from));
+                }
+                // Out of descriptors: a pause lets others close theirs.
+                Ok(Err(_)) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+}
+
+async fn answer(daemon: Arc<Daemon>, identity: Identity, stream: TcpStream, from: SocketAddr) {
+    if let Err(e) = converse(daemon, identity, stream).await {
+        tracing::debug!(%from, error = %e, "a connection of another host ended");
+    }
+}
+
+async fn converse(daemon: Arc<Daemon>, identity: Identity, stream: TcpStream) -> crate::error::Result<()> {
+    let config = trust::server_config(&identity, &[trust::PEER, trust::JOIN])?;
+    let stream = trust::accept(&config, stream, HANDSHAKE).await?;
+    let session = stream.get_ref().1;
+    if session.alpn_protocol() == Some(trust::JOIN.as_bytes()) {
+        let hosts = known_hosts(&daemon)?;
+        let joined = trust::serve_join(stream, &daemon.config.state.join("pki"), &hosts).await?;
+        tracing::info!(host = joined.name, address = %joined.address, "a host joined");
+        daemon.store.put_host(&Host { name: joined.name, address: joined.address })?;
+        return Ok(());
+    }
+    let name = trust::peer_name(session)
+        .ok_or_else(|| crate::api::ApiError::failed("the caller shows no certificate of this fleet"))?;
+    // Any holder of a certificate of our CA is a member; one whom we have not met yet cannot be called back, though.
+    arrive::serve(&daemon, Peer::new(TlsStream::from(stream)), &name).await
+}
+
+/// The hosts of the store, in the words of `trust`.
+///
+/// # Errors
+/// The store's.
+pub fn known_hosts(daemon: &Daemon) -> crate::error::Result<Vec<KnownHost>> {
+    Ok(daemon.store.hosts()?.into_iter().map(|h| KnownHost { name: h.name, address: h.address }).collect())
+}
+
+/// Hosts whose certificate was signed just before a crash, so that the store does not know them.
+pub fn learn_joined(daemon: &Daemon) {
+    let known: Vec<String> = known_hosts(daemon).unwrap_or_default().into_iter().map(|h| h.name).collect();
+    for host in trust::joined(&daemon.config.state.join("pki")).unwrap_or_default() {
+        if !known.contains(&host.name) {
+            let _ = daemon.store.put_host(&Host { name: host.name, address: host.address });
+        }
+    }
+}
