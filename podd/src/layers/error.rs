@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::UnpackError;
+use super::unpack::show;
 
 /// Why the layer store refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +77,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A JSON part of an image does not parse.
-    #[error("{what} of the image is not valid: {source}")]
+    #[error("{what} of the image is not valid: {}", brief(source))]
     Json {
         /// Which part.
         what: String,
@@ -94,7 +95,7 @@ pub enum Error {
         limit: u64,
     },
     /// A media type that is no part of a container image.
-    #[error("{what} of the image has the media type {found:?}, which is not supported")]
+    #[error("{what} of the image has the media type {:?}, which is not supported", brief(found))]
     MediaType {
         /// Which part.
         what: &'static str,
@@ -108,19 +109,19 @@ pub enum Error {
         digest: String,
     },
     /// A part that the image names but does not have.
-    #[error("the image lacks {name}")]
+    #[error("the image lacks {}", brief(name))]
     MissingBlob {
         /// Path in the image.
         name: String,
     },
     /// A part that is no plain file.
-    #[error("{name} of the image is not a regular file")]
+    #[error("{} of the image is not a regular file", brief(name))]
     NotRegular {
         /// Path in the image.
         name: String,
     },
     /// A part with another size than announced.
-    #[error("{name} of the image is damaged: it has {found} bytes instead of {expected}")]
+    #[error("{} of the image is damaged: it has {found} bytes instead of {expected}", brief(name))]
     WrongSize {
         /// Path in the image.
         name: String,
@@ -130,7 +131,7 @@ pub enum Error {
         found: u64,
     },
     /// A part with another content than announced.
-    #[error("{name} of the image is damaged: its digest is {found} instead of {expected}")]
+    #[error("{} of the image is damaged: its digest is {found} instead of {expected}", brief(name))]
     WrongDigest {
         /// Path in the image.
         name: String,
@@ -218,9 +219,10 @@ pub enum Error {
 impl Error {
     /// What the operator can do about it.
     pub fn cure(&self) -> Option<String> {
+        let some = |known: &[String]| known.iter().take(50).map(brief).collect::<Vec<_>>().join(", ");
         let list = |what: &str, known: &[String]| match known {
             [] => format!("the image names no {what}"),
-            known => format!("give one of these {what}: {}", known.join(", ")),
+            known => format!("give one of these {what}: {}", some(known)),
         };
         Some(match self {
             Error::NoTrustedXattrs { .. } => "run podd as root, with its state on ext4, xfs or btrfs".into(),
@@ -238,7 +240,7 @@ impl Error {
             Error::TagNeeded { known, .. } | Error::UnknownTag { known, .. } => list("tags", known),
             Error::Platform { known, .. } if known.is_empty() => "export the image for this machine".into(),
             Error::Platform { known, .. } => {
-                format!("export the image for this machine; it is there for {}", known.join(", "))
+                format!("export the image for this machine; it is there for {}", some(known))
             }
             Error::Layer { source, .. } | Error::Archive { source, .. } => match source {
                 UnpackError::TooManyBytes { .. } | UnpackError::TooManyEntries { .. } => {
@@ -255,4 +257,9 @@ impl Error {
     pub(super) fn io(doing: &'static str, path: &Path, source: impl Into<io::Error>) -> Error {
         Error::Io { doing, path: path.to_owned(), source: source.into() }
     }
+}
+
+/// Images are not trusted to be short: what they say is cut before it reaches people.
+fn brief(text: impl std::fmt::Display) -> String {
+    show(text.to_string().as_bytes())
 }

@@ -174,7 +174,7 @@ fn has_tag(entry: &Descriptor, tag: &str) -> bool {
 /// The tags in an index, for messages.
 fn names(listed: &[&Descriptor]) -> Vec<String> {
     let names = listed.iter().filter_map(|entry| annotation(entry, REF_NAME).or(annotation(entry, IMAGE_NAME)));
-    names.take(50).map(|name| name.chars().take(200).collect()).collect()
+    names.map(str::to_owned).collect()
 }
 
 fn annotation<'a>(entry: &'a Descriptor, key: &str) -> Option<&'a str> {

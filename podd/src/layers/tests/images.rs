@@ -269,3 +269,30 @@ fn digests_of_other_kinds_are_refused() {
     layout.tag(manifest, "latest");
     assert!(matches!(lab.import(&layout.finish()), Err(Error::BadDigest { .. })));
 }
+
+#[test]
+fn what_an_image_says_is_cut_before_it_reaches_people() {
+    let lab = Lab::new();
+    let long = "x".repeat(100_000);
+    let mut layout = lab.layout("image");
+    for _ in 0..200 {
+        let mut manifest = layout.manifest(&[(GZIP, &one())], json!({}));
+        manifest["platform"] = json!({"architecture": long, "os": "linux"});
+        layout.tag(manifest, &long[..10_000]);
+    }
+    layout.entries[0].as_object_mut().unwrap().remove("platform");
+    layout.entries[0]["mediaType"] = json!(long);
+    let reference = layout.finish();
+    fs::write(
+        lab.path("image/index.json"),
+        json!({"schemaVersion": 2, "manifests": &layout.entries[..30]}).to_string(),
+    )
+    .unwrap();
+    for reference in [reference.clone(), format!("{reference}:7")] {
+        let error = lab.import(&reference).unwrap_err();
+        assert!(error.to_string().len() < 1000 && error.cure().unwrap().len() < 20_000);
+    }
+    fs::write(lab.path("image/index.json"), json!({"schemaVersion": long}).to_string()).unwrap();
+    let error = lab.import(&reference).unwrap_err();
+    assert!(error.to_string().len() < 1000, "{}", error.to_string().len());
+}

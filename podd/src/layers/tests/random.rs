@@ -84,7 +84,7 @@ fn plain(target: &str) -> std::path::PathBuf {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_sequence_of_entries(items in prop::collection::vec(item(b"00551223467xV"), 1..25)) {

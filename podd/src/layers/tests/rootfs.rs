@@ -71,7 +71,7 @@ fn changes_of_the_original_do_not_reach_the_layer() {
 fn an_unchanged_directory_is_not_copied_again() {
     let lab = Lab::new();
     let root = lab.path("root");
-    for dir in 0..100 {
+    for dir in 0..20 {
         fs::create_dir_all(root.join(format!("d{dir}"))).unwrap();
         for file in 0..100 {
             fs::write(root.join(format!("d{dir}/f{file}")), "x").unwrap();
@@ -89,9 +89,8 @@ fn an_unchanged_directory_is_not_copied_again() {
         assert_eq!(again.layers, first.layers);
     }
     assert_eq!(fs::metadata(&mark).unwrap().ino(), inode);
-    eprintln!("second import of 10,000 files: {best:?}");
-    // Optimised it takes some 20 ms. Hashing all content would take no longer here: the index tells them apart.
-    assert!(best < Duration::from_millis(500), "{best:?}");
+    // 10,000 files take 17 ms when optimised; this is neither, and other tests run beside it.
+    assert!(best < Duration::from_millis(150), "{best:?} for 2,000 files");
     let record = fs::read_dir(lab.store.root().join("index")).unwrap().next().unwrap().unwrap().path();
     let written = fs::metadata(&record).unwrap().ino();
     import(&lab, &root).unwrap();
