@@ -386,6 +386,7 @@ async fn host_init(State(daemon): App, Said(request): Said<HostInitRequest>) -> 
     check_own_name(&daemon, &request.name)?;
     let pki = daemon.config.state.join("pki");
     let identity = trust::init(&pki, &request.name, address(&request.listen)?, Timestamp::now())?;
+    super::peers::wait_until_listening(&daemon, &identity).await?;
     json(own_view(&daemon, &identity)?)
 }
 
@@ -404,5 +405,6 @@ async fn host_join(State(daemon): App, Said(request): Said<HostJoinRequest>) -> 
     for host in &joined.hosts {
         daemon.store.put_host(&Host { name: host.name.clone(), address: host.address })?;
     }
+    super::peers::wait_until_listening(&daemon, &joined.identity).await?;
     json(own_view(&daemon, &joined.identity)?)
 }

@@ -22,7 +22,7 @@ pub async fn serve(daemon: Arc<Daemon>) {
     let mut renewed = Timestamp::UNIX_EPOCH;
     loop {
         let Ok(identity) = daemon.identity() else {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
         let address = daemon.config.listen.unwrap_or(identity.address);
@@ -56,6 +56,22 @@ pub async fn serve(daemon: Arc<Daemon>) {
             }
         }
     }
+}
+
+/// Waits until the port of a new identity is open: whoever founded or joined a fleet may rely on it.
+///
+/// # Errors
+/// It is not after some seconds.
+pub async fn wait_until_listening(daemon: &Daemon, identity: &Identity) -> crate::error::Result<()> {
+    let address = daemon.config.listen.unwrap_or(identity.address);
+    for _ in 0..100 {
+        if TcpStream::connect(address).await.is_ok() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Err(crate::api::ApiError::failed(format!("this podd does not listen on {address}"))
+        .cure("the reason is in podd's log; the address must be one of this host"))
 }
 
 async fn answer(daemon: Arc<Daemon>, identity: Identity, stream: TcpStream, from: SocketAddr) {

@@ -16,6 +16,9 @@ use super::{Reply, Request, ShimConfig, Status};
 /// The bundle cannot be written, or the program cannot be started.
 pub async fn launch(config: &ShimConfig) -> io::Result<()> {
     tokio::fs::create_dir_all(&config.bundle).await?;
+    // The pod's first process, nobody on the host, mounts below its working directory. Other users do not get here:
+    // the folder above is closed.
+    tokio::fs::set_permissions(&config.bundle, std::os::unix::fs::PermissionsExt::from_mode(0o711)).await?;
     tokio::fs::write(config.bundle.join("shim.json"), serde_json::to_vec(config)?).await?;
     let log = std::fs::File::options().create(true).append(true).open(config.bundle.join("shim.log"))?;
     let status = Command::new("/proc/self/exe")

@@ -66,7 +66,7 @@ pub fn become_init(config: &ShimConfig, root: &Path, go: &OwnedFd) -> io::Result
     Ok(nix::unistd::execve(&c(INIT)?, &arguments, &environment)?)
 }
 
-/// Mounts what a process expects below `root`, which is still reached by its path on the host.
+/// Mounts what a process expects below `root`, a path from the working directory.
 fn build_view(root: &Path) -> io::Result<()> {
     let inside = fs::File::open(root)?;
     let target = |path: &str, folder| {

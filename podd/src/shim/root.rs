@@ -11,8 +11,9 @@ use super::ShimConfig;
 use crate::sys::mounts;
 use crate::sys::namespaces::user_namespace;
 
-/// Name of the root's mount point in the bundle.
-const ROOT: &str = "root";
+/// The root's mount point, relative to the bundle. The pod's first process, which is nobody on the host, reaches it from
+/// its working directory only: the folders above are closed to it.
+pub const ROOT: &str = "root";
 
 /// Assembles the root and returns its mount point. Changes the working directory to the bundle.
 ///

@@ -45,7 +45,7 @@ struct Shim {
 impl Shim {
     fn come_up(&mut self) {
         let born = root::assemble(&self.config).and_then(|root| match &self.config.mode {
-            Mode::Start => start::start(&self.config, &root),
+            Mode::Start => start::start(&self.config),
             Mode::Restore { images } => start::restore(&self.config, &root, images),
         });
         let known = born.and_then(|pid| {

@@ -14,7 +14,7 @@ use nix::unistd::{Pid, pipe2};
 use super::{CLONE_NEWTIME, ShimConfig};
 use super::external;
 use super::first::become_init;
-use super::root::step;
+use super::root::{ROOT, step};
 use crate::sys::cgroup::{Cgroup, Hierarchies};
 use crate::sys::namespaces::write_id_maps;
 use crate::sys::network;
@@ -27,7 +27,7 @@ const RESTORE_LIMIT: Duration = Duration::from_secs(120);
 ///
 /// # Errors
 /// With the step that failed; the process is gone then.
-pub fn start(config: &ShimConfig, root: &Path) -> io::Result<i32> {
+pub fn start(config: &ShimConfig) -> io::Result<i32> {
     let cgroup = step("make the cgroup", Hierarchies::detect()?.create(&config.cgroup, &config.limits))?;
     // A freezer left shut by an earlier run would hold the new one.
     cgroup.thaw()?;
@@ -40,7 +40,7 @@ pub fn start(config: &ShimConfig, root: &Path) -> io::Result<i32> {
     let helper = clone_into(CloneFlags::CLONE_NEWUSER.bits(), || {
         let born = unshare(CloneFlags::from_bits_retain(CLONE_NEWTIME)).map_err(io::Error::from).and_then(|()| {
             clone_into((POD_NAMESPACES | CloneFlags::CLONE_PARENT).bits(), || {
-                let error = match become_init(config, root, &go_read) {
+                let error = match become_init(config, Path::new(ROOT), &go_read) {
                     Ok(never) => match never {},
                     Err(e) => e,
                 };
