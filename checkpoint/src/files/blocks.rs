@@ -1,6 +1,11 @@
 //! Reads a file's content, leaving out holes and blocks that the target is known to have.
 
+use std::io::ErrorKind;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::panic::resume_unwind;
+use std::sync::mpsc;
+use std::thread;
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::{Errno, pread};
@@ -10,6 +15,9 @@ use super::{MAX_CHUNK, Op, Result};
 
 /// Unit of comparison, in bytes.
 const BLOCK: u64 = 64 << 10;
+/// Files from this size on are read by several threads, in bytes.
+const DIVIDED_FROM: u64 = 8 << 20;
+const MAX_WORKERS: usize = 4;
 
 /// Which blocks of a file the target has, by hash, sorted by number; where one is missing the target has a hole.
 ///
@@ -35,8 +43,8 @@ pub(super) enum Fault {
     Sink(super::Error),
 }
 
-/// Emits what makes `size` bytes of `file` out of what the target has, and returns what it has then. A file that is
-/// cut short meanwhile reads as zeros from there on.
+/// Emits what makes `size` bytes of `file` out of what the target has, in any order, and returns what it has then. A
+/// file that is cut short meanwhile reads as zeros from there on.
 pub(super) fn send(
     file: BorrowedFd,
     size: u64,
@@ -44,21 +52,75 @@ pub(super) fn send(
     sink: &mut dyn FnMut(Op) -> Result<()>,
 ) -> std::result::Result<Blocks, Fault> {
     let mut sent = Blocks::default();
+    if size < DIVIDED_FROM {
+        sent = send_range(file, 0..size, against, sink)?;
+    } else {
+        for part in send_parts(file, size, against, sink)? {
+            sent.0.extend(part.0);
+        }
+    }
+    if let Against::Copy(old) = against {
+        for op in vanished(old, &sent, size) {
+            sink(op).map_err(Fault::Sink)?;
+        }
+    }
+    Ok(sent)
+}
+
+/// Reads and hashes with several threads: while the pod is frozen, this is what it waits for.
+fn send_parts(
+    file: BorrowedFd,
+    size: u64,
+    against: &Against,
+    sink: &mut dyn FnMut(Op) -> Result<()>,
+) -> std::result::Result<Vec<Blocks>, Fault> {
+    let workers = thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(MAX_WORKERS) as u64;
+    let part = size.div_ceil(workers).next_multiple_of(BLOCK);
+    let (ops, received) = mpsc::sync_channel(MAX_WORKERS);
+    thread::scope(|scope| {
+        let parts =
+            (0..workers).map(|worker| size.min(worker * part)..size.min((worker + 1) * part));
+        let workers = parts.map(|range| {
+            let ops = ops.clone();
+            let mut hand_over = move |op| {
+                ops.send(op)
+                    .map_err(|_| super::Error::Sink(ErrorKind::BrokenPipe.into()))
+            };
+            scope.spawn(move || send_range(file, range, against, &mut hand_over))
+        });
+        let workers: Vec<_> = workers.collect();
+        drop(ops);
+        // Dropping the receiver ends the workers if the sink failed.
+        let delivered = received.into_iter().try_for_each(sink);
+        let parts = workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        let parts: Vec<_> = parts.collect();
+        delivered.map_err(Fault::Sink)?;
+        parts.into_iter().collect()
+    })
+}
+
+/// The same for a range that starts with a block and ends with one or with the file.
+fn send_range(
+    file: BorrowedFd,
+    range: Range<u64>,
+    against: &Against,
+    sink: &mut dyn FnMut(Op) -> Result<()>,
+) -> std::result::Result<Blocks, Fault> {
+    let mut sent = Blocks::default();
     let mut windows = Windows {
         file,
-        size,
-        at: 0,
+        at: range.start,
+        end: range.end,
         pending: None,
     };
     let mut buffer = Vec::new();
     while let Some(window) = windows.next().map_err(Fault::Read)? {
         window.read(file, &mut buffer).map_err(Fault::Read)?;
         for op in window.compare(&buffer, against, &mut sent) {
-            sink(op).map_err(Fault::Sink)?;
-        }
-    }
-    if let Against::Copy(old) = against {
-        for op in vanished(old, &sent, size) {
             sink(op).map_err(Fault::Sink)?;
         }
     }
@@ -74,8 +136,8 @@ struct Window {
 
 struct Windows<'a> {
     file: BorrowedFd<'a>,
-    size: u64,
     at: u64,
+    end: u64,
     pending: Option<(u64, u64)>,
 }
 
@@ -85,7 +147,7 @@ impl Windows<'_> {
             return Ok(None);
         };
         let start = extent.0 - extent.0 % BLOCK;
-        let end = self.size.min(start + MAX_CHUNK as u64);
+        let end = self.end.min(start + MAX_CHUNK as u64);
         let mut extents = Vec::new();
         loop {
             extents.push((extent.0, extent.1.min(end)));
@@ -113,19 +175,19 @@ impl Windows<'_> {
         if let Some(extent) = self.pending.take() {
             return Ok(Some(extent));
         }
-        if self.at >= self.size {
+        if self.at >= self.end {
             return Ok(None);
         }
         let from = match seek(self.file, SeekFrom::Data(self.at)) {
-            Ok(from) if from < self.size => from,
+            Ok(from) if from < self.end => from,
             Ok(_) | Err(Errno::NXIO) => return Ok(None),
             // This file system does not tell.
             Err(Errno::INVAL) => self.at,
             Err(errno) => return Err(errno),
         };
         let to = match seek(self.file, SeekFrom::Hole(from)) {
-            Ok(to) if to > from => to.min(self.size),
-            Ok(_) | Err(Errno::NXIO | Errno::INVAL) => self.size,
+            Ok(to) if to > from => to.min(self.end),
+            Ok(_) | Err(Errno::NXIO | Errno::INVAL) => self.end,
             Err(errno) => return Err(errno),
         };
         self.at = to;

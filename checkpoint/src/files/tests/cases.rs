@@ -40,14 +40,49 @@ fn a_renamed_file_is_not_sent_again() {
 #[test]
 fn swapped_files_keep_their_content() {
     let mut pair = Pair::new();
-    let source = pair.source();
-    fs::write(source.join("a"), noise(1, 2 << 20)).unwrap();
-    fs::write(source.join("b"), noise(2, 2 << 20)).unwrap();
+    let dir = pair.source().join("dir");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("a"), noise(1, 2 << 20)).unwrap();
+    fs::write(dir.join("b"), noise(2, 2 << 20)).unwrap();
+    settle();
     pair.pass(Mode::Live);
-    fs::rename(source.join("a"), source.join("c")).unwrap();
-    fs::rename(source.join("b"), source.join("a")).unwrap();
-    fs::rename(source.join("c"), source.join("b")).unwrap();
+    fs::rename(dir.join("a"), dir.join("c")).unwrap();
+    fs::rename(dir.join("b"), dir.join("a")).unwrap();
+    fs::rename(dir.join("c"), dir.join("b")).unwrap();
     assert_eq!(pair.pass(Mode::Frozen).bytes, 0);
+    pair.assert_equal();
+}
+
+#[test]
+fn a_file_renamed_under_our_hands_is_found_again() {
+    let mut pair = Pair::new();
+    let source = pair.source();
+    for name in ["a", "b", "b2"] {
+        fs::write(source.join(name), name).unwrap();
+    }
+    fs::hard_link(source.join("b"), source.join("c")).unwrap();
+    settle();
+    pair.pass_with(Mode::Live, &[], &mut |count| {
+        if count == 1 {
+            fs::rename(source.join("b"), source.join("z")).unwrap();
+            fs::rename(source.join("b2"), source.join("b")).unwrap();
+        }
+    });
+    pair.pass(Mode::Frozen);
+    pair.assert_equal();
+}
+
+#[test]
+fn attributes_that_went_away_go_away() {
+    let mut pair = Pair::new();
+    let file = pair.source().join("file");
+    fs::write(&file, "x").unwrap();
+    for name in ["user.a", "user.b"] {
+        lsetxattr(&file, name, b"value", XattrFlags::empty()).unwrap();
+    }
+    pair.pass(Mode::Live);
+    rustix::fs::lremovexattr(&file, "user.a").unwrap();
+    pair.pass(Mode::Frozen);
     pair.assert_equal();
 }
 

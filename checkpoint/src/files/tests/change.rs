@@ -68,9 +68,12 @@ impl Name {
 }
 
 fn name() -> impl Strategy<Value = Name> {
-    let parts: [&[u8]; 6] = [b"a", b"b", b"c.d", b"\xff\xfe", b"e f\n", b".moving-0"];
+    let parts: [&[u8]; 4] = [b"a", b"c.d", b"\xff\xfe", b".moving-0"];
     let part = prop::sample::select(parts.to_vec());
-    prop::collection::vec(part, 1..4).prop_map(|parts| Name(parts.join(&b'/')))
+    let depth = prop_oneof![3 => Just(1usize), 4 => Just(2), 1 => Just(3)];
+    depth
+        .prop_flat_map(move |depth| prop::collection::vec(part.clone(), depth))
+        .prop_map(|parts| Name(parts.join(&b'/')))
 }
 
 fn size() -> impl Strategy<Value = Size> {

@@ -58,7 +58,7 @@ fn no_operation_goes_through_a_symlink() {
     symlink(outside.join("file"), root.join("file")).unwrap();
     receiver.apply(Op::Mkdir { path: path("dir") }).unwrap();
     let before = listing(&outside);
-    for link in ["abs", "rel", "self"] {
+    for link in ["abs", "rel", "self", "self/dir"] {
         let inside = path(&format!("{link}/file"));
         let ops = [
             Op::Remove {

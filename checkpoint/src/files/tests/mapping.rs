@@ -54,6 +54,7 @@ fn named_as_mapped() {
     settle();
     pair.pass_with(Mode::Live, &["mapped"], &mut |_| {});
     mapping.write(5, 2);
+    settle();
     pair.pass_with(Mode::Frozen, &["mapped"], &mut |_| {});
     pair.assert_equal();
     // The pod goes on after all, and drops the mapping.

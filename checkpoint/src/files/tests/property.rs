@@ -15,7 +15,7 @@ struct Round {
 }
 
 fn round() -> impl Strategy<Value = Round> {
-    let during = prop::collection::vec((0..60usize, change()), 0..12);
+    let during = prop::collection::vec((0..60usize, change()), 0..20);
     (
         prop::collection::vec(change(), 0..25),
         any::<bool>(),
@@ -29,7 +29,7 @@ fn round() -> impl Strategy<Value = Round> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_last_pass_makes_an_exact_copy(
