@@ -330,7 +330,8 @@ impl Run<'_> {
         }
     }
 
-    /// While CRIU dumps into memory, the last file changes go over, and then the pages as they are written.
+    /// While CRIU dumps into memory, the pages go over as they are written; then the last file changes. (Not before:
+    /// for files that are open under a name they have lost, CRIU makes new names in the writable layer.)
     async fn dump_and_send(&mut self, record: &PodRecord, sender: &mut Option<Sender>, flight: &Flight) -> Result<()> {
         self.say("memory", 0, 0);
         let begun = Instant::now();
@@ -344,7 +345,7 @@ impl Run<'_> {
             (result, Instant::now())
         });
         let mut sent = SentFiles::default();
-        let mut streamed = self.send_files(sender, Mode::Frozen, mapped).await.map(drop);
+        let mut streamed = Ok(());
         // Whatever becomes of the connection, CRIU must have let go of the pod before anybody thaws it.
         let (dumped, dump_end) = loop {
             tokio::select! {
@@ -359,6 +360,7 @@ impl Run<'_> {
         dumped.and(streamed)?;
         self.phases.dump_ms = dump_end.duration_since(begun).as_secs_f64() * 1000.0;
         self.send_new(flight.path(), &mut sent, |name| !name.ends_with(".log")).await?;
+        self.send_files(sender, Mode::Frozen, mapped).await?;
         self.phases.transfer_ms = milliseconds(dump_end);
         Ok(())
     }

@@ -135,8 +135,9 @@ impl Ready {
     }
 }
 
+/// Threads of this process. One that has entered a pod does not find itself in the pod's `/proc`; it checked before.
 fn threads() -> usize {
-    fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
+    fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
 }
 
 /// The exit code that a wait status stands for, with the signal, if one ended the process.
