@@ -22,7 +22,7 @@ pub async fn recover(daemon: &Arc<Daemon>) -> Result<()> {
     for mut migration in open.iter().filter(|m| matches!(m.step, Step::Preparing | Step::Freezing)).cloned() {
         migration.step = Step::Aborted;
         migration.error = Some("podd ended in mid-move".into());
-        daemon.store.put_migration(&migration, None)?;
+        daemon.journal(&migration, None)?;
     }
     for pod in daemon.pods() {
         let claim = daemon.claim_in_turn(pod, "recovered").await;

@@ -9,8 +9,9 @@ use crate::api::{ApiError, PodView};
 use crate::config::Config;
 use crate::error::Result;
 use crate::layers::LayerStore;
+use crate::pod::journal::Migration;
 use crate::pod::state::{PodRecord, PodState};
-use crate::store::{Host, Store};
+use crate::store::{self, Host, Store};
 use crate::sys::cgroup::{Cgroup, Hierarchies};
 use crate::sys::network;
 use crate::trust::Identity;
@@ -161,6 +162,16 @@ impl Daemon {
     fn claimed(&self, pod: Arc<Pod>, guard: OwnedMutexGuard<()>, what: &'static str) -> Claim {
         *pod.doing.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
         Claim { pod, _guard: guard }
+    }
+
+    /// Writes a step of a move, and its pod's record with it, before it is acted upon.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn journal(&self, migration: &Migration, pod: Option<&PodRecord>) -> std::result::Result<(), store::Error> {
+        self.store.put_migration(migration, pod)?;
+        crate::fault::point(&self.config.run, migration);
+        Ok(())
     }
 
     /// Adds a pod whose record is on disk.

@@ -111,7 +111,7 @@ fn reserve(daemon: &Daemon, from: &str, id: &str, record: &str) -> Result<(Claim
         report: None,
     };
     record.state = PodState::Arriving { migration: id.to_owned() };
-    daemon.store.put_migration(&migration, Some(&record))?;
+    daemon.journal(&migration, Some(&record))?;
     daemon.insert(record.clone());
     Ok((daemon.claim(&record.id, "migrated")?, migration))
 }
@@ -183,7 +183,7 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
     synced.await.attempt("store the writable layer")?.attempt("store the writable layer")?;
     restored?;
     migration.step = Step::Held;
-    daemon.store.put_migration(migration, None)?;
+    daemon.journal(migration, None)?;
     peer.send(&Message::Ready { restore_ms: milliseconds(begun) }).await
 }
 
@@ -314,7 +314,7 @@ pub async fn commit(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migrati
     record.state = PodState::Running { init, boot: daemon.boot.clone() };
     record.started.get_or_insert_with(Timestamp::now);
     migration.step = Step::Committed;
-    daemon.store.put_migration(migration, Some(&record))?;
+    daemon.journal(migration, Some(&record))?;
     claim.publish(record.clone());
     tokio::task::block_in_place(|| announce(&record, init));
     thaw(daemon, &record)?;
@@ -322,7 +322,7 @@ pub async fn commit(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migrati
     tokio::task::block_in_place(|| announce(&record, init));
     let announce_ms = milliseconds(begun);
     migration.step = Step::Running;
-    daemon.store.put_migration(migration, None)?;
+    daemon.journal(migration, None)?;
     watch(daemon, &record.id, init);
     let images = flight(daemon, &migration.id);
     tokio::task::spawn_blocking(move || std::fs::remove_dir_all(images));
@@ -362,7 +362,7 @@ async fn held(daemon: &Arc<Daemon>, claim: &Claim, migration: &Migration) -> Res
 pub async fn discard(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, reason: &str) -> Result<()> {
     migration.step = Step::Discarded;
     migration.error = Some(reason.to_owned());
-    daemon.store.put_migration(migration, None)?;
+    daemon.journal(migration, None)?;
     let record = claim.record();
     let _ = std::fs::remove_dir_all(flight(daemon, &migration.id));
     clear_up(daemon, &record).await.attempt("clear up after a move that was given up")?;

@@ -94,7 +94,7 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell)
         error: None,
         report: None,
     };
-    daemon.store.put_migration(&migration, None)?;
+    daemon.journal(&migration, None)?;
     if let Err(error) = run.until_ready(&record, &mut migration).await {
         return Err(abort(daemon, &record, &mut migration, error));
     }
@@ -104,7 +104,7 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell)
     // belongs to the target, and this host never thaws it by itself again.
     let given = PodRecord { state: PodState::Given { migration: migration.id.clone() }, ..record.clone() };
     migration.step = Step::Given;
-    if let Err(e) = daemon.store.put_migration(&migration, Some(&given)) {
+    if let Err(e) = daemon.journal(&migration, Some(&given)) {
         // The write may or may not have reached the disk. The store says which; if it cannot, we stay frozen.
         let on_disk = daemon.store.migration(&migration.id)?;
         if on_disk.is_some_and(|m| m.step != Step::Given) {
@@ -139,7 +139,7 @@ pub fn abort(daemon: &Daemon, record: &PodRecord, migration: &mut Migration, err
     let was_frozen = migration.step == Step::Freezing;
     migration.step = Step::Aborted;
     migration.error = Some(error.message.clone());
-    if let Err(e) = daemon.store.put_migration(migration, None) {
+    if let Err(e) = daemon.journal(migration, None) {
         // Without the record the target could later be told something else: stay frozen, and say so.
         return ApiError::failed(format!("{}; and the abort could not be recorded, so the pod stays frozen: {e}", error.message));
     }
@@ -184,7 +184,7 @@ pub async fn conclude(
             // The target runs it: our copy may go. Recorded after the deletion, so that a crash repeats the deletion.
             delete(daemon, &claim.record()).await?;
             migration.step = Step::Done;
-            daemon.store.put_migration(migration, None)?;
+            daemon.journal(migration, None)?;
             Ok(())
         }
         Message::Lost { reason } => {
@@ -214,7 +214,7 @@ fn take_back(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, rea
     };
     migration.step = Step::Returned;
     migration.error = Some(reason.to_owned());
-    daemon.store.put_migration(migration, Some(&record))?;
+    daemon.journal(migration, Some(&record))?;
     claim.publish(record.clone());
     if let Some(init) = alive {
         super::start::watch(daemon, &record.id, init);
@@ -253,7 +253,7 @@ impl Run<'_> {
 
         // Before the freeze, so that after a crash recovery knows to thaw.
         migration.step = Step::Freezing;
-        self.daemon.store.put_migration(migration, None)?;
+        self.daemon.journal(migration, None)?;
         self.say("freeze", 0, 0);
         self.frozen_since = Some(Instant::now());
         self.phases.freeze_ms = freeze(self.daemon, record)?;
