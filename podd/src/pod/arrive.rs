@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::freeze::{milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
 use super::preflight::{TargetFacts, host_facts};
-use super::start::{announce, clear_up, give_birth, watch};
+use super::start::{clear_up, give_birth, watch};
 use super::state::{PodRecord, PodState};
 use super::stop::delete;
 use crate::api::ApiError;
@@ -316,10 +316,7 @@ pub async fn commit(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migrati
     migration.step = Step::Committed;
     daemon.journal(migration, Some(&record))?;
     claim.publish(record.clone());
-    tokio::task::block_in_place(|| announce(&record, init));
     thaw(daemon, &record)?;
-    // The frames of the first announcement went before the link was plugged; this one is for the neighbours.
-    tokio::task::block_in_place(|| announce(&record, init));
     let announce_ms = milliseconds(begun);
     migration.step = Step::Running;
     daemon.journal(migration, None)?;

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::state::PodRecord;
+use super::start::announce;
+use super::state::{PodRecord, PodState};
 use crate::error::{Attempt, Result};
 use crate::shim::{Request, client};
 use crate::supervisor::Daemon;
@@ -15,15 +16,18 @@ const DUMP_LIMIT: Duration = Duration::from_secs(300);
 /// Deleted-but-open files up to this size travel inside the image, in bytes.
 pub const GHOST_LIMIT: u32 = 256 << 20;
 
-/// Cuts the pod's link, then freezes its processes; returns the milliseconds it took. On failure the pod runs on.
+/// Freezes the pod's processes, then cuts its link; returns the milliseconds it took. On failure the pod runs on.
+///
+/// In this order: an answer that a still running process sends into a cut link would be repeated only a second after
+/// the restore, since a restored connection knows no round-trip time (RFC 6298, 2.1).
 ///
 /// # Errors
 /// Processes that do not stand still.
 pub fn freeze(daemon: &Daemon, record: &PodRecord) -> Result<f64> {
     let begun = Instant::now();
     let frozen = tokio::task::block_in_place(|| {
-        daemon.unplug(record)?;
-        daemon.cgroup(&record.id).freeze(FREEZE_LIMIT)
+        daemon.cgroup(&record.id).freeze(FREEZE_LIMIT)?;
+        daemon.unplug(record)
     });
     if frozen.is_err() {
         let _ = thaw(daemon, record);
@@ -32,7 +36,7 @@ pub fn freeze(daemon: &Daemon, record: &PodRecord) -> Result<f64> {
     Ok(milliseconds(begun))
 }
 
-/// Plugs the link and lets the processes go on. Safe to repeat.
+/// Plugs the link, tells the neighbours, and lets the processes go on. Safe to repeat.
 ///
 /// # Errors
 /// The link or the cgroup is gone.
@@ -40,6 +44,9 @@ pub fn thaw(daemon: &Daemon, record: &PodRecord) -> Result<()> {
     tokio::task::block_in_place(|| {
         // First the link: what the pod sends in its first moment must not be lost.
         let plugged = daemon.plug(record);
+        if let PodState::Running { init, .. } = record.state {
+            announce(record, init);
+        }
         daemon.cgroup(&record.id).thaw()?;
         plugged
     })

@@ -218,7 +218,6 @@ fn take_back(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, rea
     claim.publish(record.clone());
     if let Some(init) = alive {
         super::start::watch(daemon, &record.id, init);
-        super::start::announce(&record, init);
         thaw(daemon, &record)?;
     }
     Ok(record)

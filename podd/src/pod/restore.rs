@@ -11,7 +11,7 @@ use checkpoint::wire;
 
 use super::checkpoint::FILES;
 use super::freeze::{Flight, thaw};
-use super::start::{announce, clear_up, give_birth, live};
+use super::start::{clear_up, give_birth, live};
 use super::state::{PodRecord, PodState};
 use crate::api::ApiError;
 use crate::error::{Attempt, Result};
@@ -37,7 +37,6 @@ pub async fn resume(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
     let init = give_birth(daemon, &record, Mode::Restore { images: flight.path().to_owned() }).await?;
     // Recorded before the thaw: from the first instruction on, the image is out of date.
     let running = live(daemon, claim, init)?;
-    announce(&running, init);
     thaw(daemon, &running)?;
     if path.starts_with(daemon.config.state.join("images")) {
         let _ = std::fs::remove_file(path);
