@@ -1,1 +1,10 @@
-//! Test harness.
+//! Harness of the whole-system tests: a lab of hosts on this machine, each with its own podd, driven as an operator
+//! would drive it. Nothing here is a mock: real podd, real CRIU, real applications.
+
+#![allow(clippy::missing_panics_doc)]
+
+pub mod lab;
+pub mod traces;
+pub mod workload;
+
+pub use lab::{Lab, Run};

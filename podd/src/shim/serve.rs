@@ -26,6 +26,8 @@ pub fn main(bundle: &Path) -> io::Result<()> {
     let ready = daemonize()?;
     nix::sys::prctl::set_child_subreaper(true)?;
     let _ = nix::sys::prctl::set_name(c"podd-shim");
+    // podd's own protection from the OOM killer must not pass to pods.
+    let _ = fs::write("/proc/self/oom_score_adj", "0");
     let socket = bundle.join("shim.sock");
     let _ = fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket)?;
