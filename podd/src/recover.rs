@@ -64,7 +64,11 @@ async fn recover_running(daemon: &Arc<Daemon>, claim: &crate::supervisor::Claim,
     match client::status(&daemon.config.bundle(&record.id), std::time::Duration::from_secs(330)).await {
         Ok(Status::Alive { .. }) => {}
         Ok(other) => tracing::warn!(pod = record.spec.name, status = ?other, "the shim disagrees with the process table"),
-        Err(e) => tracing::warn!(pod = record.spec.name, error = %e, "the pod's shim is gone; the pod runs on without it"),
+        Err(_) => {
+            if let Err(e) = start::ensure_shim(daemon, &record, init).await {
+                tracing::warn!(pod = record.spec.name, error = %e, "the pod's shim is gone; the pod runs on without it");
+            }
+        }
     }
     thaw(daemon, &record)?;
     start::watch(daemon, &record.id, init);

@@ -56,7 +56,7 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
     std::fs::create_dir_all(folder).attempt(format!("make the folder of {}", image.display()))?;
     let flight = Flight::new(daemon, &format!("{}-dump", record.id))?;
     let begun = Instant::now();
-    freeze(daemon, &record)?;
+    freeze(daemon, &record).await?;
     let written = write(daemon, &record, &flight, &image, &options).await;
     let bytes = match written {
         Ok(bytes) => bytes,

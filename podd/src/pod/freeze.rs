@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::start::announce;
+use super::start::{announce, ensure_shim};
 use super::state::{PodRecord, PodState};
+use super::stop::not_running;
 use crate::error::{Attempt, Result};
 use crate::shim::{Request, client};
 use crate::supervisor::Daemon;
@@ -23,7 +24,10 @@ pub const GHOST_LIMIT: u32 = 256 << 20;
 ///
 /// # Errors
 /// Processes that do not stand still.
-pub fn freeze(daemon: &Daemon, record: &PodRecord) -> Result<f64> {
+pub async fn freeze(daemon: &Daemon, record: &PodRecord) -> Result<f64> {
+    if let PodState::Running { init, .. } = record.state {
+        ensure_shim(daemon, record, init).await.attempt(format!("find the shim of {}", record.spec.name))?;
+    }
     let begun = Instant::now();
     let frozen = tokio::task::block_in_place(|| {
         daemon.cgroup(&record.id).freeze(FREEZE_LIMIT)?;
@@ -58,11 +62,15 @@ pub fn thaw(daemon: &Daemon, record: &PodRecord) -> Result<()> {
 /// # Errors
 /// CRIU's reason; the pod is still frozen and unharmed.
 pub async fn dump(daemon: &Daemon, record: &PodRecord, images: &Path) -> Result<()> {
+    let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
+    let bundle = daemon.config.bundle(&record.id);
     let request =
         Request::Dump { images: images.to_owned(), limit_s: DUMP_LIMIT.as_secs(), ghost_limit: GHOST_LIMIT };
-    client::order(&daemon.config.bundle(&record.id), &request, DUMP_LIMIT + Duration::from_secs(10))
-        .await
-        .attempt(format!("dump {}", record.spec.name))
+    let dumped = client::order(&bundle, &request, DUMP_LIMIT + Duration::from_secs(10)).await;
+    if dumped.is_err() && let Err(e) = ensure_shim(daemon, record, init).await {
+        tracing::warn!(pod = record.spec.name, error = %e, "the pod has no shim");
+    }
+    dumped.attempt(format!("dump {}", record.spec.name))
 }
 
 /// A folder in memory that is removed when dropped.

@@ -18,6 +18,8 @@ use crate::sys::process::ProcessId;
 
 /// Time for a pod's init to start, or for CRIU to restore it.
 const BIRTH_LIMIT: Duration = Duration::from_secs(130);
+/// Time for a CRIU that has lost its shim: as long as a dump may take.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(310);
 /// Time for killed processes to be gone.
 pub const KILL_LIMIT: Duration = Duration::from_secs(20);
 
@@ -74,6 +76,33 @@ pub async fn give_birth(daemon: &Daemon, record: &PodRecord, mode: Mode) -> Resu
             let _ = clear_up(daemon, record).await;
             Err(ApiError::failed(format!("cannot start {}: {e}", record.spec.name)))
         }
+    }
+}
+
+/// Makes sure that a pod with this init has a shim: if its own was killed, another one takes its place. A CRIU that has
+/// outlived the shim in mid-dump must come to its end first: killed, it could leave the pod's processes with its own
+/// code in them, and thawed under its hands, they would be frozen again by it.
+///
+/// # Errors
+/// The pod has ended, or no shim can be started.
+pub async fn ensure_shim(daemon: &Daemon, record: &PodRecord, init: ProcessId) -> io::Result<()> {
+    let bundle = daemon.config.bundle(&record.id);
+    if client::shim(&bundle).is_ok_and(ProcessId::is_alive) {
+        return Ok(());
+    }
+    let deadline = tokio::time::Instant::now() + ORPHAN_LIMIT;
+    while tokio::task::block_in_place(|| client::orphans(&bundle)).unwrap_or(false) {
+        if tokio::time::Instant::now() > deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "a CRIU without a shim does not come to its end"));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tracing::warn!(pod = record.spec.name, "the pod's shim was killed; another one takes its place");
+    let config = shim_config(daemon, record, Mode::Adopt { init }).map_err(io::Error::other)?;
+    client::launch(&config).await?;
+    match client::status(&bundle, BIRTH_LIMIT).await? {
+        Status::Alive { .. } | Status::Ended { .. } => Ok(()),
+        Status::Failed { reason } => Err(io::Error::other(reason)),
     }
 }
 
@@ -161,10 +190,11 @@ pub async fn clear_up(daemon: &Daemon, record: &PodRecord) -> io::Result<()> {
     })
 }
 
-/// Waits for the pod's init to end, in a task of its own.
+/// Waits for the pod's init to end, in a task of its own; until then, sees to it that the pod has a shim.
 pub fn watch(daemon: &Arc<Daemon>, id: &str, init: ProcessId) {
     let daemon = daemon.clone();
     let id = id.to_owned();
+    tokio::spawn(keep_shim(daemon.clone(), id.clone(), init));
     tokio::spawn(async move {
         // An error means that it is gone already.
         if let Ok(pidfd) = init.pidfd().and_then(AsyncFd::new) {
@@ -182,6 +212,28 @@ pub fn watch(daemon: &Arc<Daemon>, id: &str, init: ProcessId) {
         drop(claim);
         restart_if_wanted(&daemon, &pod).await;
     });
+}
+
+/// Replaces the pod's shim whenever it dies before the pod. Gives up if that cannot be done: the next dump tries again.
+async fn keep_shim(daemon: Arc<Daemon>, id: String, init: ProcessId) {
+    let bundle = daemon.config.bundle(&id);
+    loop {
+        if let Ok(pidfd) = client::shim(&bundle).and_then(ProcessId::pidfd).and_then(AsyncFd::new) {
+            let _ = pidfd.readable().await;
+        }
+        // Not in a hot loop, should each one die at once.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let Ok(pod) = daemon.pod(&id) else { return };
+        let _claim = daemon.claim_in_turn(pod.clone(), "given a new shim").await;
+        let record = pod.record();
+        if !matches!(record.state, PodState::Running { init: now, .. } if now == init) || !init.is_alive() {
+            return;
+        }
+        if let Err(e) = ensure_shim(&daemon, &record, init).await {
+            tracing::error!(pod = record.spec.name, error = %e, "the pod has lost its shim, and gets no other one");
+            return;
+        }
+    }
 }
 
 /// Follows the restart policy of a pod that was found dead, in a task of its own.

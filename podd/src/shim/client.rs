@@ -9,6 +9,7 @@ use tokio::net::UnixStream;
 use tokio::process::Command;
 
 use super::{Reply, Request, ShimConfig, Status};
+use crate::sys::process::ProcessId;
 
 /// Writes the configuration and starts a shim for it; waits until it listens.
 ///
@@ -30,6 +31,26 @@ pub async fn launch(config: &ShimConfig) -> io::Result<()> {
         .status()
         .await?;
     if status.success() { Ok(()) } else { Err(io::Error::other("the shim did not start (see shim.log in its bundle)")) }
+}
+
+/// The shim of this bundle; it may have died. What it had started for the pod may still be at work: see [`orphans`].
+///
+/// # Errors
+/// The bundle does not say who its shim is.
+pub fn shim(bundle: &Path) -> io::Result<ProcessId> {
+    Ok(serde_json::from_slice(&std::fs::read(bundle.join("shim.pid"))?)?)
+}
+
+/// Whether a dead shim has left a CRIU behind. A shim leads a session of its own, and the session's number is not given
+/// to anybody else while one of its processes lives.
+///
+/// # Errors
+/// The bundle does not say who its shim was, or `/proc` cannot be read.
+pub fn orphans(bundle: &Path) -> io::Result<bool> {
+    let shim = shim(bundle)?;
+    let all = procfs::process::all_processes().map_err(io::Error::other)?;
+    let mut stats = all.flatten().filter_map(|process| process.stat().ok());
+    Ok(stats.any(|s| s.session == shim.pid && s.pid != shim.pid && s.comm == "criu" && !matches!(s.state, 'Z' | 'X')))
 }
 
 /// Asks for the status. While the pod is being brought up, this waits for the outcome.

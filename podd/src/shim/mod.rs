@@ -74,6 +74,12 @@ pub enum Mode {
         /// CRIU's image files.
         images: PathBuf,
     },
+    /// It lives already: its shim was killed, and this one takes its place. The pod's init is not its child, so the
+    /// exit code is the one that the init writes down.
+    Adopt {
+        /// The pod's init.
+        init: ProcessId,
+    },
 }
 
 /// What podd asks.

@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
+use crate::pod::logs::exit_file;
 use super::{Mode, Reply, Request, ShimConfig, Status, external, root, start};
 use crate::sys::cgroup::Hierarchies;
 use crate::sys::process::{ProcessId, daemonize, exit_of};
@@ -46,14 +47,13 @@ struct Shim {
 
 impl Shim {
     fn come_up(&mut self) {
-        let born = root::assemble(&self.config).and_then(|root| match &self.config.mode {
-            Mode::Start => start::start(&self.config),
-            Mode::Restore { images } => start::restore(&self.config, &root, images),
-        });
-        let known = born.and_then(|pid| {
-            let init = ProcessId::of(pid)?;
-            Ok((init, init.pidfd()?))
-        });
+        let born = match &self.config.mode {
+            Mode::Start => root::assemble(&self.config).and_then(|_| ProcessId::of(start::start(&self.config)?)),
+            Mode::Restore { images } => root::assemble(&self.config)
+                .and_then(|root| ProcessId::of(start::restore(&self.config, &root, images)?)),
+            Mode::Adopt { init } => Ok(*init),
+        };
+        let known = born.and_then(|init| Ok((init, init.pidfd()?)));
         match known {
             Ok((init, pidfd)) => {
                 self.init = Some((init, pidfd));
@@ -87,9 +87,13 @@ impl Shim {
     fn keep_exit(&mut self) {
         let Some((init, _)) = self.init.take() else { return };
         let ended = waitpid(Pid::from_raw(init.pid), None).ok().and_then(exit_of);
+        // An adopted init is reaped by somebody else.
+        let ended = ended.or_else(|| exit_file(&self.config.writable.join("upper"), false).map(|e| (e.code, e.signal)));
         while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|s| s.pid().is_some()) {}
-        let (code, signal) = ended.unwrap_or((255, None));
-        self.set(Status::Ended { code, signal });
+        self.set(match ended {
+            Some((code, signal)) => Status::Ended { code, signal },
+            None => Status::Failed { reason: "nobody saw its exit code".into() },
+        });
     }
 
     /// Answers one request; true: it was the last.
