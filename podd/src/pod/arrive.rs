@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::freeze::{milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
 use super::preflight::{TargetFacts, host_facts};
-use super::start::{clear_up, give_birth, watch};
+use super::start::{clear_up, ended, give_birth, restart_later, watch};
 use super::state::{PodRecord, PodState};
 use super::stop::delete;
 use crate::api::ApiError;
@@ -184,6 +184,7 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
     restored?;
     migration.step = Step::Held;
     daemon.journal(migration, None)?;
+    peer.hasten();
     peer.send(&Message::Ready { restore_ms: milliseconds(begun) }).await
 }
 
@@ -304,6 +305,16 @@ pub async fn commit(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migrati
     }
     let init = match held(daemon, claim, migration).await {
         Ok(init) => init,
+        Err(e) if migration.step == Step::Committed => {
+            // It may have run here already: what the source still holds is older, and must not come back over it.
+            tracing::error!(pod = migration.pod, error = %e, "the pod ended just after the handover");
+            migration.step = Step::Running;
+            migration.error = Some(e.message);
+            daemon.journal(migration, None)?;
+            ended(daemon, claim, false).await?;
+            restart_later(daemon, &migration.pod_id);
+            return Ok(Message::Thawed { announce_ms: 0.0 });
+        }
         Err(e) => {
             discard(daemon, claim, migration, &e.message).await?;
             return Ok(Message::Lost { reason: e.message });
@@ -342,7 +353,6 @@ async fn held(daemon: &Arc<Daemon>, claim: &Claim, migration: &Migration) -> Res
         return Ok(init);
     }
     if migration.step == Step::Committed {
-        // It may have run here already: an older state must not come back over it.
         return Err(ApiError::failed("its processes died on the target just after the handover"));
     }
     let images = flight(daemon, &migration.id);

@@ -255,7 +255,8 @@ impl Run<'_> {
         self.daemon.journal(migration, None)?;
         self.say("freeze", 0, 0);
         self.frozen_since = Some(Instant::now());
-        self.phases.freeze_ms = freeze(self.daemon, record)?;
+        self.peer.hasten();
+        self.phases.freeze_ms = freeze(self.daemon, record).await?;
         let flight = Flight::new(self.daemon, &format!("{}-out", migration.id))?;
         self.dump_and_send(record, &mut sender, &flight).await?;
 

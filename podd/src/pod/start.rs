@@ -91,7 +91,7 @@ pub async fn ensure_shim(daemon: &Daemon, record: &PodRecord, init: ProcessId) -
         return Ok(());
     }
     let deadline = tokio::time::Instant::now() + ORPHAN_LIMIT;
-    while tokio::task::block_in_place(|| client::orphans(&bundle)).unwrap_or(false) {
+    while tokio::task::block_in_place(|| client::workers(&bundle)).is_ok_and(|w| !w.is_empty()) {
         if tokio::time::Instant::now() > deadline {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "a CRIU without a shim does not come to its end"));
         }
@@ -177,8 +177,13 @@ pub async fn clear_up(daemon: &Daemon, record: &PodRecord) -> io::Result<()> {
             // One that hangs (CRIU cannot be killed in the kernel, a stub of an earlier version) must not stay.
             let _ = shim.signal(nix::libc::SIGKILL);
         }
-        // A CRIU that outlived its shim was in the pod's cgroup until the restore's end.
-        tokio::task::block_in_place(|| cgroup.kill(KILL_LIMIT))?;
+        // A CRIU may outlive its shim, and it may have left the pod's cgroup by then.
+        tokio::task::block_in_place(|| {
+            for criu in client::workers(&bundle).unwrap_or_default() {
+                let _ = criu.signal(nix::libc::SIGKILL);
+            }
+            cgroup.kill(KILL_LIMIT)
+        })?;
     }
     tokio::task::block_in_place(|| {
         network::remove_link(&link)?;

@@ -41,16 +41,18 @@ pub fn shim(bundle: &Path) -> io::Result<ProcessId> {
     Ok(serde_json::from_slice(&std::fs::read(bundle.join("shim.pid"))?)?)
 }
 
-/// Whether a dead shim has left a CRIU behind. A shim leads a session of its own, and the session's number is not given
-/// to anybody else while one of its processes lives.
+/// Every CRIU that a shim has started, also one that has outlived it. A shim leads a session of its own, and the session's
+/// number is not given to anybody else while one of its processes lives.
 ///
 /// # Errors
-/// The bundle does not say who its shim was, or `/proc` cannot be read.
-pub fn orphans(bundle: &Path) -> io::Result<bool> {
+/// The bundle does not say who its shim is or was, or `/proc` cannot be read.
+pub fn workers(bundle: &Path) -> io::Result<Vec<ProcessId>> {
     let shim = shim(bundle)?;
     let all = procfs::process::all_processes().map_err(io::Error::other)?;
-    let mut stats = all.flatten().filter_map(|process| process.stat().ok());
-    Ok(stats.any(|s| s.session == shim.pid && s.pid != shim.pid && s.comm == "criu" && !matches!(s.state, 'Z' | 'X')))
+    let stats = all.flatten().filter_map(|process| process.stat().ok());
+    let workers = stats.filter(|s| s.session == shim.pid && s.pid != shim.pid && s.comm == "criu");
+    let alive = workers.filter(|s| !matches!(s.state, 'Z' | 'X'));
+    Ok(alive.map(|s| ProcessId { pid: s.pid, start: s.starttime }).collect())
 }
 
 /// Asks for the status. While the pod is being brought up, this waits for the outcome.

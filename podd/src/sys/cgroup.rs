@@ -164,13 +164,25 @@ impl Cgroup {
         self.procs_files().try_for_each(|file| write(&file, pid))
     }
 
-    /// Moves a process out again, to the top.
+    /// Moves a process out again, to where the caller is.
     ///
     /// # Errors
     /// The process is gone.
     pub fn expel(hierarchies: &Hierarchies, pid: i32) -> io::Result<()> {
-        let tops = std::iter::once(&hierarchies.v2).chain(hierarchies.v1.values());
-        tops.into_iter().try_for_each(|top| write(&top.join("cgroup.procs"), pid))
+        let own = fs::read_to_string("/proc/self/cgroup")?;
+        // `NUMBER:CONTROLLERS:PATH`; v2 has number 0 and no controllers (cgroups(7)).
+        let path = |wanted: &str| {
+            own.lines().find_map(|line| {
+                let mut fields = line.splitn(3, ':').skip(1);
+                let controllers = fields.next()?;
+                controllers.split(',').any(|c| c == wanted).then(|| fields.next().unwrap_or("/").trim_start_matches('/'))
+            })
+        };
+        let v1 = hierarchies.v1.iter().map(|(controller, mount)| (mount, path(controller)));
+        for (mount, path) in std::iter::once((&hierarchies.v2, path(""))).chain(v1) {
+            write(&mount.join(path.unwrap_or_default()).join("cgroup.procs"), pid)?;
+        }
+        Ok(())
     }
 
     /// PIDs of all processes here; empty if there is no such cgroup.
