@@ -111,3 +111,45 @@ fn all_steps(kinds: &[Dies]) {
 fn podd_dies_at_every_step() {
     all_steps(&[Dies::SourcePodd, Dies::TargetPodd, Dies::BothPodds]);
 }
+
+#[test]
+fn cable_is_cut_at_every_step() {
+    all_steps(&[Dies::SourceCable, Dies::TargetCable]);
+}
+
+#[test]
+fn shim_of_the_target_dies_at_every_step() {
+    all_steps(&[Dies::TargetShim]);
+}
+
+/// CRIU is killed while it dumps or restores: early, in the middle, late. The move fails, and the pod runs on.
+#[test]
+fn criu_dies() {
+    let lab = Lab::up(2);
+    workload::redis(&lab, "a", "redis", "10.77.1.6");
+    let subject = Subject::new(&lab, "redis", "10.77.1.6");
+    for (host, after_ms) in [("a", 0), ("a", 10), ("a", 25), ("b", 0), ("b", 10), ("b", 25), ("b", 45)] {
+        // A fast CRIU may end before its time has come.
+        let killed = (0..10).any(|_| criu_case(&subject, host, Duration::from_millis(after_ms)));
+        assert!(killed, "CRIU on {host} never lived for {after_ms} ms");
+    }
+}
+
+/// Kills CRIU on `host`, so long after it appeared; false if it had ended by then.
+fn criu_case(subject: &Subject<'_>, host: &str, after: Duration) -> bool {
+    subject.bring_to("a");
+    let mut mover = subject.begin_move("a", "b");
+    let mut criu = None;
+    while criu.is_none() && mover.try_wait().unwrap().is_none() {
+        criu = subject.criu(host);
+    }
+    std::thread::sleep(after);
+    let killed = criu.is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok());
+    let code = end_of(mover, Duration::from_secs(30));
+    let now = subject.settled(LIMIT);
+    let failed = code.is_some_and(|c| c != 0);
+    assert_eq!(now, if failed { "a" } else { "b" });
+    let seconds = subject.elapsed().as_secs_f64();
+    eprintln!("{seconds:6.1} s  CRIU on {host} after {after:?}: killed {killed}, podctl said {code:?}, on {now}");
+    killed && failed
+}

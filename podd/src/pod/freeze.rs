@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::start::{announce, ensure_shim};
+use super::start::{announce, await_workers, ensure_shim};
 use super::state::{PodRecord, PodState};
-use super::stop::not_running;
 use crate::error::{Attempt, Result};
 use crate::shim::{Request, client};
 use crate::supervisor::Daemon;
@@ -62,13 +61,12 @@ pub fn thaw(daemon: &Daemon, record: &PodRecord) -> Result<()> {
 /// # Errors
 /// CRIU's reason; the pod is still frozen and unharmed.
 pub async fn dump(daemon: &Daemon, record: &PodRecord, images: &Path) -> Result<()> {
-    let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
     let bundle = daemon.config.bundle(&record.id);
     let request =
         Request::Dump { images: images.to_owned(), limit_s: DUMP_LIMIT.as_secs(), ghost_limit: GHOST_LIMIT };
     let dumped = client::order(&bundle, &request, DUMP_LIMIT + Duration::from_secs(10)).await;
-    if dumped.is_err() && let Err(e) = ensure_shim(daemon, record, init).await {
-        tracing::warn!(pod = record.spec.name, error = %e, "the pod has no shim");
+    if dumped.is_err() && let Err(e) = await_workers(daemon, record).await {
+        tracing::warn!(pod = record.spec.name, error = %e, "thawing the pod all the same");
     }
     dumped.attempt(format!("dump {}", record.spec.name))
 }

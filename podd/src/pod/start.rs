@@ -79,9 +79,24 @@ pub async fn give_birth(daemon: &Daemon, record: &PodRecord, mode: Mode) -> Resu
     }
 }
 
-/// Makes sure that a pod with this init has a shim: if its own was killed, another one takes its place. A CRIU that has
-/// outlived the shim in mid-dump must come to its end first: killed, it could leave the pod's processes with its own
-/// code in them, and thawed under its hands, they would be frozen again by it.
+/// Waits until no CRIU of a pod's shim is at work. One that has outlived its shim in mid-dump must come to its end: killed,
+/// it could leave its own code in the pod's processes; and it would freeze a pod again that is thawed under its hands.
+///
+/// # Errors
+/// It does not end.
+pub async fn await_workers(daemon: &Daemon, record: &PodRecord) -> io::Result<()> {
+    let bundle = daemon.config.bundle(&record.id);
+    let deadline = tokio::time::Instant::now() + ORPHAN_LIMIT;
+    while tokio::task::block_in_place(|| client::workers(&bundle)).is_ok_and(|w| !w.is_empty()) {
+        if tokio::time::Instant::now() > deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "a CRIU without a shim does not come to its end"));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+/// Makes sure that a pod with this init has a shim: if its own was killed, another one takes its place.
 ///
 /// # Errors
 /// The pod has ended, or no shim can be started.
@@ -90,13 +105,7 @@ pub async fn ensure_shim(daemon: &Daemon, record: &PodRecord, init: ProcessId) -
     if client::shim(&bundle).is_ok_and(ProcessId::is_alive) {
         return Ok(());
     }
-    let deadline = tokio::time::Instant::now() + ORPHAN_LIMIT;
-    while tokio::task::block_in_place(|| client::workers(&bundle)).is_ok_and(|w| !w.is_empty()) {
-        if tokio::time::Instant::now() > deadline {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "a CRIU without a shim does not come to its end"));
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    await_workers(daemon, record).await?;
     tracing::warn!(pod = record.spec.name, "the pod's shim was killed; another one takes its place");
     let config = shim_config(daemon, record, Mode::Adopt { init }).map_err(io::Error::other)?;
     client::launch(&config).await?;

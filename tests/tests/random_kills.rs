@@ -1,0 +1,94 @@
+//! Something dies at a random moment of a move, more than a hundred times in a row on the same two hosts and the same
+//! pod: afterwards every invariant holds, and the client's one connection is still the first.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::sys::signal::{Signal, kill};
+use tests::invariants::{Subject, end_of, kill_podd, start_podds};
+use tests::{Lab, workload};
+
+/// Moves that something disturbs.
+const ROUNDS: u32 = 105;
+/// The kill comes within this time after the start of the move, in ms: a move takes some 400 ms.
+const WITHIN: u64 = 600;
+/// As in `faults.rs`.
+const LIMIT: Duration = Duration::from_secs(25);
+
+/// SplitMix64: enough to choose moments, and the same sequence for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % end
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Dies {
+    SourcePodd,
+    TargetPodd,
+    TargetCriu,
+    TargetShim,
+    SourceShim,
+    Cable,
+}
+
+const ALL: [Dies; 6] =
+    [Dies::SourcePodd, Dies::TargetPodd, Dies::TargetCriu, Dies::TargetShim, Dies::SourceShim, Dies::Cable];
+
+#[test]
+fn random_moments() {
+    let seed = std::env::var("PODD_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_secs())
+    });
+    eprintln!("seed: PODD_TEST_SEED={seed}");
+    let mut random = Random(seed);
+    let lab = Lab::up(2);
+    workload::redis(&lab, "a", "redis", "10.77.1.7");
+    let subject = Subject::new(&lab, "redis", "10.77.1.7");
+    let mut from = "a";
+    for round in 1..=ROUNDS {
+        let to = if from == "a" { "b" } else { "a" };
+        let moment = Duration::from_micros(random.below(WITHIN * 1000));
+        let dies = ALL[usize::try_from(random.below(ALL.len() as u64)).unwrap_or_default()];
+        let begun = Instant::now();
+        let mover = subject.begin_move(from, to);
+        std::thread::sleep(moment.saturating_sub(begun.elapsed()));
+        let hit = match dies {
+            Dies::SourcePodd => {
+                kill_podd(&lab, from);
+                true
+            }
+            Dies::TargetPodd => {
+                kill_podd(&lab, to);
+                true
+            }
+            Dies::TargetCriu => subject.criu(to).is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok()),
+            Dies::TargetShim => subject.shim(to).is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok()),
+            Dies::SourceShim => subject.shim(from).is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok()),
+            Dies::Cable => {
+                let host = if random.below(2) == 0 { from } else { to };
+                lab.script(&["cut", host]).must();
+                std::thread::sleep(Duration::from_millis(random.below(1000)));
+                lab.script(&["join", host]).must();
+                true
+            }
+        };
+        start_podds(&lab);
+        let code = end_of(mover, Duration::from_secs(60));
+        let now = subject.settled(LIMIT);
+        eprintln!(
+            "{:6.1} s  {round:3}  {from} to {to}: {dies:?} after {:3} ms ({}), podctl said {code:?}, on {now}, {} ms",
+            subject.elapsed().as_secs_f64(),
+            moment.as_millis(),
+            if hit { "hit" } else { "nothing there" },
+            begun.elapsed().as_millis()
+        );
+        assert!(code.is_some(), "podctl did not end");
+        from = now;
+    }
+}
