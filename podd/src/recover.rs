@@ -66,7 +66,7 @@ async fn recover_running(daemon: &Arc<Daemon>, claim: &crate::supervisor::Claim,
         Ok(other) => tracing::warn!(pod = record.spec.name, status = ?other, "the shim disagrees with the process table"),
         Err(e) => tracing::warn!(pod = record.spec.name, error = %e, "the pod's shim is gone; the pod runs on without it"),
     }
-    thaw(daemon, &record)?;
+    thaw(daemon, &record, &[])?;
     start::watch(daemon, &record.id, init);
     Ok(())
 }
@@ -77,12 +77,12 @@ fn settle(daemon: &Arc<Daemon>, claim: crate::supervisor::Claim, mut migration: 
     tokio::spawn(async move {
         let pod = migration.pod.clone();
         let settled: Result<()> = match (migration.role, migration.step) {
-            (Role::Source, Step::Given) => migrate::conclude(&daemon, &claim, &mut migration, None, |_, _| {}).await,
+            (Role::Source, Step::Given) => migrate::conclude(&daemon, &claim, &mut migration, None, None, |_, _| {}).await,
             (Role::Target, Step::Receiving) => {
                 arrive::discard(&daemon, &claim, &mut migration, "podd ended while it was receiving").await
             }
             (Role::Target, Step::Held) => arrive::settle(&daemon, claim, migration).await,
-            (Role::Target, Step::Committed) => arrive::commit(&daemon, &claim, &mut migration).await.map(drop),
+            (Role::Target, Step::Committed) => arrive::commit(&daemon, &claim, &mut migration, &[]).await.map(drop),
             (role, step) => Err(ApiError::failed(format!("{role:?} cannot be at {}", step.word()))),
         };
         if let Err(e) = settled {
