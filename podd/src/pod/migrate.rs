@@ -76,6 +76,7 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell)
         rounds: 1,
         frozen_since: None,
         hold: None,
+        flight: None,
         peer: Peer::call(daemon, to).await?,
     };
     let begun = Instant::now();
@@ -116,7 +117,7 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell)
     }
     claim.publish(given);
     run.say("handover", 0, 0);
-    let Run { phases, bytes, rounds, frozen_since, peer, hold, .. } = run;
+    let Run { phases, bytes, rounds, frozen_since, peer, hold, flight: _flight, .. } = run;
     let sent = peer.sent;
     let announce_ms = conclude(daemon, claim, &mut migration, Some(peer), hold, |m, announce_ms| {
         let report = MigrateReport {
@@ -256,6 +257,8 @@ struct Run<'a> {
     rounds: u32,
     frozen_since: Option<Instant>,
     hold: Option<Hold>,
+    /// Kept until the move is over: deleting it takes time that the frozen pod would have to wait.
+    flight: Option<Flight>,
     peer: Peer,
 }
 
@@ -274,6 +277,7 @@ impl Run<'_> {
             }
         }
         self.hold = self.make_hold(record);
+        self.flight = Some(Flight::new(self.daemon, &format!("{}-out", migration.id))?);
         self.phases.prepare_ms = milliseconds(begun);
 
         // Before the freeze, so that after a crash recovery knows to thaw.
@@ -284,12 +288,12 @@ impl Run<'_> {
         let _ = self.hold.as_ref().map(Hold::take);
         self.frozen_since = Some(Instant::now());
         self.phases.freeze_ms = freeze(self.daemon, record)?;
-        let flight = Flight::new(self.daemon, &format!("{}-out", migration.id))?;
-        self.dump_and_send(record, &mut sender, &flight).await?;
+        let images = self.flight.as_ref().map_or(Path::new(""), Flight::path).to_owned();
+        self.dump_and_send(record, &mut sender, &images).await?;
 
         let begun = Instant::now();
         self.say("restore", 0, 0);
-        let restore = Message::Restore { files: sizes(flight.path()).attempt("read the dump")? };
+        let restore = Message::Restore { files: sizes(&images).attempt("read the dump")? };
         match self.peer.ask(&restore).await? {
             Message::Ready { .. } => self.phases.restore_ms = milliseconds(begun),
             other => return Err(unexpected(&other)),
@@ -369,16 +373,16 @@ impl Run<'_> {
 
     /// While CRIU dumps into memory, the pages go over as they are written; then the last file changes. (Not before:
     /// for files that are open under a name they have lost, CRIU makes new names in the writable layer.)
-    async fn dump_and_send(&mut self, record: &PodRecord, sender: &mut Option<Sender>, flight: &Flight) -> Result<()> {
+    async fn dump_and_send(&mut self, record: &PodRecord, sender: &mut Option<Sender>, images: &Path) -> Result<()> {
         self.say("memory", 0, 0);
         let begun = Instant::now();
         let mapped = shared_writable_files(&self.daemon.cgroup(&record.id).pids());
         // Paths as the pod sees them, relative to its root.
         let mapped = mapped.iter().filter_map(|p| Some(p.strip_prefix("/").ok()?.to_owned())).collect();
         let daemon = self.daemon.clone();
-        let (images, dumped) = (flight.path().to_owned(), record.clone());
+        let (folder, dumped) = (images.to_owned(), record.clone());
         let mut dumping = tokio::spawn(async move {
-            let result = dump(&daemon, &dumped, &images).await;
+            let result = dump(&daemon, &dumped, &folder).await;
             (result, Instant::now())
         });
         let mut sent = SentFiles::default();
@@ -389,14 +393,14 @@ impl Run<'_> {
                 ended = &mut dumping => break ended.attempt("dump the pod")?,
                 () = tokio::time::sleep(Duration::from_millis(2)) => {
                     if streamed.is_ok() {
-                        streamed = self.send_new(flight.path(), &mut sent, |name| name.starts_with("pages-")).await;
+                        streamed = self.send_new(images, &mut sent, |name| name.starts_with("pages-")).await;
                     }
                 }
             }
         };
         dumped.and(streamed)?;
         self.phases.dump_ms = dump_end.duration_since(begun).as_secs_f64() * 1000.0;
-        self.send_new(flight.path(), &mut sent, |name| !name.ends_with(".log")).await?;
+        self.send_new(images, &mut sent, |name| !name.ends_with(".log")).await?;
         self.send_files(sender, Mode::Frozen, mapped).await?;
         self.phases.transfer_ms = milliseconds(dump_end);
         Ok(())
