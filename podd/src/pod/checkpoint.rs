@@ -53,7 +53,9 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
         return Err(ApiError::conflict(format!("{} exists already", image.display())).cure("name another file, or remove it"));
     }
     let folder = image.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).attempt(format!("make the folder of {}", image.display()))?;
+    if !folder.is_dir() {
+        return Err(ApiError::failed(format!("there is no folder {}", folder.display())).cure("make it, or name another file"));
+    }
     let flight = Flight::new(daemon, &format!("{}-dump", record.id))?;
     let begun = Instant::now();
     freeze(daemon, &record)?;
