@@ -33,7 +33,7 @@ pub fn assemble(config: &ShimConfig) -> io::Result<PathBuf> {
     }
     // Both folders must lie on one mount, and its name must not tell where it is on the host.
     fs::create_dir_all("rw")?;
-    step("show the writable layer", mounts::bind(&config.writable, Path::new("rw"), false))?;
+    step("show the writable layer", mounts::bind(&config.writable, Path::new("rw")))?;
     fs::create_dir_all(ROOT)?;
     step("mount the overlay", mounts::overlay(&lower, "rw/upper", "rw/work", ROOT))?;
     let root = config.bundle.join(ROOT);
@@ -42,9 +42,9 @@ pub fn assemble(config: &ShimConfig) -> io::Result<PathBuf> {
         let source = volume.host.metadata().map_err(|e| {
             io::Error::new(e.kind(), format!("the volume's host path {} cannot be used: {e}", volume.host.display()))
         })?;
-        let target = mounts::make_target(inside.as_fd(), &volume.pod, source.is_dir())?;
-        let bound = mounts::bind(&volume.host, &mounts::by_descriptor(&target), volume.read_only);
-        step(&format!("show the volume {}", volume.host.display()), bound)?;
+        let what = format!("show the volume {} at {}", volume.host.display(), volume.pod.display());
+        let target = mounts::make_target(inside.as_fd(), &volume.pod, source.is_dir(), Some(config.id_base));
+        step(&what, target.and_then(|target| mounts::show(&volume.host, target.as_fd(), volume.read_only)))?;
     }
     Ok(root)
 }
