@@ -223,36 +223,47 @@ async fn exit_status(daemon: &Daemon, record: &PodRecord) -> Option<ExitStatus> 
         };
         break;
     }
+    let written = super::logs::exit_file(&daemon.config.pod_state(&record.id).join("upper"), oom);
     match status {
+        // The init passes on the code; that a signal ended the command, only its record says.
+        Some(Status::Ended { code, signal: None }) if written.is_some_and(|w| w.code == code) => written,
         Some(Status::Ended { code, signal }) => Some(ExitStatus { code, signal, oom }),
-        _ => super::logs::exit_file(&daemon.config.pod_state(&record.id).join("upper"), oom),
+        _ => written,
     }
 }
 
-/// Follows the restart policy, with growing pauses.
-async fn restart_if_wanted(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
-    let record = pod.record();
-    let wanted = match (&record.state, record.spec.restart) {
+/// Whether the restart policy wants the pod to be started again.
+#[must_use]
+pub fn will_restart(record: &PodRecord) -> bool {
+    match (&record.state, record.spec.restart) {
         (PodState::Exited { asked: true, .. }, _) | (_, RestartPolicy::No) => false,
         (PodState::Exited { exit, .. }, RestartPolicy::OnFailure) => exit.code != 0,
         (PodState::Exited { .. } | PodState::Lost { .. }, RestartPolicy::Always)
         | (PodState::Lost { .. }, RestartPolicy::OnFailure) => true,
         _ => false,
-    };
-    if !wanted {
-        return;
     }
-    let pause = Duration::from_millis(100 << record.restarts.min(9)).min(Duration::from_secs(60));
-    tokio::time::sleep(pause).await;
-    let claim = daemon.claim_in_turn(pod.clone(), "restarted").await;
-    if !pod.record().state.can_start() || daemon.pod(&record.id).is_err() {
-        return;
+}
+
+/// Follows the restart policy, with growing pauses, until the pod runs or nobody wants it to.
+async fn restart_if_wanted(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
+    while will_restart(&pod.record()) {
+        tokio::time::sleep(pause(&pod.record())).await;
+        let claim = daemon.claim_in_turn(pod.clone(), "restarted").await;
+        let record = pod.record();
+        // In the meantime it may have been started, stopped or removed.
+        if !will_restart(&record) || daemon.pod(&record.id).is_err() {
+            return;
+        }
+        let restarted = match claim.update(daemon, |r| r.restarts += 1) {
+            Ok(_) => start(daemon, &claim).await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = restarted {
+            tracing::error!(pod = record.spec.name, error = %e, "the restart policy could not start the pod");
+        }
     }
-    let restarted = match claim.update(daemon, |r| r.restarts += 1) {
-        Ok(_) => start(daemon, &claim).await,
-        Err(e) => Err(e),
-    };
-    if let Err(e) = restarted {
-        tracing::error!(pod = record.spec.name, error = %e, "the restart policy could not start the pod");
-    }
+}
+
+fn pause(record: &PodRecord) -> Duration {
+    Duration::from_millis(100 << record.restarts.min(10)).min(Duration::from_secs(60))
 }
