@@ -6,12 +6,12 @@ use crate::files::processes;
 use crate::{Attempt, Outcome, Target};
 
 pub const ATTEMPTS: &[Attempt] = &[
-    // Overlay mounts show the host paths of their layers.
+    // Overlay mounts show the paths of their layers: relative ones say nothing.
     ("host-paths-in-mountinfo", |target| {
         hidden(
             target,
             &["mountinfo", "mounts", "mountstats"],
-            &["lowerdir=", "upperdir=", "workdir="],
+            &["lowerdir=/", "upperdir=/", "workdir=/", ":/"],
         )
     }),
     ("host-paths-in-maps", |target| {
