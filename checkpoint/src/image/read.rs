@@ -97,8 +97,11 @@ impl Image {
         })?)
     }
 
-    /// Writes every part of `kind` into the folder `dir` as a new file (mode 0600) of the part's name; returns the bytes
-    /// written. Fails if such a file exists; what it made until an error stays there, in the caller's folder.
+    /// Writes every part of `kind` into the folder `dir` as a new file of the part's name; returns the bytes written.
+    /// Fails if such a file exists; what it made until an error stays there, in the caller's folder.
+    ///
+    /// The files have mode 0644, since CRIU opens some of them as the root of the pod's user namespace, which is somebody
+    /// else on the host. Their folder must be closed to others.
     pub fn extract_dir(&self, kind: &Kind, dir: &Path) -> Result<u64, Error> {
         let mut buffer = vec![0; BUFFER];
         let mut total = 0;
@@ -107,7 +110,7 @@ impl Image {
             let file = OpenOptions::new()
                 .write(true)
                 .create_new(true)
-                .mode(0o600)
+                .mode(0o644)
                 .open(&path);
             let mut file = file.map_err(Error::io("create", &path))?;
             total += pump(&mut self.reader(part)?, &mut file, &mut buffer)
