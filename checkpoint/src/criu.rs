@@ -8,14 +8,17 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nix::unistd::Pid;
 use protobuf::Message;
 use rust_criu::rust_criu_protobuf::rpc::{
     Criu_cg_mode, Criu_features, Criu_network_lock_method, Criu_opts, Criu_req, Criu_req_type, Criu_resp,
@@ -277,10 +280,13 @@ fn first_errors(log: &Path) -> String {
 /// One `criu swrk` child and our end of its socket.
 struct Worker {
     child: Child,
+    /// Readable once it has ended.
+    end: OwnedFd,
     socket: OwnedFd,
     action: &'static str,
     deadline: Instant,
     limit: Duration,
+    reaped: bool,
 }
 
 impl Worker {
@@ -296,9 +302,14 @@ impl Worker {
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
+            // CRIU forks to try out what the kernel can do; were it killed meanwhile, such a child would sleep on.
+            .process_group(0)
             .spawn()
             .map_err(spawn_error)?;
-        Ok(Self { child, socket: ours, action, deadline: Instant::now() + limit, limit })
+        let pid = rustix::process::Pid::from_child(&child);
+        let end = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+            .map_err(|e| spawn_error(e.into()))?;
+        Ok(Self { child, end, socket: ours, action, deadline: Instant::now() + limit, limit, reaped: false })
     }
 
     fn pid(&self) -> i32 {
@@ -336,14 +347,17 @@ impl Worker {
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
             let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&self.socket), PollFlags::POLLIN)];
+            // Its end is watched apart from the socket, which a child of its may hold open.
+            let [socket, end] = [&self.socket, &self.end].map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
+            let mut fds = [socket, end];
             match poll(&mut fds, wait) {
                 Ok(0) => return Err(Error::Timeout { action: self.action, limit: self.limit }),
                 Ok(_) => {}
                 Err(Errno::EINTR) => continue,
                 Err(e) => return Err(self.broken(e.to_string())),
             }
-            return match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            return match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EAGAIN) => Err(self.broken("it died".into())),
                 Ok(0) | Err(Errno::ECONNRESET) => Err(self.broken("it closed its socket".into())),
                 Ok(n) => Criu_resp::parse_from_bytes(&buffer[..n]).map_err(|e| self.broken(e.to_string())),
                 Err(Errno::EINTR) => continue,
@@ -359,14 +373,16 @@ impl Worker {
     /// Waits for the child after its last reply: it has nothing left to do but exit.
     fn finish(mut self) {
         let _ = self.child.wait();
+        self.reaped = true;
     }
 }
 
 impl Drop for Worker {
     /// Whatever happened, no CRIU is left running or unreaped.
     fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = self.child.kill();
+        // The number of its group is not given to another one before it is reaped.
+        if !self.reaped {
+            let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
             let _ = self.child.wait();
         }
     }

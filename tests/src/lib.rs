@@ -3,6 +3,7 @@
 
 #![allow(clippy::missing_panics_doc)]
 
+pub mod invariants;
 pub mod lab;
 pub mod traces;
 pub mod workload;

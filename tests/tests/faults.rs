@@ -1,0 +1,113 @@
+//! Failure at every phase: whatever dies at whichever step of a move, one copy of the pod runs afterwards, no
+//! acknowledged write is lost, and nothing is left behind on either host.
+
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use tests::invariants::{HOSTS, Subject, end_of, kill_podd, start_podds};
+use tests::lab::eventually;
+use tests::traces::inside;
+use tests::{Lab, workload};
+
+/// Every step that a side records before it acts (`podd/src/pod/journal.rs`).
+const STEPS: [(&str, &str); 8] = [
+    ("source", "preparing"),
+    ("target", "receiving"),
+    ("source", "freezing"),
+    ("target", "held"),
+    ("source", "given"),
+    ("target", "committed"),
+    ("target", "running"),
+    ("source", "done"),
+];
+
+/// What dies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Dies {
+    SourcePodd,
+    TargetPodd,
+    BothPodds,
+    TargetShim,
+    SourceCable,
+    TargetCable,
+}
+
+/// Time for everything to be in order again after the last thing that died was restarted. A podd that asks another one
+/// pauses up to 5 s between its questions.
+const LIMIT: Duration = Duration::from_secs(25);
+/// How long a podd stands still at a step while the test kills something else, in ms.
+const PAUSE: u32 = 300;
+/// A cable that is out for this long: longer than all of a move, shorter than what makes a connection break.
+const OUT: Duration = Duration::from_millis(1200);
+
+/// One case: the pod is on `a` and goes to `b`.
+fn case(lab: &Lab, subject: &Subject<'_>, (role, step): (&str, &str), dies: Dies) {
+    subject.bring_to("a");
+    let begun = Instant::now();
+    let paused = if role == "source" { "a" } else { "b" };
+    let dies_by_itself = (role, dies) == ("source", Dies::SourcePodd) || (role, dies) == ("target", Dies::TargetPodd);
+    let what = if dies_by_itself { "crash".to_owned() } else { format!("pause {PAUSE}") };
+    lab.fault(paused, &format!("{role} {step} {what}"));
+    let fault = inside(lab, paused, "/run/podd/fault");
+    let mover = subject.begin_move("a", "b");
+    eventually(&format!("{role} comes to {step}"), Duration::from_secs(10), || {
+        std::fs::read_to_string(&fault).is_ok_and(|t| !t.contains(step))
+    });
+    let cable = |host: &str| {
+        lab.script(&["cut", host]).must();
+        std::thread::sleep(OUT);
+        lab.script(&["join", host]).must();
+    };
+    match dies {
+        Dies::SourcePodd => kill_podd(lab, "a"),
+        Dies::TargetPodd => kill_podd(lab, "b"),
+        Dies::BothPodds => HOSTS.iter().for_each(|host| kill_podd(lab, host)),
+        Dies::TargetShim => {
+            if let Some(shim) = subject.shim("b") {
+                let _ = kill(shim, Signal::SIGKILL);
+            }
+        }
+        Dies::SourceCable => cable("a"),
+        Dies::TargetCable => cable("b"),
+    }
+    if dies_by_itself {
+        // The fault has done it; kill_podd has waited for the end.
+        eventually("podd is dead", Duration::from_secs(5), || {
+            tests::invariants::podd(lab, paused).is_none()
+        });
+    }
+    start_podds(lab);
+    let code = end_of(mover, Duration::from_secs(30));
+    assert!(code.is_some(), "podctl migrate did not end ({role} {step}, {dies:?})");
+    let host = subject.settled(LIMIT);
+    // The handover is where it is said to be.
+    let given = STEPS.iter().position(|s| *s == ("source", "given")).unwrap();
+    let now = STEPS.iter().position(|s| *s == (role, step)).unwrap();
+    if matches!(dies, Dies::SourcePodd | Dies::BothPodds) {
+        assert_eq!(host, if now < given { "a" } else { "b" }, "{role} {step}, {dies:?}");
+    }
+    eprintln!(
+        "{:6.1} s  {role:6} {step:9}  {dies:?}: on {host}, podctl said {}, {} ms",
+        subject.elapsed().as_secs_f64(),
+        code.unwrap_or(-1),
+        begun.elapsed().as_millis()
+    );
+}
+
+fn all_steps(kinds: &[Dies]) {
+    let lab = Lab::up(2);
+    workload::redis(&lab, "a", "redis", "10.77.1.6");
+    let subject = Subject::new(&lab, "redis", "10.77.1.6");
+    for step in STEPS {
+        for dies in kinds {
+            case(&lab, &subject, step, *dies);
+        }
+    }
+}
+
+#[test]
+fn podd_dies_at_every_step() {
+    all_steps(&[Dies::SourcePodd, Dies::TargetPodd, Dies::BothPodds]);
+}
