@@ -82,6 +82,8 @@ pub enum Message {
     Commit {
         /// The migration's id.
         migration: String,
+        /// Ethernet frames that came for it meanwhile.
+        frames: Vec<Vec<u8>>,
     },
     /// It runs here.
     Thawed {
@@ -108,6 +110,11 @@ pub enum Message {
     Refused {
         /// One sentence.
         reason: String,
+    },
+    /// Ethernet frames that came for the pod after the commit.
+    Late {
+        /// Whole frames.
+        frames: Vec<Vec<u8>>,
     },
 }
 

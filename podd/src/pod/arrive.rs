@@ -22,6 +22,8 @@ use crate::layers::Hold;
 use crate::peer::{Message, Peer, unexpected};
 use crate::shim::{Mode, Status, client};
 use crate::supervisor::{Claim, Daemon};
+use crate::sys::hold::deliver;
+use crate::sys::network::outer_name;
 use crate::sys::process::ProcessId;
 
 /// Serves one connection of another podd until it ends.
@@ -39,8 +41,8 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
                 peer.send(&answer).await?;
             }
             Message::Query { migration } => peer.send(&given_or_not(daemon, from, &migration)?).await?,
-            Message::Commit { migration } => {
-                let answer = commit_by_id(daemon, from, &migration).await;
+            Message::Commit { migration, frames } => {
+                let answer = commit_by_id(daemon, from, &migration, &frames).await;
                 peer.send(&answer.unwrap_or_else(|e| refused(&e))).await?;
             }
             Message::Prepare { migration, record } => match reserve(daemon, from, &migration, &record) {
@@ -125,10 +127,16 @@ async fn arrive(daemon: &Arc<Daemon>, claim: Claim, mut migration: Migration, mu
     }
     // From here on, silence means that the source may have given us the pod: only its word counts.
     match peer.receive().await {
-        Ok(Message::Commit { migration: id }) if id == migration.id => {
-            let answer = commit(daemon, &claim, &mut migration).await?;
+        Ok(Message::Commit { migration: id, frames }) if id == migration.id => {
+            let answer = commit(daemon, &claim, &mut migration, &frames).await?;
+            let link = outer_name(&claim.record().id);
             drop(claim);
-            peer.send(&answer).await
+            peer.send(&answer).await?;
+            // Until the neighbours have learnt the new place, some packets still go to the old one.
+            if let Ok(Message::Late { frames }) = peer.receive_within(Duration::from_secs(5)).await {
+                deliver(&link, &frames).attempt("deliver late packets")?;
+            }
+            Ok(())
         }
         _ => settle(daemon, claim, migration).await,
     }
@@ -259,7 +267,7 @@ pub async fn settle(daemon: &Arc<Daemon>, claim: Claim, mut migration: Migration
             Err(e) => Err(e),
         };
         match answer {
-            Ok(Message::Given) => return commit(daemon, &claim, &mut migration).await.map(drop),
+            Ok(Message::Given) => return commit(daemon, &claim, &mut migration, &[]).await.map(drop),
             Ok(Message::NotGiven) => return discard(daemon, &claim, &mut migration, "the source kept the pod").await,
             Ok(_) => {}
             Err(e) => tracing::warn!(pod = migration.pod, host = migration.peer, error = %e, "holding the pod until its source answers"),
@@ -269,7 +277,7 @@ pub async fn settle(daemon: &Arc<Daemon>, claim: Claim, mut migration: Migration
     }
 }
 
-async fn commit_by_id(daemon: &Arc<Daemon>, from: &str, id: &str) -> Result<Message> {
+async fn commit_by_id(daemon: &Arc<Daemon>, from: &str, id: &str, frames: &[Vec<u8>]) -> Result<Message> {
     let known = |m: Option<Migration>| m.filter(|m| m.role == Role::Target && m.peer == from);
     let lost = |reason: &str| Message::Lost { reason: reason.to_owned() };
     let Some(migration) = known(daemon.store.migration(id)?) else { return Ok(lost("it knows nothing of this move")) };
@@ -283,7 +291,7 @@ async fn commit_by_id(daemon: &Arc<Daemon>, from: &str, id: &str) -> Result<Mess
     let claim = daemon.claim_in_turn(pod, "migrated").await;
     // Whoever held the claim before us may have settled it.
     match known(daemon.store.migration(id)?) {
-        Some(mut migration) => commit(daemon, &claim, &mut migration).await,
+        Some(mut migration) => commit(daemon, &claim, &mut migration, frames).await,
         None => Ok(lost("it knows nothing of this move")),
     }
 }
@@ -292,7 +300,12 @@ async fn commit_by_id(daemon: &Arc<Daemon>, from: &str, id: &str) -> Result<Mess
 ///
 /// # Errors
 /// The store's: nothing may be said to the source then.
-pub async fn commit(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration) -> Result<Message> {
+pub async fn commit(
+    daemon: &Arc<Daemon>,
+    claim: &Claim,
+    migration: &mut Migration,
+    frames: &[Vec<u8>],
+) -> Result<Message> {
     let begun = Instant::now();
     match migration.step {
         Step::Held | Step::Committed => {}
@@ -316,7 +329,7 @@ pub async fn commit(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migrati
     migration.step = Step::Committed;
     daemon.journal(migration, Some(&record))?;
     claim.publish(record.clone());
-    thaw(daemon, &record)?;
+    thaw(daemon, &record, frames)?;
     let announce_ms = milliseconds(begun);
     migration.step = Step::Running;
     daemon.journal(migration, None)?;

@@ -61,7 +61,7 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
     let bytes = match written {
         Ok(bytes) => bytes,
         Err(e) => {
-            thaw(daemon, &record)?;
+            thaw(daemon, &record, &[])?;
             return Err(e);
         }
     };
@@ -91,7 +91,7 @@ async fn write(daemon: &Daemon, record: &PodRecord, flight: &Flight, image: &Pat
         Ok::<_, ApiError>(writer)
     })?;
     if options.leave_running {
-        thaw(daemon, record)?;
+        thaw(daemon, record, &[])?;
     }
     tokio::task::block_in_place(|| {
         let mut names: Vec<_> =

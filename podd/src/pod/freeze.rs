@@ -8,6 +8,8 @@ use super::state::{PodRecord, PodState};
 use crate::error::{Attempt, Result};
 use crate::shim::{Request, client};
 use crate::supervisor::Daemon;
+use crate::sys::hold::deliver;
+use crate::sys::network::outer_name;
 
 /// Time for all processes to stand still.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
@@ -30,22 +32,25 @@ pub fn freeze(daemon: &Daemon, record: &PodRecord) -> Result<f64> {
         daemon.unplug(record)
     });
     if frozen.is_err() {
-        let _ = thaw(daemon, record);
+        let _ = thaw(daemon, record, &[]);
     }
     frozen.attempt(format!("freeze {}", record.spec.name))?;
     Ok(milliseconds(begun))
 }
 
-/// Plugs the link, tells the neighbours, and lets the processes go on. Safe to repeat.
+/// Plugs the link, tells the neighbours, delivers what came meanwhile, and lets the processes go on. Safe to repeat.
 ///
 /// # Errors
 /// The link or the cgroup is gone.
-pub fn thaw(daemon: &Daemon, record: &PodRecord) -> Result<()> {
+pub fn thaw(daemon: &Daemon, record: &PodRecord, frames: &[Vec<u8>]) -> Result<()> {
     tokio::task::block_in_place(|| {
         // First the link: what the pod sends in its first moment must not be lost.
         let plugged = daemon.plug(record);
         if let PodState::Running { init, .. } = record.state {
             announce(record, init);
+        }
+        if let Err(e) = deliver(&outer_name(&record.id), frames) {
+            tracing::warn!(pod = record.spec.name, error = %e, "could not deliver what came during the move");
         }
         daemon.cgroup(&record.id).thaw()?;
         plugged

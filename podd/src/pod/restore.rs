@@ -37,7 +37,7 @@ pub async fn resume(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
     let init = give_birth(daemon, &record, Mode::Restore { images: flight.path().to_owned() }).await?;
     // Recorded before the thaw: from the first instruction on, the image is out of date.
     let running = live(daemon, claim, init)?;
-    thaw(daemon, &running)?;
+    thaw(daemon, &running, &[])?;
     if path.starts_with(daemon.config.state.join("images")) {
         let _ = std::fs::remove_file(path);
     }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::io::unix::AsyncFd;
 
 use super::spec::RestartPolicy;
 use super::state::{PodRecord, PodState};
@@ -167,9 +166,7 @@ pub fn watch(daemon: &Arc<Daemon>, id: &str, init: ProcessId) {
     let id = id.to_owned();
     tokio::spawn(async move {
         // An error means that it is gone already.
-        if let Ok(pidfd) = init.pidfd().and_then(AsyncFd::new) {
-            let _ = pidfd.readable().await;
-        }
+        let _ = init.ended().await;
         let Ok(pod) = daemon.pod(&id) else { return };
         let claim = daemon.claim_in_turn(pod.clone(), "cleared up").await;
         // Its owner may have ended it on purpose (stop, suspend, a move) and said so in the record.

@@ -3,6 +3,7 @@
 pub mod announce;
 pub mod capabilities;
 pub mod cgroup;
+pub mod hold;
 pub mod mounts;
 pub mod namespaces;
 pub mod network;

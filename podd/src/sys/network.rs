@@ -49,7 +49,11 @@ pub fn ensure_bridge(bridge: &str, uplink: Option<&str>) -> io::Result<()> {
         let index = match index_of(&netlink, bridge).await? {
             Some(index) => index,
             None => {
-                netlink.link().add(LinkBridge::new(bridge).build()).execute().await.map_err(other)?;
+                // A MAC of its own: a bridge without one takes that of a port, and changes it as pods come and go.
+                let mac: [u8; 6] = rand::random();
+                let mac = [mac[0] & 0xfc | 0x02, mac[1], mac[2], mac[3], mac[4], mac[5]];
+                let link = LinkBridge::new(bridge).address(mac.to_vec()).build();
+                netlink.link().add(link).execute().await.map_err(other)?;
                 index_of(&netlink, bridge).await?.ok_or_else(|| io::Error::other("the new bridge is gone"))?
             }
         };
@@ -82,10 +86,7 @@ pub fn make_link(outer: &str, pid: i32, network: Option<&Network>) -> io::Result
                 .build();
             netlink.link().add(veth).execute().await.map_err(other)?;
             let index = index_of(&netlink, outer).await?.ok_or_else(|| io::Error::other("the new link is gone"))?;
-            // Without this the host itself would answer the pod's ARP and neighbour requests while it is unplugged.
-            let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{outer}/disable_ipv6"), "1");
-            let quiet = LinkUnspec::new_with_index(index).arp(false).up();
-            netlink.link().set(quiet.build()).execute().await.map_err(other)
+            set_quiet(&netlink, outer, index).await
         });
         result.map_err(|e| io::Error::other(format!("cannot make the link {outer}: {e}")))?;
     }
@@ -120,6 +121,24 @@ fn resolve_quickly() {
         // As long until it gives up as with the defaults: 3 tries, a second apart.
         let _ = std::fs::write(format!("{folder}/mcast_solicit"), "150");
     }
+}
+
+/// Sets a link up that never speaks for the host itself.
+///
+/// # Errors
+/// Netlink's, or there is no such link.
+pub fn quiet(name: &str) -> io::Result<()> {
+    here(async |netlink| match index_of(&netlink, name).await? {
+        Some(index) => set_quiet(&netlink, name, index).await,
+        None => Err(io::Error::other(format!("the link {name} does not exist"))),
+    })
+}
+
+/// Without this the host would answer the pod's ARP and neighbour requests while the pod is unplugged.
+async fn set_quiet(netlink: &Handle, name: &str, index: u32) -> io::Result<()> {
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
+    let quiet = LinkUnspec::new_with_index(index).arp(false).up();
+    netlink.link().set(quiet.build()).execute().await.map_err(other)
 }
 
 /// Joins the pod's link to the bridge.
