@@ -4,6 +4,8 @@
 //! sending and retransmitting, and nothing leaves the host. (Setting the link down instead would tell applications
 //! and could make the kernel wait a second for the carrier.)
 
+mod uplink;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -56,38 +58,7 @@ pub fn ensure_bridge(bridge: &str, uplink: Option<&str>) -> io::Result<()> {
             }
         };
         if let Some(name) = uplink {
-            let up = link(&netlink, name)
-                .await?
-                .ok_or_else(|| io::Error::other(format!("the uplink {name} does not exist")))?;
-            let enslaved = up.attributes.iter().any(|a| *a == LinkAttribute::Controller(index));
-            if !enslaved {
-                // The bridge takes over the uplink's MAC, or its own would change with each pod that comes.
-                let mac = up.attributes.iter().find_map(|a| match a {
-                    LinkAttribute::Address(mac) => Some(mac.clone()),
-                    _ => None,
-                });
-                let mut change = LinkUnspec::new_with_index(index).up();
-                if let Some(mac) = mac {
-                    change = change.address(mac);
-                }
-                netlink.link().set(change.build()).execute().await.map_err(other)?;
-                let addresses: Vec<AddressMessage> = netlink
-                    .address()
-                    .get()
-                    .set_link_index_filter(up.header.index)
-                    .execute()
-                    .try_collect()
-                    .await
-                    .map_err(other)?;
-                for message in addresses.into_iter().filter(|m| !is_link_local(m)) {
-                    let Some(ip) = address_of(&message) else { continue };
-                    let prefix = message.header.prefix_len;
-                    netlink.address().del(message).execute().await.map_err(other)?;
-                    add_address(&netlink, index, (ip, prefix)).await?;
-                }
-                let join = LinkUnspec::new_with_index(up.header.index).controller(index).up();
-                netlink.link().set(join.build()).execute().await.map_err(other)?;
-            }
+            uplink::hand_over(&netlink, name, index).await?;
         }
         let up = LinkUnspec::new_with_index(index).up();
         netlink.link().set(up.build()).execute().await.map_err(other)
