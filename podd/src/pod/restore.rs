@@ -34,7 +34,6 @@ pub async fn resume(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
         image.extract_dir(&Kind::Memory, flight.path())
     })
     .map_err(|e| ApiError::failed(e.to_string()))?;
-    hand_over(flight.path(), record.id_base).attempt("prepare the image")?;
     let init = give_birth(daemon, &record, Mode::Restore { images: flight.path().to_owned() }).await?;
     // Recorded before the thaw: from the first instruction on, the image is out of date.
     let running = live(daemon, claim, init)?;
@@ -43,15 +42,6 @@ pub async fn resume(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
         let _ = std::fs::remove_file(path);
     }
     Ok(running)
-}
-
-/// Gives extracted files to the pod's root: CRIU's processes open them when they are in the pod's user namespace
-/// already, by a descriptor of the folder, which stays closed to everyone.
-fn hand_over(folder: &Path, id_base: u32) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        std::os::unix::fs::lchown(entry?.path(), Some(id_base), Some(id_base))?;
-    }
-    Ok(())
 }
 
 /// Restores a suspended pod by name, or a pod from an image file.
