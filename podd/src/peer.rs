@@ -12,7 +12,6 @@ use tokio_rustls::TlsStream;
 
 use crate::error::{Attempt, Result};
 use crate::pod::preflight::TargetFacts;
-use crate::store::Host;
 use crate::supervisor::Daemon;
 use crate::trust;
 
@@ -117,10 +116,6 @@ pub enum Message {
         /// Whole frames.
         frames: Vec<Vec<u8>>,
     },
-    /// Which hosts do you know?
-    AskHosts,
-    /// Names and peer addresses.
-    Hosts(Vec<(String, std::net::SocketAddr)>),
 }
 
 /// A connection to the podd of another host.
@@ -144,19 +139,8 @@ impl Peer {
     /// Unknown host, no identity, no answer.
     pub async fn call(daemon: &Daemon, host: &str) -> Result<Self> {
         let identity = daemon.identity()?;
-        let known = match daemon.host(host) {
-            // It may have joined after us: then the host that it joined knows it.
-            Err(_) => {
-                learn(daemon).await;
-                daemon.host(host)?
-            }
-            Ok(known) => known,
-        };
-        Self::call_known(&identity, &known).await
-    }
-
-    async fn call_known(identity: &trust::Identity, host: &Host) -> Result<Self> {
-        let stream = trust::connect(identity, &host.name, host.address, trust::PEER, CALL).await?;
+        let address = daemon.host(host)?.address;
+        let stream = trust::connect(&identity, host, address, trust::PEER, CALL).await?;
         Ok(Self::new(TlsStream::from(stream)))
     }
 
@@ -248,19 +232,6 @@ impl Peer {
         };
         let read = tokio::time::timeout(limit, read).await;
         read.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).attempt("hear from the other host")
-    }
-}
-
-/// Asks every known host for the hosts that it knows. Names are safe to take from any member: a call proves them by
-/// certificate.
-pub async fn learn(daemon: &Daemon) {
-    let (Ok(identity), Ok(known)) = (daemon.identity(), daemon.store.hosts()) else { return };
-    for host in known.iter().filter(|h| h.name != identity.name) {
-        let Ok(mut peer) = Peer::call_known(&identity, host).await else { continue };
-        let Ok(Message::Hosts(hosts)) = peer.ask(&Message::AskHosts).await else { continue };
-        for (name, address) in hosts.into_iter().filter(|(name, _)| known.iter().all(|k| k.name != *name)) {
-            let _ = daemon.store.put_host(&Host { name, address });
-        }
     }
 }
 

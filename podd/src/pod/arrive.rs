@@ -40,10 +40,6 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
                 };
                 peer.send(&answer).await?;
             }
-            Message::AskHosts => {
-                let hosts = daemon.store.hosts()?.into_iter().map(|h| (h.name, h.address)).collect();
-                peer.send(&Message::Hosts(hosts)).await?;
-            }
             Message::Query { migration } => peer.send(&given_or_not(daemon, from, &migration)?).await?,
             Message::Commit { migration, frames } => {
                 let answer = commit_by_id(daemon, from, &migration, &frames).await;

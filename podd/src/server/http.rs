@@ -355,7 +355,6 @@ async fn doctor(State(daemon): App) -> Answer {
 }
 
 async fn hosts(State(daemon): App) -> Answer {
-    crate::peer::learn(&daemon).await;
     let mut hosts = Vec::new();
     for host in daemon.store.hosts()? {
         let this = daemon.identity().is_ok_and(|i| i.name == host.name);
