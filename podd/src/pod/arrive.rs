@@ -19,7 +19,7 @@ use super::stop::delete;
 use crate::api::ApiError;
 use crate::error::{Attempt, Result};
 use crate::layers::Hold;
-use crate::peer::{Message, Peer, unexpected};
+use crate::peer::{Message, Peer, known, unexpected};
 use crate::shim::{Mode, Status, client};
 use crate::supervisor::{Claim, Daemon};
 use crate::sys::hold::deliver;
@@ -45,10 +45,15 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
                 let answer = commit_by_id(daemon, from, &migration, &frames).await;
                 peer.send(&answer.unwrap_or_else(|e| refused(&e))).await?;
             }
-            Message::Prepare { migration, record } => match reserve(daemon, from, &migration, &record) {
-                Ok((claim, migration)) => return arrive(daemon, claim, migration, peer).await,
-                Err(e) => peer.send(&refused(&e)).await?,
-            },
+            Message::Prepare { migration, record } => {
+                // We must be able to call the source back, should the connection break.
+                let reserved = known(daemon, from).await.and_then(|_| reserve(daemon, from, &migration, &record));
+                match reserved {
+                    Ok((claim, migration)) => return arrive(daemon, claim, migration, peer).await,
+                    Err(e) => peer.send(&refused(&e)).await?,
+                }
+            }
+            Message::AskHosts => peer.send(&Message::Hosts { hosts: daemon.store.hosts()? }).await?,
             other => return Err(unexpected(&other)),
         }
     }

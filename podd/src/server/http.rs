@@ -355,6 +355,8 @@ async fn doctor(State(daemon): App) -> Answer {
 }
 
 async fn hosts(State(daemon): App) -> Answer {
+    // As far as we can: without the authority, those whom we know.
+    let _ = crate::peer::learn_hosts(&daemon).await;
     let mut hosts = Vec::new();
     for host in daemon.store.hosts()? {
         let this = daemon.identity().is_ok_and(|i| i.name == host.name);
