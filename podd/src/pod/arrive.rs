@@ -104,6 +104,7 @@ fn reserve(daemon: &Daemon, from: &str, id: &str, record: &str) -> Result<(Claim
         let epoch = pod.record().epoch;
         return Err(ApiError::conflict(format!("this pod is known here under epoch {epoch}")));
     }
+    let _turn = super::create::turn();
     super::create::check_free(daemon, &record.spec)?;
     let migration = Migration {
         id: id.to_owned(),
