@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::freeze::{milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
 use super::preflight::{TargetFacts, host_facts};
-use super::start::{clear_up, give_birth, watch};
+use super::start::{clear_up, ended, give_birth, restart_later, watch};
 use super::state::{PodRecord, PodState};
 use super::stop::delete;
 use crate::api::ApiError;
@@ -323,6 +323,18 @@ pub async fn commit(
     }
     let init = match held(daemon, claim, migration).await {
         Ok(init) => init,
+        Err(e) if migration.step == Step::Committed => {
+            // It is ours, and it may have run and answered clients: its end is that of a pod of this host. The source
+            // must not go on from an older state.
+            tracing::error!(pod = migration.pod, error = %e, "the pod ended just after it had come");
+            migration.step = Step::Running;
+            migration.error = Some(e.message);
+            daemon.journal(migration, None)?;
+            ended(daemon, claim, false).await?;
+            restart_later(daemon, &migration.pod_id);
+            let _ = std::fs::remove_dir_all(flight(daemon, &migration.id));
+            return Ok(Message::Thawed { announce_ms: 0.0 });
+        }
         Err(e) => {
             discard(daemon, claim, migration, &e.message).await?;
             return Ok(Message::Lost { reason: e.message });
