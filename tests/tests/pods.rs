@@ -270,7 +270,7 @@ fn users_environment_and_processes() {
     let base = detail["id_base"].as_u64().unwrap();
     let host_pid = of("sleep 1002")["host_pid"].as_i64().unwrap();
     assert_eq!(u64::from(fs::metadata(format!("/proc/{host_pid}")).unwrap().uid()), base + 33);
-    assert!(base >= 0x8_0000 && base % 65536 == 0);
+    assert!(base >= 0x8_0000 && base.is_multiple_of(65536));
 
     let stats = &lab.json("a", &["stats", "web"])[0];
     assert_eq!(stats["pids"].as_u64(), Some(all.len() as u64));

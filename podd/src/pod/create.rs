@@ -14,7 +14,7 @@ use super::state::{PodRecord, PodState, Process};
 use crate::api::{ApiError, Progress};
 use crate::error::{Attempt, Result};
 use crate::layers::ImageConfig;
-use crate::supervisor::{Claim, Daemon, Pod};
+use crate::supervisor::{Claim, Daemon};
 use crate::sys::namespaces::ID_COUNT;
 use crate::sys::network;
 
@@ -68,13 +68,11 @@ pub fn create(daemon: &Daemon, spec: PodSpec, progress: &mut dyn FnMut(Progress)
         let _ = fs::remove_dir_all(&folder);
         return Err(e);
     }
-    let pod: std::sync::Arc<Pod> = daemon.insert(record.clone());
-    drop(pod);
+    daemon.insert(record.clone());
     daemon.claim(&record.id, "created")
 }
 
 /// Held between looking whether something is free and recording that it is taken.
-#[must_use]
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)

@@ -307,7 +307,10 @@ async fn logs_of(State(daemon): App, Path(name): Path<String>, Query(query): Que
         if send_lines(&lines, first).await.is_err() {
             return;
         }
-        while query.follow {
+        if !query.follow {
+            return;
+        }
+        loop {
             // Looked at before the log: what came until the end is still shown.
             let alive = daemon.pod(&id).is_ok_and(|p| !p.record().state.can_remove());
             if send_lines(&lines, tokio::task::block_in_place(|| log.read())).await.is_err() || !alive {

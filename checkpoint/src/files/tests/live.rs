@@ -51,7 +51,7 @@ fn write_until(stop: &AtomicBool, source: &Path, seed: u64) -> u64 {
             _ => {
                 let db = OpenOptions::new().write(true).open(source.join("db")).unwrap();
                 db.write_all_at(&noise(round, 5000), round * 7919 % (8 << 20)).unwrap();
-                if round % 5 == 0 {
+                if round.is_multiple_of(5) {
                     db.set_len((8 << 20) - round % (1 << 20)).unwrap();
                 }
             }

@@ -110,7 +110,7 @@ pub fn escape_chroot() -> ExitCode {
         std::os::unix::fs::chroot(&jail)?;
         nix::unistd::fchdir(&outside)?;
         let _ = fs::remove_dir(jail.strip_prefix("/").unwrap_or(&jail));
-        std::env::set_current_dir(UP)?;
+        nix::unistd::chdir(UP)?;
         std::os::unix::fs::chroot(".")?;
         Ok(identity("/")? == root)
     };
