@@ -25,9 +25,7 @@ use crate::sys::{mounts, network, process};
 /// What keeps it from starting.
 pub fn main(config: Option<&Path>) -> Result<(), Box<dyn std::error::Error>> {
     tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
-        )
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
         .with_writer(io::stderr)
         .with_ansi(false)
         .init();
