@@ -14,7 +14,7 @@ use nix::unistd::{Pid, pipe2};
 use super::{CLONE_NEWTIME, ShimConfig};
 use super::external;
 use super::first::become_init;
-use super::root::{ROOT, step};
+use super::root::{ROOT, shown, step};
 use crate::sys::cgroup::{Cgroup, Hierarchies};
 use crate::sys::namespaces::write_id_maps;
 use crate::sys::network;
@@ -100,7 +100,7 @@ pub fn restore(config: &ShimConfig, root: &Path, images: &Path) -> io::Result<i3
     let request = criu::Restore {
         images,
         root,
-        external: external::mounts(&config.volumes).iter().map(external::External::for_restore).collect(),
+        external: external::mounts(&config.volumes, &shown(config)).iter().map(external::External::for_restore).collect(),
         cgroup_procs: cgroup.procs_files().collect(),
     };
     let mut on_hook = |hook: criu::Hook<'_>| match (hook.name, hook.root_pid) {
