@@ -63,7 +63,12 @@ fn remove_unused_layers(daemon: &Daemon) {
 }
 
 /// A pod that was running: it may be frozen by a move or a checkpoint that did not come to its end.
-async fn recover_running(daemon: &Arc<Daemon>, claim: &crate::supervisor::Claim, init: ProcessId, alive: bool) -> Result<()> {
+async fn recover_running(
+    daemon: &Arc<Daemon>,
+    claim: &crate::supervisor::Claim,
+    init: ProcessId,
+    alive: bool,
+) -> Result<()> {
     let record = claim.record();
     if !alive {
         start::ended(daemon, claim, false).await?;
@@ -73,8 +78,12 @@ async fn recover_running(daemon: &Arc<Daemon>, claim: &crate::supervisor::Claim,
     // A dump that is still under way must end before the thaw: the shim answers when it has.
     match client::status(&daemon.config.bundle(&record.id), std::time::Duration::from_secs(330)).await {
         Ok(Status::Alive { .. }) => {}
-        Ok(other) => tracing::warn!(pod = record.spec.name, status = ?other, "the shim disagrees with the process table"),
-        Err(e) => tracing::warn!(pod = record.spec.name, error = %e, "the pod's shim is gone; the pod runs on without it"),
+        Ok(other) => {
+            tracing::warn!(pod = record.spec.name, status = ?other, "the shim disagrees with the process table")
+        }
+        Err(e) => {
+            tracing::warn!(pod = record.spec.name, error = %e, "the pod's shim is gone; the pod runs on without it")
+        }
     }
     thaw(daemon, &record, &[])?;
     start::watch(daemon, &record.id, init);
@@ -87,7 +96,9 @@ fn settle(daemon: &Arc<Daemon>, claim: crate::supervisor::Claim, mut migration: 
     tokio::spawn(async move {
         let pod = migration.pod.clone();
         let settled: Result<()> = match (migration.role, migration.step) {
-            (Role::Source, Step::Given) => migrate::conclude(&daemon, &claim, &mut migration, None, None, |_, _| {}).await,
+            (Role::Source, Step::Given) => {
+                migrate::conclude(&daemon, &claim, &mut migration, None, None, |_, _| {}).await
+            }
             (Role::Target, Step::Receiving) => {
                 arrive::discard(&daemon, &claim, &mut migration, "podd ended while it was receiving").await
             }

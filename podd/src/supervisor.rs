@@ -137,10 +137,16 @@ impl Daemon {
     /// # Errors
     /// There is none.
     pub fn pod(&self, name: &str) -> Result<Arc<Pod>> {
-        self.pods().into_iter().find(|pod| { let r = pod.record(); r.spec.name == name || r.id == name }).ok_or_else(|| {
-            ApiError::not_found(format!("there is no pod named {name:?} on {}", self.config.host))
-                .cure("`podctl ls` shows the pods of this host")
-        })
+        self.pods()
+            .into_iter()
+            .find(|pod| {
+                let r = pod.record();
+                r.spec.name == name || r.id == name
+            })
+            .ok_or_else(|| {
+                ApiError::not_found(format!("there is no pod named {name:?} on {}", self.config.host))
+                    .cure("`podctl ls` shows the pods of this host")
+            })
     }
 
     /// Takes the right to change a pod, at once or not at all. `what` is a participle, such as `migrated`.
@@ -251,8 +257,11 @@ impl Daemon {
     pub fn host(&self, name: &str) -> Result<Host> {
         let hosts = self.store.hosts()?;
         let known: Vec<&str> = hosts.iter().map(|h| h.name.as_str()).collect();
-        let error = ApiError::usage(format!("there is no host named {name:?}"))
-            .cure(if known.is_empty() { "`podctl host join` makes hosts known to each other".into() } else { format!("known hosts: {}", known.join(", ")) });
+        let error = ApiError::usage(format!("there is no host named {name:?}")).cure(if known.is_empty() {
+            "`podctl host join` makes hosts known to each other".into()
+        } else {
+            format!("known hosts: {}", known.join(", "))
+        });
         hosts.into_iter().find(|h| h.name == name).ok_or(error)
     }
 

@@ -160,7 +160,8 @@ fn iptables(holder: i32) -> Vec<String> {
 fn folders(lab: &Lab, host: &str) -> Vec<String> {
     let run = inside(lab, host, "/run/podd");
     let state = lab.dir().join(host).join("state");
-    let folders = [run.join("pods"), run.join("flight"), state.join("pods"), state.join("images"), state.join("layers")];
+    let folders =
+        [run.join("pods"), run.join("flight"), state.join("pods"), state.join("images"), state.join("layers")];
     let mut lines = Vec::new();
     for folder in &folders {
         lines.extend(entries(folder).iter().map(|e| format!("folder {} {}", name(folder), name(e))));

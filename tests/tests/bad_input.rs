@@ -25,25 +25,90 @@ const POD_FILES: [Row; 22] = [
     ("an impossible name", &["run", "--name", "Web!", "--rootfs", "{root}", "--", "sleep", "1"], USAGE),
     ("a name that is taken", &["run", "--name", "web", "--rootfs", "{root}", "--", "sleep", "1"], FAILED),
     ("no name", &["run", "--rootfs", "{root}", "--", "sleep", "1"], USAGE),
-    ("an address of another pod", &["run", "--name", "x", "--rootfs", "{root}", "--ip", "10.77.1.1/16", "--", "sleep", "1"], FAILED),
-    ("the address of the host", &["run", "--name", "x", "--rootfs", "{root}", "--ip", "10.77.0.1/16", "--", "sleep", "1"], FAILED),
-    ("an address without prefix length", &["run", "--name", "x", "--rootfs", "{root}", "--ip", "10.77.1.9", "--", "sleep", "1"], USAGE),
-    ("a gateway that is no neighbour", &["run", "--name", "x", "--rootfs", "{root}", "--ip", "10.77.1.9/16", "--gateway", "10.1.1.1", "--", "sleep", "1"], USAGE),
+    (
+        "an address of another pod",
+        &["run", "--name", "x", "--rootfs", "{root}", "--ip", "10.77.1.1/16", "--", "sleep", "1"],
+        FAILED,
+    ),
+    (
+        "the address of the host",
+        &["run", "--name", "x", "--rootfs", "{root}", "--ip", "10.77.0.1/16", "--", "sleep", "1"],
+        FAILED,
+    ),
+    (
+        "an address without prefix length",
+        &["run", "--name", "x", "--rootfs", "{root}", "--ip", "10.77.1.9", "--", "sleep", "1"],
+        USAGE,
+    ),
+    (
+        "a gateway that is no neighbour",
+        &[
+            "run",
+            "--name",
+            "x",
+            "--rootfs",
+            "{root}",
+            "--ip",
+            "10.77.1.9/16",
+            "--gateway",
+            "10.1.1.1",
+            "--",
+            "sleep",
+            "1",
+        ],
+        USAGE,
+    ),
     ("an unknown key in a pod file", &["run", "-f", "{dir}/unknown-key.toml"], USAGE),
     ("a pod file that is not there", &["run", "-f", "{dir}/none.toml"], USAGE),
     ("no root file system", &["run", "--name", "x", "--", "sleep", "1"], USAGE),
-    ("a root file system that is not there", &["run", "--name", "x", "--rootfs", "{dir}/none", "--", "sleep", "1"], FAILED),
-    ("a root file system that is a file", &["run", "--name", "x", "--rootfs", "{dir}/unknown-key.toml", "--", "sleep", "1"], FAILED),
+    (
+        "a root file system that is not there",
+        &["run", "--name", "x", "--rootfs", "{dir}/none", "--", "sleep", "1"],
+        FAILED,
+    ),
+    (
+        "a root file system that is a file",
+        &["run", "--name", "x", "--rootfs", "{dir}/unknown-key.toml", "--", "sleep", "1"],
+        FAILED,
+    ),
     ("an image of no known kind", &["run", "--name", "x", "--image", "docker.io/redis", "--", "sleep", "1"], USAGE),
     ("an image that is not there", &["run", "--name", "x", "--image", "oci:{dir}/none", "--", "sleep", "1"], FAILED),
-    ("a damaged image", &["run", "--name", "x", "--image", "docker-archive:{dir}/unknown-key.toml", "--", "sleep", "1"], FAILED),
+    (
+        "a damaged image",
+        &["run", "--name", "x", "--image", "docker-archive:{dir}/unknown-key.toml", "--", "sleep", "1"],
+        FAILED,
+    ),
     ("no command", &["run", "--name", "x", "--rootfs", "{root}"], USAGE),
-    ("an unknown capability", &["run", "--name", "x", "--rootfs", "{root}", "--cap-add", "FLY", "--", "sleep", "1"], USAGE),
-    ("a volume whose host path is not there", &["run", "--name", "x", "--rootfs", "{root}", "--volume", "{dir}/none:/data", "--", "sleep", "1"], FAILED),
-    ("a volume behind a link in the pod", &["run", "--name", "x", "--rootfs", "{root}", "--volume", "{dir}:/var/run/data", "--", "sleep", "1"], FAILED),
-    ("a volume over a place of podd's own", &["run", "--name", "x", "--rootfs", "{root}", "--volume", "{dir}:/proc/data", "--", "sleep", "1"], USAGE),
-    ("a memory limit that is no size", &["run", "--name", "x", "--rootfs", "{root}", "--memory", "lots", "--", "sleep", "1"], USAGE),
-    ("an unknown restart policy", &["run", "--name", "x", "--rootfs", "{root}", "--restart", "maybe", "--", "sleep", "1"], USAGE),
+    (
+        "an unknown capability",
+        &["run", "--name", "x", "--rootfs", "{root}", "--cap-add", "FLY", "--", "sleep", "1"],
+        USAGE,
+    ),
+    (
+        "a volume whose host path is not there",
+        &["run", "--name", "x", "--rootfs", "{root}", "--volume", "{dir}/none:/data", "--", "sleep", "1"],
+        FAILED,
+    ),
+    (
+        "a volume behind a link in the pod",
+        &["run", "--name", "x", "--rootfs", "{root}", "--volume", "{dir}:/var/run/data", "--", "sleep", "1"],
+        FAILED,
+    ),
+    (
+        "a volume over a place of podd's own",
+        &["run", "--name", "x", "--rootfs", "{root}", "--volume", "{dir}:/proc/data", "--", "sleep", "1"],
+        USAGE,
+    ),
+    (
+        "a memory limit that is no size",
+        &["run", "--name", "x", "--rootfs", "{root}", "--memory", "lots", "--", "sleep", "1"],
+        USAGE,
+    ),
+    (
+        "an unknown restart policy",
+        &["run", "--name", "x", "--rootfs", "{root}", "--restart", "maybe", "--", "sleep", "1"],
+        USAGE,
+    ),
 ];
 
 const STATES: [Row; 21] = [
@@ -78,7 +143,11 @@ const HOSTS: [Row; 9] = [
     ("found a second fleet", &["host", "init", "--name", "a", "--listen", "10.77.0.1:7443"], FAILED),
     ("give a host another name", &["host", "init", "--name", "z", "--listen", "10.77.0.1:7443"], USAGE),
     ("invite a host that is there", &["host", "invite", "b"], FAILED),
-    ("join with a token that is none", &["host", "join", "10.77.0.2:7443", "nonsense", "--name", "a", "--listen", "10.77.0.1:7443"], FAILED),
+    (
+        "join with a token that is none",
+        &["host", "join", "10.77.0.2:7443", "nonsense", "--name", "a", "--listen", "10.77.0.1:7443"],
+        FAILED,
+    ),
     ("an unknown host for podctl", &["--host", "z", "ls"], USAGE),
 ];
 
@@ -109,11 +178,15 @@ fn every_mistake_gets_a_sentence_and_changes_nothing() {
     bench.section(&mut document, "Hosts", &HOSTS);
     bench.section(&mut document, "podctl itself", &COMMAND_LINE);
     let mut session = bench.lab.podctl_command("a", &["exec", "web", "--", "sleep", "600"]).spawn().unwrap();
-    eventually("the session is there", Duration::from_secs(10), || bench.lab.ok("a", &["top", "web"]).contains("sleep 600"));
+    eventually("the session is there", Duration::from_secs(10), || {
+        bench.lab.ok("a", &["top", "web"]).contains("sleep 600")
+    });
     bench.section(&mut document, "What preflight refuses", &PREFLIGHT);
     session.kill().unwrap();
     session.wait().unwrap();
-    eventually("the session is over", Duration::from_secs(10), || !bench.lab.ok("a", &["top", "web"]).contains("sleep 600"));
+    eventually("the session is over", Duration::from_secs(10), || {
+        !bench.lab.ok("a", &["top", "web"]).contains("sleep 600")
+    });
     bench.lab.script(&["kill", "b"]).must();
     bench.section(&mut document, "A host that is down", &TARGET_DOWN);
     println!("{document}");
@@ -122,7 +195,11 @@ fn every_mistake_gets_a_sentence_and_changes_nothing() {
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(&file, &document).unwrap();
     }
-    assert_eq!(fs::read_to_string(&file).unwrap_or_default(), document, "docs/BAD_INPUT.md differs: see the head of this test");
+    assert_eq!(
+        fs::read_to_string(&file).unwrap_or_default(),
+        document,
+        "docs/BAD_INPUT.md differs: see the head of this test"
+    );
 }
 
 const HEAD: &str = "\

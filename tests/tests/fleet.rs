@@ -81,7 +81,8 @@ fn invitations_are_for_one_host_once_and_not_for_ever() {
         let line = text.lines().find(|l| l.starts_with("host = ")).unwrap().to_owned();
         fs::write(&config, text.replace(&line, &format!("host = \"{name}\""))).unwrap();
         lab.script(&["start", "c"]).must();
-        let attempt = |token: &str| lab.podctl("c", &["host", "join", A, token, "--name", name, "--listen", "10.77.0.3:7443"]);
+        let attempt =
+            |token: &str| lab.podctl("c", &["host", "join", A, token, "--name", name, "--listen", "10.77.0.3:7443"]);
         if name == "c" {
             // It was good for one second.
             std::thread::sleep(Duration::from_millis(1100));
@@ -196,7 +197,8 @@ fn nonsense_on_the_api_socket_disturbs_nobody() {
         String::from_utf8_lossy(&answer).into_owned()
     };
     let request = |method: &str, path: &str, body: &str| {
-        let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n");
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n");
         send(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes())
     };
     let deep = format!("{{\"spec\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
@@ -220,7 +222,11 @@ fn nonsense_on_the_api_socket_disturbs_nobody() {
         ("POST", "/v1/host/invite", "{\"name\": \"../x\", \"valid_s\": 60}", 400),
     ] {
         let answer = request(method, path, body);
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{method} {path} {}: {answer}", &body[..body.len().min(60)]);
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{method} {path} {}: {answer}",
+            &body[..body.len().min(60)]
+        );
         let text = answer.split("\r\n\r\n").nth(1).unwrap();
         let error: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{method} {path}: {e}: {answer}"));
         assert!(error["message"].as_str().is_some_and(|m| !m.is_empty()), "{answer}");
@@ -245,7 +251,21 @@ fn doctor_judges_a_host_and_names_cures() {
     let checks: Value = serde_json::from_str(&answer.out).unwrap();
     let checks = checks.as_array().unwrap();
     let names: Vec<&str> = checks.iter().map(|c| c["name"].as_str().unwrap()).collect();
-    for wanted in ["kernel", "criu", "cgroups", "freezer", "open-files", "pipe-max-size", "run-tmpfs", "clock", "clock-sync", "disk", "memory", "overlay", "idmapped-mounts"] {
+    for wanted in [
+        "kernel",
+        "criu",
+        "cgroups",
+        "freezer",
+        "open-files",
+        "pipe-max-size",
+        "run-tmpfs",
+        "clock",
+        "clock-sync",
+        "disk",
+        "memory",
+        "overlay",
+        "idmapped-mounts",
+    ] {
         assert!(names.contains(&wanted), "{wanted} is not in {names:?}");
     }
     let mut unique = names.clone();

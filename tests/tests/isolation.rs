@@ -10,8 +10,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
-use tests::{Lab, traces};
 use tests::lab::{Run, binary, eventually, rootfs, run};
+use tests::{Lab, traces};
 
 /// Attempts that `breakout` makes at least: fewer mean that it did not get to its end.
 const ATTEMPTS: usize = 70;
@@ -51,7 +51,23 @@ fn no_attempt_gets_out_and_the_host_is_unharmed() {
 fn names_and_addresses_inside_are_the_pods() {
     let lab = Lab::up(1);
     let root = rootfs("shell");
-    lab.ok("a", &["run", "--name", "web", "--hostname", "shop", "--rootfs", &root, "--ip", "10.77.1.1/16", "--", "sleep", "600"]);
+    lab.ok(
+        "a",
+        &[
+            "run",
+            "--name",
+            "web",
+            "--hostname",
+            "shop",
+            "--rootfs",
+            &root,
+            "--ip",
+            "10.77.1.1/16",
+            "--",
+            "sleep",
+            "600",
+        ],
+    );
     let inside = |script: &str| lab.ok("a", &["exec", "web", "--", "sh", "-c", script]);
     assert_eq!(inside("hostname; cat /proc/sys/kernel/hostname; uname -n"), "shop\nshop\nshop\n");
     assert_eq!(inside("ls /sys/class/net | sort | xargs"), "eth0 lo\n");
@@ -93,7 +109,10 @@ fn links_in_a_rootfs_do_not_lead_out() {
         let started = lab.podctl("a", &["run", "--name", &name, "--rootfs", &root, "--", "sleep", "600"]);
         match started.code {
             0 => {
-                let look = lab.podctl("a", &["exec", &name, "--", "sh", "-c", "cat /etc/* /tmp/* 2>&1; ls -R /proc/self/ns /dev"]);
+                let look = lab.podctl(
+                    "a",
+                    &["exec", &name, "--", "sh", "-c", "cat /etc/* /tmp/* 2>&1; ls -R /proc/self/ns /dev"],
+                );
                 assert!(!look.out.contains("of the host"), "{place}: {}", look.out);
                 let terminal = lab.podctl("a", &["exec", "-t", &name, "--", "true"]);
                 assert_eq!(terminal.code, 0, "{place}: {}", terminal.err);
@@ -119,7 +138,8 @@ fn volumes_cannot_be_led_astray() {
     let source = tempfile::tempdir().unwrap();
     for target in ["/absolute", "/absolute/new", "/relative/new", "/magic/new"] {
         let volume = format!("{}:{target}", source.path().display());
-        let refused = lab.podctl("a", &["run", "--name", "v", "--rootfs", &root, "--volume", &volume, "--", "sleep", "600"]);
+        let refused =
+            lab.podctl("a", &["run", "--name", "v", "--rootfs", &root, "--volume", &volume, "--", "sleep", "600"]);
         assert_eq!(refused.code, 1, "{target}: {}", refused.err);
         assert!(refused.err.contains("is a symbolic link"), "{target}: {}", refused.err);
         assert_eq!(lab.state("a", "v"), None);
@@ -155,7 +175,10 @@ fn volumes_are_what_was_asked_for_and_stay_so() {
         assert_eq!(inside(host, "ls /data/below").out, "", "{when}");
         let device = inside(host, "head -c 1 /data/zero");
         assert!(device.code != 0 && device.err.contains("Permission denied"), "{when}: {device:?}");
-        assert_eq!(inside(host, &format!("echo {when} >/data/{when} && cat /made/for/it/{when}")).out, format!("{when}\n"));
+        assert_eq!(
+            inside(host, &format!("echo {when} >/data/{when} && cat /made/for/it/{when}")).out,
+            format!("{when}\n")
+        );
         assert_eq!(fs::read_to_string(folder.path().join(when)).unwrap(), format!("{when}\n"));
     };
     check("a", "started");
@@ -296,10 +319,14 @@ impl Host {
             ("mounts".to_owned(), read("a", "cat /proc/mounts").out),
             ("devices".to_owned(), read("a", "ls -la /dev /dev/shm").out),
         ];
-        facts.push(("name of this machine".to_owned(), nix::unistd::gethostname().unwrap().to_string_lossy().into_owned()));
+        facts.push((
+            "name of this machine".to_owned(),
+            nix::unistd::gethostname().unwrap().to_string_lossy().into_owned(),
+        ));
         for process in ["holder", "podd"] {
             let pid = fs::read_to_string(lab.dir().join("a").join(format!("{process}.pid"))).unwrap();
-            let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_else(|e| panic!("{process}: {e}"));
+            let stat =
+                fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_else(|e| panic!("{process}: {e}"));
             let start = stat.rsplit(')').next().unwrap().split_whitespace().nth(19).unwrap().to_owned();
             facts.push((process.to_owned(), format!("{pid} {start}")));
         }

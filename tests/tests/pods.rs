@@ -77,7 +77,8 @@ fn exit_codes_and_reasons_are_kept() {
     lab.script(&["kill", "a"]).must();
     lab.script(&["start", "a"]).must();
     assert_eq!(inspect(&lab, "killed")["exit"], json!({"code": 137, "signal": 9, "oom": false}));
-    let impossible = lab.podctl("a", &["run", "--attach", "--name", "u", "--user", "nobody-here", "--rootfs", &root, "--", "true"]);
+    let impossible =
+        lab.podctl("a", &["run", "--attach", "--name", "u", "--user", "nobody-here", "--rootfs", &root, "--", "true"]);
     assert_eq!((impossible.code, impossible.err.contains("no user \"nobody-here\"")), (125, true), "{impossible:?}");
 }
 
@@ -268,7 +269,8 @@ fn users_environment_and_processes() {
     let top = || lab.json("a", &["top", "web"]).as_array().unwrap().clone();
     eventually("orphans are reaped", SOON, || top().iter().all(|p| p["state"] != "Z" && p["command"] != "sleep 0.1"));
     let all = top();
-    let of = |command: &str| all.iter().find(|p| p["command"] == command).unwrap_or_else(|| panic!("{command}: {all:#?}"));
+    let of =
+        |command: &str| all.iter().find(|p| p["command"] == command).unwrap_or_else(|| panic!("{command}: {all:#?}"));
     let uids: Vec<i64> = [1001, 1002, 1003].map(|n| of(&format!("sleep {n}"))["uid"].as_i64().unwrap()).into();
     assert_eq!(uids, [1001, 33, 0]);
     assert_eq!((all[0]["pid"].as_i64(), all[0]["ppid"].as_i64()), (Some(1), Some(0)));
@@ -326,10 +328,19 @@ fn restart_policies() {
 #[test]
 fn logs_are_whole_bounded_and_followed() {
     let lab = Lab::up(1);
-    pod(&lab, "talker", &["--log-size", "1M"], "echo first; echo odd >&2; yes $(seq -s, 20) | head -c 100000000; echo; echo last");
+    pod(
+        &lab,
+        "talker",
+        &["--log-size", "1M"],
+        "echo first; echo odd >&2; yes $(seq -s, 20) | head -c 100000000; echo; echo last",
+    );
     let upper = inspect(&lab, "talker")["writable_layer"].as_str().unwrap().to_owned();
     let on_disk = || -> u64 {
-        ["log", "log.1"].iter().filter_map(|f| fs::metadata(Path::new(&upper).join(".podd").join(f)).ok()).map(|m| m.len()).sum()
+        ["log", "log.1"]
+            .iter()
+            .filter_map(|f| fs::metadata(Path::new(&upper).join(".podd").join(f)).ok())
+            .map(|m| m.len())
+            .sum()
     };
     let mut most = 0;
     eventually("it has said everything", Duration::from_secs(60), || {
@@ -341,13 +352,19 @@ fn logs_are_whole_bounded_and_followed() {
     assert!(on_disk() > 400_000, "{}: the newer half stays", on_disk());
     assert_eq!(lab.ok("a", &["logs", "--tail", "1", "talker"]), "last\n");
 
-    pod(&lab, "slow", &[], "echo one; echo two >&2; sleep 0.5; printf 'no line end'; sleep 0.5; echo; echo three; sleep 0.3");
+    pod(
+        &lab,
+        "slow",
+        &[],
+        "echo one; echo two >&2; sleep 0.5; printf 'no line end'; sleep 0.5; echo; echo three; sleep 0.3",
+    );
     let followed = lab.podctl("a", &["logs", "-f", "slow"]);
     assert_eq!((followed.out.as_str(), followed.err.as_str()), ("one\nno line end\nthree\n", "two\n"));
     let stamped = lab.ok("a", &["logs", "--timestamps", "slow"]);
     let first = stamped.lines().next().unwrap();
     assert!(first.starts_with("20") && first.ends_with("Z one"), "{first}");
-    let lines: Vec<Value> = lab.ok("a", &["--json", "logs", "slow"]).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let lines: Vec<Value> =
+        lab.ok("a", &["--json", "logs", "slow"]).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let streams: Vec<&str> = lines.iter().map(|l| l["stream"].as_str().unwrap()).collect();
     assert_eq!(streams, ["stdout", "stderr", "stdout", "stdout"]);
     assert!(lines.is_sorted_by_key(|l| l["time"].as_str().unwrap().to_owned()));
@@ -370,10 +387,18 @@ fn images_of_others() {
     let layout = oci_layout(made.path());
     let archive = docker_archive(made.path());
     let mut layers = Vec::new();
-    for (name, image) in [("one", format!("oci:{layout}:v1")), ("two", format!("oci:{layout}")), ("three", format!("docker-archive:{archive}"))] {
+    for (name, image) in [
+        ("one", format!("oci:{layout}:v1")),
+        ("two", format!("oci:{layout}")),
+        ("three", format!("docker-archive:{archive}")),
+    ] {
         lab.ok("a", &["run", "--name", name, "--image", &image]);
         assert_eq!(until_it_ended(&lab, name)["code"], 0, "{}", lab.podctl("a", &["logs", name]).err);
-        assert_eq!(lab.ok("a", &["logs", name]), "entry default words 1000 /home/alice from-image\nupper\nno-hidden\n", "{name}");
+        assert_eq!(
+            lab.ok("a", &["logs", name]),
+            "entry default words 1000 /home/alice from-image\nupper\nno-hidden\n",
+            "{name}"
+        );
         layers.push(inspect(&lab, name)["layers"].clone());
     }
     assert_eq!(layers[0].as_array().unwrap().len(), 2);
@@ -384,7 +409,21 @@ fn images_of_others() {
         .map(|p| fs::read_dir(p).map_or(0, Iterator::count));
     assert!(stored.sum::<usize>() < 10, "layers are kept once");
     // The user's words win over the image's, but for the entry point.
-    let flags = ["run", "--name", "four", "--image", &format!("oci:{layout}:v1"), "--user", "0", "-e", "WHENCE=flag", "-w", "/", "--", "own"];
+    let flags = [
+        "run",
+        "--name",
+        "four",
+        "--image",
+        &format!("oci:{layout}:v1"),
+        "--user",
+        "0",
+        "-e",
+        "WHENCE=flag",
+        "-w",
+        "/",
+        "--",
+        "own",
+    ];
     lab.ok("a", &flags);
     until_it_ended(&lab, "four");
     assert!(lab.ok("a", &["logs", "four"]).starts_with("entry own 0 / flag\n"));
@@ -399,7 +438,12 @@ fn images_of_others() {
 /// A folder for a layer, as root's.
 fn tar(from: &Path, to: &Path) {
     let mut command = Command::new("tar");
-    command.args(["--numeric-owner", "--owner=0", "--group=0", "--mtime=2024-02-29", "--sort=name", "-C"]).arg(from).arg("-cf").arg(to).arg(".");
+    command
+        .args(["--numeric-owner", "--owner=0", "--group=0", "--mtime=2024-02-29", "--sort=name", "-C"])
+        .arg(from)
+        .arg("-cf")
+        .arg(to)
+        .arg(".");
     run(command).must();
 }
 
@@ -511,5 +555,7 @@ fn the_daemon_may_die() {
     let numbers: Vec<u32> = lab.ok("a", &["logs", "counts"]).lines().map(|l| l.parse().unwrap()).collect();
     assert!(numbers.windows(2).all(|w| w[1] == w[0] + 1), "{numbers:?}");
     let last = *numbers.last().unwrap();
-    eventually("it counts on", SOON, || lab.ok("a", &["logs", "--tail", "1", "counts"]).trim().parse::<u32>().unwrap() > last);
+    eventually("it counts on", SOON, || {
+        lab.ok("a", &["logs", "--tail", "1", "counts"]).trim().parse::<u32>().unwrap() > last
+    });
 }

@@ -88,9 +88,26 @@ fn a_sound_pod_may_go_and_every_rule_says_so() {
     let (found, _) = findings(&lab, "web");
     let mut names: Vec<&str> = found.iter().map(|f| f["rule"].as_str().unwrap()).collect();
     for wanted in [
-        "criu-round-trip", "kernel-direction", "cpu-features", "fd-count", "rlimits", "io-uring", "mptcp", "memfd-secret",
-        "userfaultfd", "nested-namespaces", "exec-sessions", "unix-peers", "devices", "ghost-files", "name-conflict",
-        "address-conflict", "pids", "memory", "disk", "filesystem-features",
+        "criu-round-trip",
+        "kernel-direction",
+        "cpu-features",
+        "fd-count",
+        "rlimits",
+        "io-uring",
+        "mptcp",
+        "memfd-secret",
+        "userfaultfd",
+        "nested-namespaces",
+        "exec-sessions",
+        "unix-peers",
+        "devices",
+        "ghost-files",
+        "name-conflict",
+        "address-conflict",
+        "pids",
+        "memory",
+        "disk",
+        "filesystem-features",
     ] {
         assert!(names.iter().any(|n| n.starts_with(wanted)), "{wanted} is not in {names:?}");
     }

@@ -250,7 +250,9 @@ fn store_chunk(images: &Path, open: &mut BTreeMap<String, File>, name: &str, off
 
 /// A name that stays in its folder.
 fn safe_name(name: &str) -> Result<&str> {
-    let good = !name.is_empty() && name.len() < 128 && !name.starts_with('.')
+    let good = !name.is_empty()
+        && name.len() < 128
+        && !name.starts_with('.')
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
     if good { Ok(name) } else { Err(ApiError::failed(format!("{name:?} is not the name of an image file"))) }
 }
@@ -275,7 +277,9 @@ pub async fn settle(daemon: &Arc<Daemon>, claim: Claim, mut migration: Migration
             Ok(Message::Given) => return commit(daemon, &claim, &mut migration, &[]).await.map(drop),
             Ok(Message::NotGiven) => return discard(daemon, &claim, &mut migration, "the source kept the pod").await,
             Ok(_) => {}
-            Err(e) => tracing::warn!(pod = migration.pod, host = migration.peer, error = %e, "holding the pod until its source answers"),
+            Err(e) => {
+                tracing::warn!(pod = migration.pod, host = migration.peer, error = %e, "holding the pod until its source answers")
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(5));

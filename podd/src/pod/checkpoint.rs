@@ -50,11 +50,15 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
         None => daemon.config.state.join("images").join(format!("{}.img", record.id)),
     };
     if options.output.is_some() && image.exists() {
-        return Err(ApiError::conflict(format!("{} exists already", image.display())).cure("name another file, or remove it"));
+        return Err(
+            ApiError::conflict(format!("{} exists already", image.display())).cure("name another file, or remove it")
+        );
     }
     let folder = image.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
-        return Err(ApiError::failed(format!("there is no folder {}", folder.display())).cure("make it, or name another file"));
+        return Err(
+            ApiError::failed(format!("there is no folder {}", folder.display())).cure("make it, or name another file")
+        );
     }
     let flight = Flight::new(daemon, &format!("{}-dump", record.id))?;
     let begun = Instant::now();
@@ -96,8 +100,10 @@ async fn write(daemon: &Daemon, record: &PodRecord, flight: &Flight, image: &Pat
         thaw(daemon, record, &[])?;
     }
     tokio::task::block_in_place(|| {
-        let mut names: Vec<_> =
-            std::fs::read_dir(flight.path()).attempt("read the dump")?.filter_map(|e| Some(e.ok()?.file_name())).collect();
+        let mut names: Vec<_> = std::fs::read_dir(flight.path())
+            .attempt("read the dump")?
+            .filter_map(|e| Some(e.ok()?.file_name()))
+            .collect();
         names.sort();
         for name in names {
             let Some(name) = name.to_str().filter(|n| !n.ends_with(".log")) else { continue };

@@ -102,8 +102,10 @@ pub fn check_free(daemon: &Daemon, spec: &PodSpec) -> Result<()> {
     }
     let own = network::addresses_in_use().attempt("read the host's addresses")?;
     match wanted.iter().find(|a| a.parse().is_ok_and(|a: std::net::IpAddr| own.contains(&a))) {
-        Some(address) => Err(ApiError::conflict(format!("the address {address} belongs to this host"))
-            .cure("choose another address")),
+        Some(address) => {
+            Err(ApiError::conflict(format!("the address {address} belongs to this host"))
+                .cure("choose another address"))
+        }
         None => Ok(()),
     }
 }
@@ -133,8 +135,10 @@ fn process(spec: &PodSpec, image: &ImageConfig) -> Result<Process> {
         image.entrypoint.iter().chain(&spec.command).cloned().collect()
     };
     if command.is_empty() {
-        return Err(ApiError::usage("there is nothing to run: neither a command was given nor does the image name one")
-            .cure("add `-- CMD ARGS...`"));
+        return Err(ApiError::usage(
+            "there is nothing to run: neither a command was given nor does the image name one",
+        )
+        .cure("add `-- CMD ARGS...`"));
     }
     let mut env: std::collections::BTreeMap<String, String> =
         DEFAULT_ENV.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();

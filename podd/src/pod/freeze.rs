@@ -63,8 +63,7 @@ pub fn thaw(daemon: &Daemon, record: &PodRecord, frames: &[Vec<u8>]) -> Result<(
 /// # Errors
 /// CRIU's reason; the pod is still frozen and unharmed.
 pub async fn dump(daemon: &Daemon, record: &PodRecord, images: &Path) -> Result<()> {
-    let request =
-        Request::Dump { images: images.to_owned(), limit_s: DUMP_LIMIT.as_secs(), ghost_limit: GHOST_LIMIT };
+    let request = Request::Dump { images: images.to_owned(), limit_s: DUMP_LIMIT.as_secs(), ghost_limit: GHOST_LIMIT };
     client::order(&daemon.config.bundle(&record.id), &request, DUMP_LIMIT + Duration::from_secs(10))
         .await
         .attempt(format!("dump {}", record.spec.name))

@@ -150,7 +150,10 @@ pub fn abort(
     migration.error = Some(error.message.clone());
     if let Err(e) = daemon.journal(migration, None) {
         // Without the record the target could later be told something else: stay frozen, and say so.
-        return ApiError::failed(format!("{}; and the abort could not be recorded, so the pod stays frozen: {e}", error.message));
+        return ApiError::failed(format!(
+            "{}; and the abort could not be recorded, so the pod stays frozen: {e}",
+            error.message
+        ));
     }
     let frames = hold.map(Hold::take).unwrap_or_default();
     if was_frozen && let Err(e) = thaw(daemon, record, &frames) {
@@ -191,7 +194,9 @@ pub async fn conclude(
         match answer {
             Ok(answer @ (Message::Thawed { .. } | Message::Lost { .. })) => break answer,
             Ok(other) => tracing::warn!(pod = migration.pod, error = %unexpected(&other), "commit not answered"),
-            Err(e) => tracing::warn!(pod = migration.pod, host = migration.peer, error = %e, "commit not answered; asking again"),
+            Err(e) => {
+                tracing::warn!(pod = migration.pod, host = migration.peer, error = %e, "commit not answered; asking again")
+            }
         }
         peer = None;
         // What waits for longer than this has been sent again by its sender.
@@ -235,7 +240,9 @@ fn take_back(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, rea
     };
     record.state = match alive {
         Some(init) => PodState::Running { init, boot: daemon.boot.clone() },
-        None => PodState::Lost { reason: "this host lost its frozen processes while the other one declined them".into() },
+        None => {
+            PodState::Lost { reason: "this host lost its frozen processes while the other one declined them".into() }
+        }
     };
     migration.step = Step::Returned;
     migration.error = Some(reason.to_owned());
@@ -304,7 +311,8 @@ impl Run<'_> {
     /// What comes for the pod during the blackout is caught, if the host can do that.
     fn make_hold(&self, record: &PodRecord) -> Option<Hold> {
         let network = record.spec.network.as_ref()?;
-        let made = tokio::task::block_in_place(|| Hold::new(&record.id, &self.daemon.config.network.bridge, network.mac));
+        let made =
+            tokio::task::block_in_place(|| Hold::new(&record.id, &self.daemon.config.network.bridge, network.mac));
         made.inspect_err(|e| {
             tracing::warn!(pod = record.spec.name, error = %e, "packets that come during the move will be lost and sent again");
         })
@@ -337,7 +345,12 @@ impl Run<'_> {
     }
 
     /// One pass over the writable layer.
-    async fn send_files(&mut self, sender: &mut Option<Sender>, mode: Mode, changed: BTreeSet<PathBuf>) -> Result<PassReport> {
+    async fn send_files(
+        &mut self,
+        sender: &mut Option<Sender>,
+        mode: Mode,
+        changed: BTreeSet<PathBuf>,
+    ) -> Result<PassReport> {
         self.say("files", self.bytes.files, 0);
         self.peer.queue(&Message::Files).await?;
         self.stream_pass(sender, mode, changed).await

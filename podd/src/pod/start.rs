@@ -27,7 +27,8 @@ pub const KILL_LIMIT: Duration = Duration::from_secs(20);
 pub async fn start(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
     let record = claim.record();
     if !record.state.can_start() {
-        let error = ApiError::conflict(format!("{} cannot be started: it is {}", record.spec.name, record.state.word()));
+        let error =
+            ApiError::conflict(format!("{} cannot be started: it is {}", record.spec.name, record.state.word()));
         return Err(match record.state {
             PodState::Suspended { .. } => error.cure(format!("`podctl resume {}` continues it", record.spec.name)),
             _ => error,

@@ -219,7 +219,12 @@ async fn apart<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send +
 }
 
 /// Streams an action on one pod whose result is the pod's view.
-async fn on_pod<F>(daemon: Arc<Daemon>, name: &str, what: &'static str, act: impl FnOnce(Arc<Daemon>, Claim) -> F) -> Answer
+async fn on_pod<F>(
+    daemon: Arc<Daemon>,
+    name: &str,
+    what: &'static str,
+    act: impl FnOnce(Arc<Daemon>, Claim) -> F,
+) -> Answer
 where
     F: Future<Output = Result<PodRecord>> + Send + 'static,
 {
@@ -273,7 +278,11 @@ async fn wait(State(daemon): App, Path(name): Path<String>) -> Answer {
     }
 }
 
-async fn checkpoint_pod(State(daemon): App, Path(name): Path<String>, Said(request): Said<CheckpointRequest>) -> Answer {
+async fn checkpoint_pod(
+    State(daemon): App,
+    Path(name): Path<String>,
+    Said(request): Said<CheckpointRequest>,
+) -> Answer {
     let claim = daemon.claim(&name, "checkpointed")?;
     let options = checkpoint::Options {
         output: request.output.map(Into::into),
@@ -413,7 +422,8 @@ async fn host_init(State(daemon): App, Said(request): Said<HostInitRequest>) -> 
 
 async fn host_invite(State(daemon): App, Said(request): Said<HostInviteRequest>) -> Answer {
     if known_hosts(&daemon)?.iter().any(|h| h.name == request.name) {
-        return Err(ApiError::conflict(format!("a host named {:?} has joined already", request.name)).cure("choose another name"));
+        return Err(ApiError::conflict(format!("a host named {:?} has joined already", request.name))
+            .cure("choose another name"));
     }
     json(trust::invite(&daemon.config.state.join("pki"), &request.name, request.valid_s, Timestamp::now())?)
 }
@@ -422,7 +432,8 @@ async fn host_join(State(daemon): App, Said(request): Said<HostJoinRequest>) -> 
     check_own_name(&daemon, &request.name)?;
     let pki = daemon.config.state.join("pki");
     let joined =
-        trust::join(address(&request.authority)?, &request.token, &request.name, address(&request.listen)?, &pki).await?;
+        trust::join(address(&request.authority)?, &request.token, &request.name, address(&request.listen)?, &pki)
+            .await?;
     for host in &joined.hosts {
         daemon.store.put_host(&Host { name: host.name.clone(), address: host.address })?;
     }

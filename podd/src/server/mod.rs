@@ -25,9 +25,7 @@ use crate::sys::{mounts, network, process};
 /// What keeps it from starting.
 pub fn main(config: Option<&Path>) -> Result<(), Box<dyn std::error::Error>> {
     tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
-        )
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
         .with_writer(io::stderr)
         .with_ansi(false)
         .init();
@@ -63,7 +61,8 @@ fn prepare(config: Config) -> Result<Daemon, Box<dyn std::error::Error>> {
     // were started with, closed folders protect them, not their modes.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let run = |name| config.run.join(name);
-    for folder in [config.state.join("pods"), config.state.join("images"), run("pods"), run("volumes"), config.flight()] {
+    for folder in [config.state.join("pods"), config.state.join("images"), run("pods"), run("volumes"), config.flight()]
+    {
         std::fs::create_dir_all(&folder).map_err(|e| format!("cannot make {}: {e}", folder.display()))?;
     }
     std::fs::set_permissions(&config.state, std::fs::Permissions::from_mode(0o700))?;

@@ -77,7 +77,10 @@ impl Shim {
             if fds.get(1).and_then(PollFd::any).unwrap_or(false) {
                 self.keep_exit();
             }
-            if asked && let Ok((stream, _)) = listener.accept() && self.answer(stream).unwrap_or(false) {
+            if asked
+                && let Ok((stream, _)) = listener.accept()
+                && self.answer(stream).unwrap_or(false)
+            {
                 return Ok(());
             }
         }

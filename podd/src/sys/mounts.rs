@@ -32,11 +32,7 @@ pub fn propagation(path: &str, kind: MsFlags) -> io::Result<()> {
 /// The file system cannot do it (ext4, xfs, btrfs since 5.12-5.15; tmpfs since 6.3).
 pub fn id_mapped_bind(source: &Path, target: &Path, user_namespace: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
     use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
-    let tree = open_tree(
-        rustix::fs::CWD,
-        source,
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
-    )?;
+    let tree = open_tree(rustix::fs::CWD, source, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
     set_attributes(&tree, libc::MOUNT_ATTR_IDMAP | read_only, Some(user_namespace))?;
     Ok(move_mount(&tree, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
@@ -151,10 +147,13 @@ pub fn open_inside(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
 /// root; but the mount would then have another name than the one under which a dump and its restore speak of it.
 pub fn make_target(root: BorrowedFd<'_>, path: &Path, folder: bool, owner: Option<u32>) -> io::Result<OwnedFd> {
     let mut at = open_inside(root, Path::new("."))?;
-    let parts: Vec<_> = path.components().filter_map(|c| match c {
-        std::path::Component::Normal(name) => Some(name),
-        _ => None,
-    }).collect();
+    let parts: Vec<_> = path
+        .components()
+        .filter_map(|c| match c {
+            std::path::Component::Normal(name) => Some(name),
+            _ => None,
+        })
+        .collect();
     let mut so_far = std::path::PathBuf::from("/");
     for (i, part) in parts.iter().enumerate() {
         so_far.push(part);
@@ -163,7 +162,12 @@ pub fn make_target(root: BorrowedFd<'_>, path: &Path, folder: bool, owner: Optio
             Ok(fd) => fd,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 if last && !folder {
-                    rustix::fs::openat(&at, *part, OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC, 0o644.into())?;
+                    rustix::fs::openat(
+                        &at,
+                        *part,
+                        OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC,
+                        0o644.into(),
+                    )?;
                 } else {
                     rustix::fs::mkdirat(&at, *part, 0o755.into())?;
                 }

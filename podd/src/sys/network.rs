@@ -243,10 +243,7 @@ fn is_link_local(message: &AddressMessage) -> bool {
 /// Talks to netlink in this thread's network namespace, on a thread of its own: callers may be inside a runtime.
 fn here<T: Send>(work: impl AsyncFnOnce(Handle) -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
-        scope
-            .spawn(|| block_on(work))
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the network thread panicked")))
+        scope.spawn(|| block_on(work)).join().unwrap_or_else(|_| Err(io::Error::other("the network thread panicked")))
     })
 }
 

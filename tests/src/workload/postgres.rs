@@ -28,8 +28,11 @@ pub fn postgres(lab: &Lab, host: &str, name: &str, address: &str) {
     lab.ok(host, &["run", "--name", name, "--rootfs", &root, "--ip", &cidr, "--", "sh", "-c", SERVER]);
     eventually("PostgreSQL answers", Duration::from_secs(60), || {
         // Over TCP: initdb's own server, which ends again, has none.
-        lab.podctl(host, &["exec", name, "--", "sh", "-c", "$(echo /usr/lib/postgresql/*/bin)/pg_isready -U postgres -h 127.0.0.1"])
-            .code
+        lab.podctl(
+            host,
+            &["exec", name, "--", "sh", "-c", "$(echo /usr/lib/postgresql/*/bin)/pg_isready -U postgres -h 127.0.0.1"],
+        )
+        .code
             == 0
     });
 }

@@ -17,9 +17,7 @@ use super::{add_address, address_of, is_link_local, link, other};
 /// # Errors
 /// Netlink's, or the interface does not exist.
 pub(super) async fn hand_over(netlink: &Handle, name: &str, bridge: u32) -> io::Result<()> {
-    let up = link(netlink, name)
-        .await?
-        .ok_or_else(|| io::Error::other(format!("the uplink {name} does not exist")))?;
+    let up = link(netlink, name).await?.ok_or_else(|| io::Error::other(format!("the uplink {name} does not exist")))?;
     if up.attributes.iter().any(|a| *a == LinkAttribute::Controller(bridge)) {
         return Ok(());
     }
