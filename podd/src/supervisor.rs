@@ -63,6 +63,9 @@ impl Pod {
     }
 }
 
+/// What podd does with a pod whose command has ended.
+pub const CLEARED_UP: &str = "cleared up";
+
 /// The right to change one pod.
 pub struct Claim {
     pod: Arc<Pod>,
@@ -157,6 +160,19 @@ impl Daemon {
             ApiError::conflict(format!("{name} is being {doing}")).cure("try again when that has ended")
         })?;
         Ok(self.claimed(pod, guard, what))
+    }
+
+    /// Takes the right to change a pod as [`Daemon::claim`] does, but waits while podd itself tidies up after its end:
+    /// to a user, a pod that has exited can be started and removed.
+    ///
+    /// # Errors
+    /// There is no such pod, or somebody is changing it.
+    pub async fn claim_once_tidy(&self, name: &str, what: &'static str) -> Result<Claim> {
+        let pod = self.pod(name)?;
+        while pod.doing() == Some(CLEARED_UP) {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        self.claim(name, what)
     }
 
     /// Takes the right to change a pod, after whoever has it.

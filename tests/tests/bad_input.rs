@@ -254,7 +254,7 @@ impl Bench {
             let answer = self.shown(&got.err);
             judge(mistake, &answer);
             assert_eq!(got.out, "", "{mistake}: an answer that is none goes to standard error alone");
-            assert_eq!(self.everything(), before, "{mistake} changed something");
+            assert_eq!(traces::difference(&before, &self.everything()), "", "{mistake} changed something");
             // And for machines: the same sentence, as JSON.
             if *code != 127 {
                 self.judge_json(mistake, words, &answer);
@@ -300,8 +300,8 @@ impl Bench {
 
     /// All that a mistake could change.
     fn everything(&self) -> Vec<String> {
-        let mut all = traces::of(&self.lab, "a");
-        all.extend(traces::of(&self.lab, "b"));
+        let mut all = traces::settled(&self.lab, "a");
+        all.extend(traces::settled(&self.lab, "b"));
         for host in ["a", "b"] {
             let mut pods = self.lab.podctl(host, &["--json", "ls"]).out;
             pods.push_str(&self.lab.podctl(host, &["--json", "host", "ls"]).out.replace("\"reachable\"", ""));

@@ -11,7 +11,7 @@ use super::state::{PodRecord, PodState};
 use crate::api::{ApiError, ExitStatus};
 use crate::error::{Attempt, Result};
 use crate::shim::{Mode, Request, ShimConfig, Status, client};
-use crate::supervisor::{Claim, Daemon, Pod};
+use crate::supervisor::{CLEARED_UP, Claim, Daemon, Pod};
 use crate::sys::network;
 use crate::sys::process::ProcessId;
 
@@ -169,7 +169,7 @@ pub fn watch(daemon: &Arc<Daemon>, id: &str, init: ProcessId) {
         // An error means that it is gone already.
         let _ = init.ended().await;
         let Ok(pod) = daemon.pod(&id) else { return };
-        let claim = daemon.claim_in_turn(pod.clone(), "cleared up").await;
+        let claim = daemon.claim_in_turn(pod.clone(), CLEARED_UP).await;
         // Its owner may have ended it on purpose (stop, suspend, a move) and said so in the record.
         if !matches!(pod.record().state, PodState::Running { init: now, .. } if now == init) {
             return;

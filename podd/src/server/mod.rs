@@ -60,7 +60,9 @@ fn prepare(config: Config) -> Result<Daemon, Box<dyn std::error::Error>> {
     // CRIU opens some image files as the root of the pod's user namespace, who is somebody else here: whatever umask we
     // were started with, closed folders protect them, not their modes.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    for folder in [config.state.join("pods"), config.state.join("images"), config.run.join("pods"), config.flight()] {
+    let run = |name| config.run.join(name);
+    for folder in [config.state.join("pods"), config.state.join("images"), run("pods"), run("volumes"), config.flight()]
+    {
         std::fs::create_dir_all(&folder).map_err(|e| format!("cannot make {}: {e}", folder.display()))?;
     }
     std::fs::set_permissions(&config.state, std::fs::Permissions::from_mode(0o700))?;

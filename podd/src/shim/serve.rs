@@ -124,7 +124,9 @@ impl Shim {
                 pid: init.pid,
                 images,
                 freeze_cgroup: cgroup.freezer(),
-                external: external::mounts(&self.config.volumes).iter().map(external::External::for_dump).collect(),
+                external: (external::mounts(&self.config.volumes, &root::shown(&self.config)).iter())
+                    .map(external::External::for_dump)
+                    .collect(),
                 ghost_limit,
             };
             criu::dump(&self.config.criu, &what, limit).map_err(|e| e.to_string())

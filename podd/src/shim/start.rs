@@ -13,7 +13,7 @@ use nix::unistd::{Pid, pipe2};
 
 use super::external;
 use super::first::become_init;
-use super::root::{ROOT, step};
+use super::root::{ROOT, shown, step};
 use super::{CLONE_NEWTIME, ShimConfig};
 use crate::sys::cgroup::{Cgroup, Hierarchies};
 use crate::sys::namespaces::write_id_maps;
@@ -61,7 +61,7 @@ pub fn start(config: &ShimConfig) -> io::Result<i32> {
     step(&format!("make the pod's namespaces ({ended:?})"), told)?;
     let pid = Pid::from_raw(i32::from_ne_bytes(pid));
     let prepared = prepare(config, &cgroup, pid);
-    let started = prepared.and_then(|()| File::from(go_write).write_all(&[1])).and_then(|()| {
+    let started = prepared.and_then(|()| Ok(File::from(go_write).write_all(&[1])?)).and_then(|()| {
         // Closed without a word when the child's exec succeeds.
         let mut error = String::new();
         File::from(error_read).read_to_string(&mut error)?;
@@ -100,7 +100,10 @@ pub fn restore(config: &ShimConfig, root: &Path, images: &Path) -> io::Result<i3
     let request = criu::Restore {
         images,
         root,
-        external: external::mounts(&config.volumes).iter().map(external::External::for_restore).collect(),
+        external: external::mounts(&config.volumes, &shown(config))
+            .iter()
+            .map(external::External::for_restore)
+            .collect(),
         cgroup_procs: cgroup.procs_files().collect(),
     };
     let mut on_hook = |hook: criu::Hook<'_>| match (hook.name, hook.root_pid) {

@@ -34,7 +34,7 @@ pub fn id_mapped_bind(source: &Path, target: &Path, user_namespace: BorrowedFd<'
     use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
     let tree = open_tree(rustix::fs::CWD, source, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
-    set_attributes(&tree, libc::MOUNT_ATTR_IDMAP | read_only, Some(user_namespace), 0)?;
+    set_attributes(&tree, libc::MOUNT_ATTR_IDMAP | read_only, Some(user_namespace))?;
     Ok(move_mount(&tree, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
@@ -61,23 +61,23 @@ pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
     Ok(mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?)
 }
 
-/// Shows a host path, with all that is mounted below it, at an open target: without devices, and read-only if asked.
-/// It appears only when it is so: there is no moment at which it could be written to.
+/// Shows a host path at an open target: without devices, and read-only if asked. It appears only when it is so: there
+/// is no moment at which it could be written to. What is mounted below it is left out, since CRIU could not dump it.
 ///
 /// # Errors
 /// `open_tree(2)`'s and `mount_setattr(2)`'s.
 pub fn show(source: &Path, target: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
     use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = open_tree(rustix::fs::CWD, source, flags)?;
     let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
-    set_attributes(&tree, libc::MOUNT_ATTR_NODEV | read_only, None, libc::AT_RECURSIVE)?;
+    set_attributes(&tree, libc::MOUNT_ATTR_NODEV | read_only, None)?;
     let both_open = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(move_mount(&tree, "", target, "", both_open)?)
 }
 
 /// Sets attributes of a mount that is not attached yet.
-fn set_attributes(tree: &OwnedFd, set: u64, ids: Option<BorrowedFd<'_>>, flags: libc::c_int) -> io::Result<()> {
+fn set_attributes(tree: &OwnedFd, set: u64, ids: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let userns_fd = ids.map_or(Ok(0), |fd| u64::try_from(fd.as_raw_fd())).map_err(io::Error::other)?;
     let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd };
     // SAFETY: tree is an open descriptor, the path is an empty C string, and the structure lives through the call
@@ -87,7 +87,7 @@ fn set_attributes(tree: &OwnedFd, set: u64, ids: Option<BorrowedFd<'_>>, flags: 
             libc::SYS_mount_setattr,
             tree.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | flags,
+            libc::AT_EMPTY_PATH,
             &raw const attributes,
             size_of::<libc::mount_attr>(),
         )
