@@ -71,7 +71,8 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let own = || {
             let text = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
-            let ours = text.lines().enumerate().filter(|(i, l)| *i == 0 || l.contains(&format!("0100007F:{port:04X} 0")));
+            let ours =
+                text.lines().enumerate().filter(|(i, l)| *i == 0 || l.contains(&format!("0100007F:{port:04X} 0")));
             let mut backlog = Backlog::default();
             backlog.count(&ours.map(|(_, l)| l).collect::<Vec<_>>().join("\n"));
             backlog.unaccepted
