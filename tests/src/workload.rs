@@ -1,5 +1,6 @@
 //! Applications in pods, and clients that hold them to their word.
 
+pub mod everyday;
 pub mod postgres;
 pub mod web;
 

@@ -22,6 +22,7 @@ fn download_and_connections_outlast_two_moves() {
 
     let mut download = web::download(&lab, ADDRESS, "/large", RATE);
     let mut asked = web::ask(&lab, ADDRESS, 4);
+    let mut knocked = web::knock(&lab, ADDRESS);
     for (from, to) in [("a", "b"), ("b", "a")] {
         logged(&lab, from, 500);
         let report = migrate(&lab, "web", from, to);
@@ -29,12 +30,14 @@ fn download_and_connections_outlast_two_moves() {
         // The log is a file of the writable layer, and goes on where it was.
         logged(&lab, to, 500);
         assert!(download.is_at_work(), "the download ended before the move did");
-        assert!(asked.is_at_work());
+        assert!(asked.is_at_work() && knocked.is_at_work());
     }
 
     let asked: web::Asked = asked.finish();
     assert!(asked.errors.is_empty(), "{asked:?}");
     assert!(asked.right > 1000, "{asked:?}");
+    let knocked: web::Asked = knocked.finish();
+    assert!(knocked.errors.is_empty() && knocked.right > 50, "{knocked:?}");
     let download: web::Download = download.finish();
     assert_eq!(download.error, None);
     assert_eq!((download.bytes, download.sha256.as_str()), (SIZE, sum), "what came is what was made");
@@ -42,8 +45,9 @@ fn download_and_connections_outlast_two_moves() {
     let again = lab.ok("a", &["exec", "web", "--", "sha256sum", "/srv/www/large"]);
     assert!(again.starts_with(sum), "the file after two moves: {again}");
     // nginx logs each answer once; the client got each of them (one more request asked whether nginx had started).
-    eventually("every answer is in the log", Duration::from_secs(5), || answered(&lab, "a") >= asked.right);
-    assert!(answered(&lab, "a") <= asked.right + 100, "{} answers in the log, {asked:?}", answered(&lab, "a"));
+    let answers = asked.right + knocked.right;
+    eventually("every answer is in the log", Duration::from_secs(5), || answered(&lab, "a") >= answers);
+    assert!(answered(&lab, "a") <= answers + 100, "{} answers in the log, {asked:?}, {knocked:?}", answered(&lab, "a"));
 }
 
 /// Lines of the access log.

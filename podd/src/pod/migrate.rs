@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use rand::Rng;
 use tokio::sync::mpsc;
 
-use super::freeze::{Flight, dump, freeze, milliseconds, thaw};
+use super::freeze::{Flight, dump, freeze, hold, milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
 use super::preflight::{TargetFacts, refuse_unless_go, towards};
 use super::state::{PodRecord, PodState};
@@ -283,7 +283,7 @@ impl Run<'_> {
                 break;
             }
         }
-        self.hold = self.make_hold(record);
+        self.hold = hold(self.daemon, record);
         self.flight = Some(Flight::new(self.daemon, &format!("{}-out", migration.id))?);
         self.phases.prepare_ms = milliseconds(begun);
 
@@ -291,10 +291,9 @@ impl Run<'_> {
         migration.step = Step::Freezing;
         self.daemon.journal(migration, None)?;
         self.say("freeze", 0, 0);
-        // Until the pod is unplugged, only noise comes here.
-        let _ = self.hold.as_ref().map(Hold::take);
-        self.frozen_since = Some(Instant::now());
-        self.phases.freeze_ms = freeze(self.daemon, record)?;
+        let since = freeze(self.daemon, record, self.hold.as_ref())?;
+        self.frozen_since = Some(since);
+        self.phases.freeze_ms = milliseconds(since);
         let images = self.flight.as_ref().map_or(Path::new(""), Flight::path).to_owned();
         self.dump_and_send(record, &mut sender, &images).await?;
 
@@ -306,17 +305,6 @@ impl Run<'_> {
             other => return Err(unexpected(&other)),
         }
         Ok(())
-    }
-
-    /// What comes for the pod during the blackout is caught, if the host can do that.
-    fn make_hold(&self, record: &PodRecord) -> Option<Hold> {
-        let network = record.spec.network.as_ref()?;
-        let made =
-            tokio::task::block_in_place(|| Hold::new(&record.id, &self.daemon.config.network.bridge, network.mac));
-        made.inspect_err(|e| {
-            tracing::warn!(pod = record.spec.name, error = %e, "packets that come during the move will be lost and sent again");
-        })
-        .ok()
     }
 
     /// The target reserves name, address and ids, and gets the layers that it lacks.

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Mutex, PoisonError};
 
 use nix::libc;
 
@@ -27,6 +28,8 @@ const IFF_NO_PI: libc::c_short = 0x1000;
 pub struct Hold {
     tap: File,
     mac: [u8; 6],
+    /// Requests for new connections that [`Hold::pass`] kept back.
+    kept: Mutex<Vec<Vec<u8>>>,
 }
 
 /// The part of `struct ifreq` that `TUNSETIFF` looks at, with the rest as padding.
@@ -53,14 +56,31 @@ impl Hold {
         }
         network::quiet(&name)?;
         network::plug(&name, bridge)?;
-        Ok(Self { tap, mac })
+        Ok(Self { tap, mac, kept: Mutex::default() })
     }
 
     /// What has come for the pod since the last call: frames to its MAC, and ARP requests to everyone.
     #[must_use]
     pub fn take(&self) -> Vec<Vec<u8>> {
+        let mut frames = std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));
+        self.read(&mut frames);
+        frames
+    }
+
+    /// Delivers what has come for a pod that is deaf and runs, but for requests for new connections, which stay here.
+    ///
+    /// # Errors
+    /// There is no such link.
+    pub fn pass(&self, outer: &str) -> io::Result<()> {
         let mut frames = Vec::new();
-        let mut bytes = 0;
+        self.read(&mut frames);
+        let (requests, others): (Vec<_>, Vec<_>) = frames.into_iter().partition(|f| asks_for_connection(f));
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).extend(requests);
+        deliver(outer, &others)
+    }
+
+    fn read(&self, frames: &mut Vec<Vec<u8>>) {
+        let mut bytes: usize = frames.iter().map(Vec::len).sum();
         let mut buffer = vec![0; 65_536];
         while let Ok(n @ 14..) = (&self.tap).read(&mut buffer) {
             let frame = &buffer[..n];
@@ -70,8 +90,19 @@ impl Hold {
                 frames.push(frame.to_vec());
             }
         }
-        frames
     }
+}
+
+/// Whether an Ethernet frame has the first packet of a TCP connection (RFC 9293, 3.1): SYN without ACK.
+fn asks_for_connection(frame: &[u8]) -> bool {
+    const TCP: u8 = 6;
+    let at = |offset: usize| frame.get(offset).copied().unwrap_or(0);
+    let segment = match [at(12), at(13)] {
+        [0x08, 0x00] if at(23) == TCP => 14 + usize::from(at(14) & 0x0f) * 4,
+        [0x86, 0xdd] if at(20) == TCP => 14 + 40,
+        _ => return false,
+    };
+    at(segment + 13) & 0x12 == 0x02
 }
 
 /// Delivers frames to the pod whose link has this outer end.
@@ -88,4 +119,41 @@ pub fn deliver(outer: &str, frames: &[Vec<u8>]) -> io::Result<()> {
         let _ = nix::sys::socket::send(socket.as_raw_fd(), frame, nix::sys::socket::MsgFlags::empty());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::asks_for_connection;
+
+    /// An Ethernet frame with a TCP segment that has these flags, behind `options` words of IPv4 options.
+    fn frame(version: u8, options: usize, flags: u8) -> Vec<u8> {
+        let mut frame = vec![0; 12];
+        if version == 4 {
+            frame.extend([0x08, 0x00, 0x45 + u8::try_from(options).expect("few"), 0, 0, 40, 0, 0, 0x40, 0, 64, 6]);
+            frame.extend(vec![0; 10 + options * 4]);
+        } else {
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, 6, 64]);
+            frame.extend([0; 32]);
+        }
+        frame.extend([0, 80, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, flags, 0, 0, 0, 0, 0, 0]);
+        frame
+    }
+
+    #[test]
+    fn only_a_syn_alone_asks_for_a_connection() {
+        for (version, options) in [(4, 0), (4, 3), (6, 0)] {
+            assert!(asks_for_connection(&frame(version, options, 0x02)));
+            // With ECN (RFC 3168, 6.1.1).
+            assert!(asks_for_connection(&frame(version, options, 0xc2)));
+            for flags in [0x12, 0x10, 0x18, 0x04, 0x11] {
+                assert!(!asks_for_connection(&frame(version, options, flags)), "{version} {flags:x}");
+            }
+        }
+        let mut udp = frame(4, 0, 0x02);
+        udp[23] = 17;
+        assert!(!asks_for_connection(&udp));
+        for length in 0..48 {
+            assert!(!asks_for_connection(&frame(4, 0, 0x02)[..length.min(47)]));
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Every syscall and every unsafe block of the daemon.
 
 pub mod announce;
+pub mod backlog;
 pub mod capabilities;
 pub mod cgroup;
 pub mod hold;

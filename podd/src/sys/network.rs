@@ -13,7 +13,7 @@ use futures_util::TryStreamExt;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
-use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::namespaces::in_network_of;
 use crate::pod::spec::Network;
@@ -151,8 +151,31 @@ pub fn plug(outer: &str, bridge: &str) -> io::Result<()> {
             return Err(io::Error::other(format!("the link {outer} or the bridge {bridge} does not exist")));
         };
         let join = LinkUnspec::new_with_index(outer).controller(bridge);
-        netlink.link().set(join.build()).execute().await.map_err(other)
+        netlink.link().set(join.build()).execute().await.map_err(other)?;
+        // It may have been there all the time, and deaf.
+        hear(&netlink, outer, true).await
     })
+}
+
+/// Makes a plugged pod deaf: what it sends goes out, nothing comes in. What is meant for it is flooded to the bridge's
+/// other ports. Unplugging and plugging end this.
+///
+/// # Errors
+/// Netlink's, or there is no such link.
+pub fn deafen(outer: &str) -> io::Result<()> {
+    here(async |netlink| match index_of(&netlink, outer).await? {
+        Some(index) => hear(&netlink, index, false).await,
+        None => Err(io::Error::other(format!("the link {outer} does not exist"))),
+    })
+}
+
+/// A port that the bridge does not know any address of, and to which it floods nothing, gets nothing.
+async fn hear(netlink: &Handle, port: u32, on: bool) -> io::Result<()> {
+    let mut change = LinkBridgePort::new(port).learning(on).flood(on).mcast_flood(on).bcast_flood(on);
+    if !on {
+        change = change.fdb_flush();
+    }
+    netlink.link().set_port(change.build()).execute().await.map_err(other)
 }
 
 /// Cuts the pod's link off the bridge; no error if there is no such link.
