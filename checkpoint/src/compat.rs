@@ -78,29 +78,14 @@ pub const ID_RANGE: u32 = 65_536;
 ///
 /// Read the facts of both hosts within a second of each other, or the `clock` rule sees a difference. The target must not count
 /// what it has reserved for this very pod.
-pub fn check(
-    pod: &PodFacts,
-    source: &HostFacts,
-    target: Option<&HostFacts>,
-    request: &Request,
-) -> Vec<Finding> {
-    let context = Context {
-        pod,
-        source,
-        target,
-        host: target.unwrap_or(source),
-        request,
-    };
+pub fn check(pod: &PodFacts, source: &HostFacts, target: Option<&HostFacts>, request: &Request) -> Vec<Finding> {
+    let context = Context { pod, source, target, host: target.unwrap_or(source), request };
     RULES.iter().filter_map(|rule| rule(&context)).collect()
 }
 
 /// The gravest verdict; [`Verdict::Go`] of no findings.
 pub fn verdict(findings: &[Finding]) -> Verdict {
-    findings
-        .iter()
-        .map(|f| f.verdict)
-        .max()
-        .unwrap_or(Verdict::Go)
+    findings.iter().map(|f| f.verdict).max().unwrap_or(Verdict::Go)
 }
 
 /// All rules, in the order in which they are shown.
@@ -159,42 +144,21 @@ struct Context<'a> {
 }
 
 fn go(rule: &str, fact: impl Into<String>) -> Option<Finding> {
-    Some(Finding {
-        rule: rule.into(),
-        verdict: Verdict::Go,
-        fact: fact.into(),
-        cure: None,
-    })
+    Some(Finding { rule: rule.into(), verdict: Verdict::Go, fact: fact.into(), cure: None })
 }
 
 fn go_with(rule: &str, fact: impl Into<String>, cure: impl Into<String>) -> Option<Finding> {
-    Some(Finding {
-        rule: rule.into(),
-        verdict: Verdict::GoWith,
-        fact: fact.into(),
-        cure: Some(cure.into()),
-    })
+    Some(Finding { rule: rule.into(), verdict: Verdict::GoWith, fact: fact.into(), cure: Some(cure.into()) })
 }
 
 fn no(rule: &str, fact: impl Into<String>, cure: impl Into<String>) -> Option<Finding> {
-    Some(Finding {
-        rule: rule.into(),
-        verdict: Verdict::No,
-        fact: fact.into(),
-        cure: Some(cure.into()),
-    })
+    Some(Finding { rule: rule.into(), verdict: Verdict::No, fact: fact.into(), cure: Some(cure.into()) })
 }
 
 impl Context<'_> {
     /// Names of the processes that have it; none: no process has.
     fn holders(&self, has: impl Fn(&ProcessFacts) -> bool) -> Option<String> {
-        some_of(
-            self.pod
-                .processes
-                .iter()
-                .filter(|p| has(p))
-                .map(ToString::to_string),
-        )
+        some_of(self.pod.processes.iter().filter(|p| has(p)).map(ToString::to_string))
     }
 }
 
@@ -219,11 +183,7 @@ fn size(bytes: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 {
-        format!("{bytes} B")
-    } else {
-        format!("{value:.1} {}", UNITS[unit])
-    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
 /// Of an address with or without prefix length.

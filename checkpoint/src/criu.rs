@@ -174,8 +174,7 @@ pub fn restore(
             judge(&reply, "restore", &what.images.join("restore.log"))?;
             return Ok(reply.restore.pid());
         }
-        let hook =
-            Hook { name: reply.notify.script(), root_pid: reply.notify.pid, criu_pid: worker.pid() };
+        let hook = Hook { name: reply.notify.script(), root_pid: reply.notify.pid, criu_pid: worker.pid() };
         if let Err(reason) = on_hook(hook) {
             let hook = hook.name.to_owned();
             worker.acknowledge(false)?;
@@ -292,9 +291,8 @@ struct Worker {
 impl Worker {
     fn spawn(criu: &Path, action: &'static str, limit: Duration) -> Result<Self, Error> {
         let spawn_error = |source| Error::Spawn { path: criu.to_owned(), source };
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-                .map_err(|e| spawn_error(e.into()))?;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(|e| spawn_error(e.into()))?;
         // The socket is CRIU's standard input: no descriptor has to survive exec, so none can leak.
         let child = Command::new(criu)
             .args(["swrk", "0"])
@@ -337,8 +335,7 @@ impl Worker {
 
     fn write(&mut self, request: &Criu_req) -> Result<(), Error> {
         let bytes = request.write_to_bytes().map_err(|e| self.broken(e.to_string()))?;
-        send(self.socket.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL)
-            .map_err(|e| self.broken(e.to_string()))?;
+        send(self.socket.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL).map_err(|e| self.broken(e.to_string()))?;
         Ok(())
     }
 

@@ -178,19 +178,10 @@ impl HostFacts {
 
 fn namespaces() -> Result<Vec<String>, HostError> {
     let path = Path::new("/proc/self/ns");
-    let failed = |source| HostError::Read {
-        path: path.into(),
-        source,
-    };
+    let failed = |source| HostError::Read { path: path.into(), source };
     let mut names = Vec::new();
     for entry in std::fs::read_dir(path).map_err(failed)? {
-        names.push(
-            entry
-                .map_err(failed)?
-                .file_name()
-                .to_string_lossy()
-                .into_owned(),
-        );
+        names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
     }
     names.sort();
     Ok(names)
@@ -198,11 +189,7 @@ fn namespaces() -> Result<Vec<String>, HostError> {
 
 fn memory() -> Result<Memory, HostError> {
     let info = Meminfo::current()?;
-    Ok(Memory {
-        total: info.mem_total,
-        available: info.mem_available.unwrap_or(info.mem_free),
-        huge_free: huge_free(),
-    })
+    Ok(Memory { total: info.mem_total, available: info.mem_available.unwrap_or(info.mem_free), huge_free: huge_free() })
 }
 
 /// Empty where the kernel has no huge pages.
@@ -213,15 +200,8 @@ fn huge_free() -> BTreeMap<u64, u64> {
     let mut free = BTreeMap::new();
     for entry in sizes.flatten() {
         let name = entry.file_name();
-        let size = name.to_str().and_then(|n| {
-            n.strip_prefix("hugepages-")?
-                .strip_suffix("kB")?
-                .parse::<u64>()
-                .ok()
-        });
-        let pages = text(entry.path().join("free_hugepages"))
-            .ok()
-            .and_then(|t| t.parse::<u64>().ok());
+        let size = name.to_str().and_then(|n| n.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse::<u64>().ok());
+        let pages = text(entry.path().join("free_hugepages")).ok().and_then(|t| t.parse::<u64>().ok());
         if let (Some(size), Some(pages)) = (size, pages) {
             free.insert(size * 1024, size * 1024 * pages);
         }
@@ -232,10 +212,7 @@ fn huge_free() -> BTreeMap<u64, u64> {
 /// A small file without its last newline.
 fn text(path: impl AsRef<Path>) -> Result<String, HostError> {
     let path = path.as_ref();
-    let text = std::fs::read_to_string(path).map_err(|source| HostError::Read {
-        path: path.into(),
-        source,
-    })?;
+    let text = std::fs::read_to_string(path).map_err(|source| HostError::Read { path: path.into(), source })?;
     Ok(text.trim_end().to_owned())
 }
 
@@ -257,21 +234,14 @@ mod tests {
             .min()
             .unwrap();
         assert!(quickest < Duration::from_millis(10), "took {quickest:?}");
-        assert_eq!(
-            std::fs::read_dir(dir.path()).unwrap().count(),
-            0,
-            "the probe left something behind"
-        );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the probe left something behind");
 
         let facts = HostFacts::read(dir.path(), dir.path()).unwrap();
         assert!(facts.memory.available <= facts.memory.total && facts.memory.total > 1 << 24);
         assert!(facts.namespaces.iter().any(|n| n == "pid"));
         assert!(facts.rlimit(crate::process::Resource::OpenFiles).is_some());
         assert_eq!(facts.boot_id.len(), 36);
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap()
-            .as_micros() as i64;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_micros() as i64;
         assert!((now - facts.clock.unix_us).abs() < 5_000_000);
 
         let bytes = bincode::serde::encode_to_vec(&facts, bincode::config::standard()).unwrap();

@@ -16,7 +16,8 @@
 //! is taken over the stored bytes (checking costs no decompression, and no bit of a zstd frame is left out).
 //!
 //! [`Image::open`] reads header and manifest alone; [`Image::verify`] reads everything and comes before anything on the
-//! host is touched. Images hold the memory of processes: they are made with mode 0600.
+//! host is touched. Images hold the memory of processes: they are made with mode 0600, and their parts
+//! belong into folders that are closed to others.
 
 mod bounded;
 mod error;

@@ -84,10 +84,7 @@ pub struct ProcessFacts {
 impl PodFacts {
     /// Bytes of memory that have to be carried: resident, swapped, huge pages, tmpfs.
     pub fn memory_bytes(&self) -> u64 {
-        let of_processes = self
-            .processes
-            .iter()
-            .map(|p| p.memory.resident + p.memory.huge.values().sum::<u64>());
+        let of_processes = self.processes.iter().map(|p| p.memory.resident + p.memory.huge.values().sum::<u64>());
         of_processes.sum::<u64>() + self.tmpfs_bytes
     }
 }
@@ -171,15 +168,9 @@ impl PodFacts {
     /// # Errors
     /// As [`PodFacts::read`], and [`ProcessError::Procs`] if the list cannot be read.
     pub fn read_cgroup(init: i32, procs: &Path) -> Result<PodFacts, ProcessError> {
-        let list = std::fs::read_to_string(procs).map_err(|source| ProcessError::Procs {
-            path: procs.into(),
-            source,
-        })?;
-        let pids: Vec<i32> = list
-            .lines()
-            .filter_map(|l| l.trim().parse().ok())
-            .filter(|p| *p > 0)
-            .collect();
+        let list =
+            std::fs::read_to_string(procs).map_err(|source| ProcessError::Procs { path: procs.into(), source })?;
+        let pids: Vec<i32> = list.lines().filter_map(|l| l.trim().parse().ok()).filter(|p| *p > 0).collect();
         PodFacts::read(init, &pids)
     }
 }
@@ -197,9 +188,7 @@ fn ended(error: &procfs::ProcError) -> bool {
     let esrch = Some(nix::libc::ESRCH);
     match error {
         procfs::ProcError::NotFound(_) => true,
-        procfs::ProcError::Io(e, _) => {
-            e.raw_os_error() == esrch || e.kind() == io::ErrorKind::NotFound
-        }
+        procfs::ProcError::Io(e, _) => e.raw_os_error() == esrch || e.kind() == io::ErrorKind::NotFound,
         _ => false,
     }
 }
@@ -215,11 +204,7 @@ fn failed(what: &'static str) -> impl Fn(procfs::ProcError) -> Failure {
 }
 
 /// The process and its parent.
-fn read_one(
-    pid: i32,
-    home: &namespace::Links,
-    scan: &mut Scan,
-) -> Result<(ProcessFacts, i32), Failure> {
+fn read_one(pid: i32, home: &namespace::Links, scan: &mut Scan) -> Result<(ProcessFacts, i32), Failure> {
     let process = Process::new(pid).map_err(failed("directory"))?;
     let status = process.status().map_err(failed("status"))?;
     let zombie = status.state.starts_with(['Z', 'X']);
@@ -236,13 +221,9 @@ fn read_one(
     };
     if !zombie {
         facts.rlimits = Rlimit::all(&process.limits().map_err(failed("limits"))?);
-        facts.nested = namespace::Links::read(&process)
-            .map_err(failed("namespaces"))?
-            .differing(home);
+        facts.nested = namespace::Links::read(&process).map_err(failed("namespaces"))?.differing(home);
         facts.memory = memory::read(&process, scan).map_err(failed("memory map"))?;
-        facts.descriptors = scan
-            .descriptors(&process, &facts.to_string())
-            .map_err(failed("open files"))?;
+        facts.descriptors = scan.descriptors(&process, &facts.to_string()).map_err(failed("open files"))?;
         facts.rseq_bytes = rseq_bytes(&process);
     }
     Ok((facts, status.ppid))
@@ -261,15 +242,8 @@ fn innermost(numbers: &Option<Vec<i32>>) -> Option<i32> {
 fn rseq_bytes(process: &Process) -> Option<u64> {
     const AT_RSEQ_FEATURE_SIZE: u64 = 27;
     let offered = process.auxv().ok()?.get(&AT_RSEQ_FEATURE_SIZE).copied()?;
-    let tunables = process
-        .environ()
-        .ok()
-        .and_then(|e| e.get(std::ffi::OsStr::new("GLIBC_TUNABLES")).cloned());
-    let off = tunables.is_some_and(|t| {
-        t.to_string_lossy()
-            .split(':')
-            .any(|t| t == "glibc.pthread.rseq=0")
-    });
+    let tunables = process.environ().ok().and_then(|e| e.get(std::ffi::OsStr::new("GLIBC_TUNABLES")).cloned());
+    let off = tunables.is_some_and(|t| t.to_string_lossy().split(':').any(|t| t == "glibc.pthread.rseq=0"));
     (!off).then_some(offered)
 }
 
@@ -288,15 +262,10 @@ fn descends(pid: i32, init: i32, parents: &HashMap<i32, i32>) -> bool {
 }
 
 /// A slave is inside if the pod holds its master. `file_system` tells devpts instances apart where the master's node is in one.
-fn outside_terminals(
-    slaves: &BTreeMap<Terminal, String>,
-    masters: &BTreeSet<Terminal>,
-) -> Vec<String> {
+fn outside_terminals(slaves: &BTreeMap<Terminal, String>, masters: &BTreeSet<Terminal>) -> Vec<String> {
     let inside = |slave: &Terminal| {
-        let same = |m: &&Terminal| {
-            m.index == slave.index
-                && (m.file_system.is_none() || m.file_system == slave.file_system)
-        };
+        let same =
+            |m: &&Terminal| m.index == slave.index && (m.file_system.is_none() || m.file_system == slave.file_system);
         masters.iter().any(|m| same(&m))
     };
     slaves

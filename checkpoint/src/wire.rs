@@ -59,9 +59,8 @@ const MAGIC: [u8; 4] = *b"PODW";
 const CONTROL: u8 = 1;
 const DATA: u8 = 2;
 const LAST: u8 = 1;
-const CONFIG: Configuration<LittleEndian, Fixint, Limit<MAX_CONTROL>> = bincode::config::standard()
-    .with_fixed_int_encoding()
-    .with_limit();
+const CONFIG: Configuration<LittleEndian, Fixint, Limit<MAX_CONTROL>> =
+    bincode::config::standard().with_fixed_int_encoding().with_limit();
 
 /// What a frame's header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,25 +200,16 @@ pub fn decode_header(bytes: &[u8; HEADER]) -> Result<Header, Error> {
     };
     let length = u32::from_le_bytes([l0, l1, l2, l3]);
     check_length(kind, length as usize)?;
-    Ok(Header {
-        version,
-        kind,
-        length,
-        checksum: u64::from_le_bytes(checksum),
-    })
+    Ok(Header { version, kind, length, checksum: u64::from_le_bytes(checksum) })
 }
 
 /// The message of a control frame.
 pub fn decode_control<T: DeserializeOwned>(header: &Header, payload: &[u8]) -> Result<T, Error> {
     if header.kind != Kind::Control {
-        return Err(Error::WrongKind {
-            found: "data",
-            wanted: "control",
-        });
+        return Err(Error::WrongKind { found: "data", wanted: "control" });
     }
     verify(header, payload)?;
-    let (message, used) =
-        bincode::serde::decode_from_slice(payload, CONFIG).map_err(Error::Decode)?;
+    let (message, used) = bincode::serde::decode_from_slice(payload, CONFIG).map_err(Error::Decode)?;
     match payload.len() - used {
         0 => Ok(message),
         left => Err(Error::Trailing(left)),
@@ -229,10 +219,7 @@ pub fn decode_control<T: DeserializeOwned>(header: &Header, payload: &[u8]) -> R
 /// Checks a data frame's payload; true: the stream ends with it.
 pub fn verify_data(header: &Header, payload: &[u8]) -> Result<bool, Error> {
     let Kind::Data { last } = header.kind else {
-        return Err(Error::WrongKind {
-            found: "control",
-            wanted: "data",
-        });
+        return Err(Error::WrongKind { found: "control", wanted: "data" });
     };
     verify(header, payload)?;
     Ok(last)
@@ -240,12 +227,7 @@ pub fn verify_data(header: &Header, payload: &[u8]) -> Result<bool, Error> {
 
 fn encode_header(kind: Kind, payload: &[u8]) -> Result<[u8; HEADER], Error> {
     check_length(kind, payload.len())?;
-    let header = Header {
-        version: VERSION,
-        kind,
-        length: payload.len() as u32,
-        checksum: 0,
-    };
+    let header = Header { version: VERSION, kind, length: payload.len() as u32, checksum: 0 };
     let mut bytes = [0; HEADER];
     bytes[..4].copy_from_slice(&MAGIC);
     bytes[4..12].copy_from_slice(&header.fields());
@@ -255,15 +237,10 @@ fn encode_header(kind: Kind, payload: &[u8]) -> Result<[u8; HEADER], Error> {
 
 fn verify(header: &Header, payload: &[u8]) -> Result<(), Error> {
     if payload.len() != header.length as usize {
-        return Err(Error::WrongLength {
-            announced: header.length,
-            actual: payload.len(),
-        });
+        return Err(Error::WrongLength { announced: header.length, actual: payload.len() });
     }
     if header.checksum_of(payload) != header.checksum {
-        return Err(Error::Damaged {
-            length: header.length,
-        });
+        return Err(Error::Damaged { length: header.length });
     }
     Ok(())
 }
@@ -273,11 +250,7 @@ fn check_length(kind: Kind, length: usize) -> Result<(), Error> {
         Kind::Control => MAX_CONTROL,
         Kind::Data { .. } => MAX_DATA,
     };
-    if length > limit {
-        Err(Error::TooLong { length, limit })
-    } else {
-        Ok(())
-    }
+    if length > limit { Err(Error::TooLong { length, limit }) } else { Ok(()) }
 }
 
 impl Header {

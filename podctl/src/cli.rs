@@ -11,24 +11,13 @@ use crate::cmd;
 #[command(name = "podctl", version, arg_required_else_help = true, after_help = EXIT_CODES)]
 pub struct Cli {
     /// Talk to this host of the contexts file.
-    #[arg(
-        long,
-        global = true,
-        value_name = "NAME",
-        conflicts_with = "socket",
-        help_heading = "Global options"
-    )]
+    #[arg(long, global = true, value_name = "NAME", conflicts_with = "socket", help_heading = "Global options")]
     pub host: Option<String>,
     /// Print results as JSON on stdout and errors as JSON on stderr.
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
     /// Talk to the podd behind this Unix socket [env: PODD_SOCKET] [default: /run/podd/podd.sock].
-    #[arg(
-        long,
-        global = true,
-        value_name = "PATH",
-        help_heading = "Global options"
-    )]
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
     pub socket: Option<PathBuf>,
     #[command(subcommand)]
     pub verb: Verb,
@@ -101,9 +90,7 @@ mod tests {
     use super::*;
 
     fn parsed(line: &str) -> Result<Verb, clap::error::ErrorKind> {
-        Cli::try_parse_from(line.split(' '))
-            .map(|cli| cli.verb)
-            .map_err(|error| error.kind())
+        Cli::try_parse_from(line.split(' ')).map(|cli| cli.verb).map_err(|error| error.kind())
     }
 
     #[test]
@@ -118,16 +105,10 @@ mod tests {
             if name == "help" {
                 return;
             }
-            let about = command
-                .get_about()
-                .map(ToString::to_string)
-                .unwrap_or_default();
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
             assert!(!about.is_empty(), "{name} has no help");
             for argument in command.get_arguments() {
-                let help = argument
-                    .get_help()
-                    .map(ToString::to_string)
-                    .unwrap_or_default();
+                let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
                 assert!(!help.is_empty(), "{name} {argument} has no help");
             }
             command.get_subcommands().for_each(walk);
@@ -143,32 +124,19 @@ mod tests {
                     --user 33:33 -w /srv --memory 512M --cpus 1.5 --pids 9 -v /a:/b:ro --volume /c:/d --cap-add NET_RAW \
                     --restart always --hostname h --stop-timeout 5s --allow-new-privileges --attach -- redis-server --port 1";
         let words = line.split_whitespace().collect::<Vec<_>>().join(" ");
-        let Verb::Run(args) = parsed(&words).unwrap() else {
-            panic!()
-        };
+        let Verb::Run(args) = parsed(&words).unwrap() else { panic!() };
         assert!(args.attach);
         let spec = args.pod.spec().unwrap();
         assert_eq!(spec.command, ["redis-server", "--port", "1"]);
-        assert_eq!(
-            (spec.env["A"].as_str(), spec.env["B"].as_str()),
-            ("1", "x=y")
-        );
-        assert_eq!(
-            (spec.volumes.len(), spec.stop_timeout_s, spec.limits.pids),
-            (2, 5, Some(9))
-        );
+        assert_eq!((spec.env["A"].as_str(), spec.env["B"].as_str()), ("1", "x=y"));
+        assert_eq!((spec.volumes.len(), spec.stop_timeout_s, spec.limits.pids), (2, 5, Some(9)));
         assert_eq!(spec.network.unwrap().addresses.len(), 2);
     }
 
     #[test]
     fn exec_leaves_the_commands_flags_alone() {
-        for line in [
-            "podctl exec -it -u 33 -e A=1 web -- ls -l --json",
-            "podctl exec -i -t web ls -l --json",
-        ] {
-            let Verb::Exec(args) = parsed(line).unwrap() else {
-                panic!()
-            };
+        for line in ["podctl exec -it -u 33 -e A=1 web -- ls -l --json", "podctl exec -i -t web ls -l --json"] {
+            let Verb::Exec(args) = parsed(line).unwrap() else { panic!() };
             assert!(args.interactive && args.tty);
             assert_eq!(args.command, ["ls", "-l", "--json"], "{line}");
         }
@@ -191,14 +159,8 @@ mod tests {
             ("podctl exec web", ErrorKind::MissingRequiredArgument),
             ("podctl run -e =x", ErrorKind::ValueValidation),
             ("podctl run -d --attach", ErrorKind::ArgumentConflict),
-            (
-                "podctl --host a --socket /x ls",
-                ErrorKind::ArgumentConflict,
-            ),
-            (
-                "podctl host join 10.0.0.1 token --name b --listen 10.0.0.2:7777",
-                ErrorKind::ValueValidation,
-            ),
+            ("podctl --host a --socket /x ls", ErrorKind::ArgumentConflict),
+            ("podctl host join 10.0.0.1 token --name b --listen 10.0.0.2:7777", ErrorKind::ValueValidation),
             ("podctl fly", ErrorKind::InvalidSubcommand),
         ] {
             assert_eq!(parsed(line).unwrap_err(), kind, "{line}");

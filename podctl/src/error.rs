@@ -27,25 +27,15 @@ pub fn exit_code(kind: ErrorKind) -> u8 {
 /// The exit code of several attempts: the one that all failures share, else 1.
 pub fn combined(codes: impl IntoIterator<Item = u8>) -> u8 {
     let failures = codes.into_iter().filter(|code| *code != DONE);
-    failures
-        .reduce(|a, b| if a == b { a } else { FAILED })
-        .unwrap_or(DONE)
+    failures.reduce(|a, b| if a == b { a } else { FAILED }).unwrap_or(DONE)
 }
 
 pub fn usage(message: String, cure: impl Into<String>) -> ApiError {
-    ApiError {
-        kind: ErrorKind::Usage,
-        message,
-        cure: Some(cure.into()),
-    }
+    ApiError { kind: ErrorKind::Usage, message, cure: Some(cure.into()) }
 }
 
 pub fn failed(message: String, cure: Option<&str>) -> ApiError {
-    ApiError {
-        kind: ErrorKind::Failed,
-        message,
-        cure: cure.map(str::to_owned),
-    }
+    ApiError { kind: ErrorKind::Failed, message, cure: cure.map(str::to_owned) }
 }
 
 /// Help and version go to stdout with 0; a wrong command line becomes a sentence and a cure like any other error.
@@ -67,11 +57,7 @@ pub fn not_parsed(error: &clap::Error, out: &Output) -> ExitCode {
 fn in_our_words(rendered: &str) -> (String, String) {
     let mut sentence = Vec::new();
     let mut cure = Vec::new();
-    for line in rendered
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-    {
+    for line in rendered.lines().map(str::trim).filter(|line| !line.is_empty()) {
         if let Some(tip) = line.strip_prefix("tip: ") {
             cure.push(tip.to_owned());
         } else if let Some(usage) = line.strip_prefix("Usage: ") {

@@ -83,21 +83,16 @@ pub struct PodFlags {
 impl PodFlags {
     /// The pod that flags and file ask for. Reads the file; draws a MAC address.
     pub fn spec(self) -> Result<PodSpec, ApiError> {
-        let here = std::env::current_dir().map_err(|e| {
-            error::failed(format!("the current directory cannot be used: {e}"), None)
-        })?;
+        let here = std::env::current_dir()
+            .map_err(|e| error::failed(format!("the current directory cannot be used: {e}"), None))?;
         let file = match &self.file {
             Some(path) => {
-                let folder = path
-                    .parent()
-                    .map_or_else(|| here.clone(), |folder| here.join(folder));
+                let folder = path.parent().map_or_else(|| here.clone(), |folder| here.join(folder));
                 PodFile::parse(&read(path)?)?.resolved(&folder)
             }
             None => PodFile::default(),
         };
-        Ok(file
-            .overlaid(self.into_file().resolved(&here))
-            .into_spec(rand::random())?)
+        Ok(file.overlaid(self.into_file().resolved(&here)).into_spec(rand::random())?)
     }
 
     fn into_file(self) -> PodFile {
@@ -149,10 +144,7 @@ fn read(path: &Path) -> Result<String, ApiError> {
     // One byte more than allowed: the parser then says what is wrong.
     let limit = MAX_FILE as u64 + 1;
     let result = if path == Path::new("-") {
-        std::io::stdin()
-            .lock()
-            .take(limit)
-            .read_to_string(&mut text)
+        std::io::stdin().lock().take(limit).read_to_string(&mut text)
     } else {
         std::fs::File::open(path).and_then(|file| file.take(limit).read_to_string(&mut text))
     };

@@ -25,23 +25,15 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let json = std::env::args_os()
-                .take_while(|arg| arg != "--")
-                .any(|arg| arg == "--json");
+            let json = std::env::args_os().take_while(|arg| arg != "--").any(|arg| arg == "--json");
             return error::not_parsed(&error, &Output::new(json));
         }
     };
     let out = Output::new(cli.json);
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            out.error(&error::failed(
-                format!("the asynchronous runtime does not start: {error}"),
-                None,
-            ));
+            out.error(&error::failed(format!("the asynchronous runtime does not start: {error}"), None));
             return ExitCode::FAILURE;
         }
     };

@@ -34,11 +34,7 @@ pub struct Output {
 
 impl Output {
     pub fn new(json: bool) -> Self {
-        Self {
-            json,
-            gone: Cell::new(false),
-            broken: RefCell::new(None),
-        }
+        Self { json, gone: Cell::new(false), broken: RefCell::new(None) }
     }
 
     /// `--json` was given.
@@ -53,11 +49,7 @@ impl Output {
 
     /// A result: `value` as JSON, or what `words` makes of it.
     pub fn show<T: Serialize + ?Sized>(&self, value: &T, words: impl FnOnce(&T) -> String) {
-        if self.json {
-            self.value(value)
-        } else {
-            self.text(&words(value))
-        }
+        if self.json { self.value(value) } else { self.text(&words(value)) }
     }
 
     /// JSON, indented.
@@ -101,11 +93,7 @@ impl Output {
 
     /// Starts the picture anew if stdout is a terminal; else separates by an empty line.
     pub fn next_picture(&self) {
-        let clear: &[u8] = if io::stdout().is_terminal() {
-            b"\x1b[H\x1b[2J"
-        } else {
-            b"\n"
-        };
+        let clear: &[u8] = if io::stdout().is_terminal() { b"\x1b[H\x1b[2J" } else { b"\n" };
         self.bytes(Stream::Stdout, clear);
     }
 
@@ -130,25 +118,12 @@ impl Output {
 
     /// The exit code, once all is printed.
     pub fn finish(&self, code: u8) -> ExitCode {
-        let flushed = if self.gone() {
-            Ok(())
-        } else {
-            io::stdout().lock().flush()
-        };
-        let broken = self.broken.take().or(flushed
-            .err()
-            .filter(|e| e.kind() != io::ErrorKind::BrokenPipe));
+        let flushed = if self.gone() { Ok(()) } else { io::stdout().lock().flush() };
+        let broken = self.broken.take().or(flushed.err().filter(|e| e.kind() != io::ErrorKind::BrokenPipe));
         match broken {
             Some(broken) => {
-                self.error(&error::failed(
-                    format!("the result could not be written: {broken}"),
-                    None,
-                ));
-                ExitCode::from(if code == error::DONE {
-                    error::FAILED
-                } else {
-                    code
-                })
+                self.error(&error::failed(format!("the result could not be written: {broken}"), None));
+                ExitCode::from(if code == error::DONE { error::FAILED } else { code })
             }
             None => ExitCode::from(code),
         }
@@ -184,14 +159,8 @@ mod tests {
 
     #[test]
     fn errors_are_a_sentence_and_a_cure() {
-        let error = error::failed(
-            "web does not start: no \x1b[31mmemory".to_owned(),
-            Some("raise --memory"),
-        );
-        assert_eq!(
-            sentence(&error),
-            "podctl: web does not start: no \u{fffd}[31mmemory\n  cure: raise --memory"
-        );
+        let error = error::failed("web does not start: no \x1b[31mmemory".to_owned(), Some("raise --memory"));
+        assert_eq!(sentence(&error), "podctl: web does not start: no \u{fffd}[31mmemory\n  cure: raise --memory");
         assert_eq!(sentence(&error::failed("x".to_owned(), None)), "podctl: x");
     }
 }

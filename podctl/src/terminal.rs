@@ -32,8 +32,6 @@ pub fn on_stdin() -> bool {
 
 /// Columns and rows of the terminal on standard output or input, if there is one.
 pub fn size() -> Option<(u16, u16)> {
-    let size = tcgetwinsize(io::stdout())
-        .or_else(|_| tcgetwinsize(io::stdin()))
-        .ok()?;
+    let size = tcgetwinsize(io::stdout()).or_else(|_| tcgetwinsize(io::stdin())).ok()?;
     (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }

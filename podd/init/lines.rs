@@ -25,10 +25,7 @@ pub struct Lines {
 impl Lines {
     /// An empty stream.
     pub fn new(stream: Stream) -> Lines {
-        Lines {
-            stream,
-            pending: Vec::new(),
-        }
+        Lines { stream, pending: Vec::new() }
     }
 
     /// Logs what is complete; a line that is too long goes in parts.
@@ -64,8 +61,5 @@ impl Lines {
 /// The last place at or before `at` that does not split a UTF-8 character (text that is not UTF-8 is cut anywhere).
 fn character_boundary(text: &[u8], at: usize) -> usize {
     let continues = |index: &usize| text[*index] & 0b1100_0000 == 0b1000_0000;
-    (at - 3..=at)
-        .rev()
-        .find(|index| !continues(index))
-        .unwrap_or(at)
+    (at - 3..=at).rev().find(|index| !continues(index)).unwrap_or(at)
 }

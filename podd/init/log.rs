@@ -32,15 +32,8 @@ impl Log {
     /// Continues `dir/log`, or begins it.
     pub fn open(dir: &Path, log_bytes: u64) -> Log {
         let path = dir.join("log");
-        let mut log = Log {
-            path,
-            limit: log_bytes / 2,
-            file: None,
-            size: 0,
-            batch: Vec::new(),
-            batch_lines: 0,
-            dropped: 0,
-        };
+        let mut log =
+            Log { path, limit: log_bytes / 2, file: None, size: 0, batch: Vec::new(), batch_lines: 0, dropped: 0 };
         log.reopen();
         log
     }
@@ -63,12 +56,7 @@ impl Log {
 
     /// Adds a line of init's own.
     pub fn note(&mut self, now: SystemTime, text: &str) {
-        self.line(
-            now,
-            Stream::Stderr,
-            true,
-            format!("podd: {text}").as_bytes(),
-        );
+        self.line(now, Stream::Stderr, true, format!("podd: {text}").as_bytes());
     }
 
     /// Lines were dropped, and the log does not say so yet.
@@ -87,10 +75,7 @@ impl Log {
         }
         let mut bytes = Vec::new();
         if self.dropped > 0 {
-            let text = format!(
-                "podd: {} log lines were dropped: the log could not be written",
-                self.dropped
-            );
+            let text = format!("podd: {} log lines were dropped: the log could not be written", self.dropped);
             bytes = record(now, Stream::Stderr, true, text.as_bytes());
         }
         // Together: a full disk often has room for the note alone, again and again.
@@ -128,11 +113,7 @@ impl Log {
             }
             // Without a second file the bound still holds.
             Err(_) => {
-                if self
-                    .file
-                    .as_ref()
-                    .is_some_and(|file| file.set_len(0).is_ok())
-                {
+                if self.file.as_ref().is_some_and(|file| file.set_len(0).is_ok()) {
                     self.size = 0;
                 }
             }
@@ -142,18 +123,8 @@ impl Log {
     fn reopen(&mut self) {
         // The pod's root may put anything in the way: follow no link, wait for no fifo's reader.
         let flags = sys::O_NOFOLLOW | sys::O_NONBLOCK;
-        self.file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o640)
-            .custom_flags(flags)
-            .open(&self.path)
-            .ok();
-        self.size = self
-            .file
-            .as_ref()
-            .and_then(|file| file.metadata().ok())
-            .map_or(0, |metadata| metadata.len());
+        self.file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(&self.path).ok();
+        self.size = self.file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
     }
 }
 
@@ -205,9 +176,7 @@ mod tests {
             let mut log = Log::open(&folder.0, 1 << 20);
             let mut lines = Lines::new(Stream::Stdout);
             let now = UNIX_EPOCH + Duration::from_nanos(1);
-            text.as_bytes()
-                .chunks(size)
-                .for_each(|chunk| lines.push(chunk, now, &mut log));
+            text.as_bytes().chunks(size).for_each(|chunk| lines.push(chunk, now, &mut log));
             lines.finish(now, &mut log);
             log.flush(now);
             let stamp = "1970-01-01T00:00:00.000000001Z stdout F";
@@ -231,11 +200,7 @@ mod tests {
         let count = content.lines().count();
         for (number, line) in content.lines().enumerate() {
             assert!(line.len() < 16 * 1024);
-            let tag = if number + 1 == count {
-                " stderr F "
-            } else {
-                " stderr P "
-            };
+            let tag = if number + 1 == count { " stderr F " } else { " stderr P " };
             joined += line.split_once(tag).expect(tag).1;
         }
         assert_eq!(joined, text);
@@ -247,30 +212,15 @@ mod tests {
         let folder = Folder::new("rotation");
         let mut log = Log::open(&folder.0, 10_000);
         for number in 0..1000 {
-            log.line(
-                NOW,
-                Stream::Stdout,
-                true,
-                format!("line {number}").as_bytes(),
-            );
+            log.line(NOW, Stream::Stdout, true, format!("line {number}").as_bytes());
         }
         log.flush(NOW);
         let (old, new) = (folder.read("log.1"), folder.read("log"));
-        assert!(
-            old.len() <= 5000 && new.len() <= 5000,
-            "{} {}",
-            old.len(),
-            new.len()
-        );
+        assert!(old.len() <= 5000 && new.len() <= 5000, "{} {}", old.len(), new.len());
         assert!(old.len() > 4900, "{}", old.len());
         let numbers: Vec<u32> = (old + &new)
             .lines()
-            .map(|line| {
-                line.rsplit(' ')
-                    .next()
-                    .and_then(|n| n.parse().ok())
-                    .expect("number")
-            })
+            .map(|line| line.rsplit(' ').next().and_then(|n| n.parse().ok()).expect("number"))
             .collect();
         assert_eq!(numbers.last(), Some(&999));
         assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1));
@@ -300,13 +250,7 @@ mod tests {
         fs::remove_dir(folder.0.join("log")).expect("out of the way");
         log.flush(NOW);
         assert!(!log.has_dropped());
-        assert!(
-            folder
-                .read("log")
-                .contains("stderr F podd: 3 log lines were dropped"),
-            "{}",
-            folder.read("log")
-        );
+        assert!(folder.read("log").contains("stderr F podd: 3 log lines were dropped"), "{}", folder.read("log"));
     }
 
     #[test]

@@ -41,11 +41,7 @@ unsafe extern "C" {
     fn _exit(code: c_int) -> !;
     fn close_range(first: u32, last: u32, flags: u32) -> c_int;
     fn dup2(from: c_int, to: c_int) -> c_int;
-    fn execve(
-        path: *const c_char,
-        arguments: *const *const c_char,
-        environment: *const *const c_char,
-    ) -> c_int;
+    fn execve(path: *const c_char, arguments: *const *const c_char, environment: *const *const c_char) -> c_int;
     fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
     #[link_name = "fork"]
     fn c_fork() -> c_int;
@@ -108,13 +104,7 @@ pub fn restore_signals() {
     // refuses its own signals 32 and 33, which its posix_spawn leaves ignored.
     unsafe {
         for number in 1..=64 as c_long {
-            syscall(
-                SYS_RT_SIGACTION,
-                number,
-                default.as_ptr(),
-                ptr::null::<u64>(),
-                SIGNAL_SET_SIZE,
-            );
+            syscall(SYS_RT_SIGACTION, number, default.as_ptr(), ptr::null::<u64>(), SIGNAL_SET_SIZE);
         }
         sigprocmask(SIG_SETMASK, &none, ptr::null_mut());
     }
@@ -135,11 +125,7 @@ pub fn pipe() -> io::Result<(File, File)> {
 /// Which of the descriptors can be read, or have ended; none after the timeout (negative: wait for ever) or a signal.
 pub fn poll<const N: usize>(fds: [Option<RawFd>; N], timeout_ms: c_int) -> [bool; N] {
     // A negative descriptor is skipped by the kernel.
-    let mut fds = fds.map(|fd| PollFd {
-        fd: fd.unwrap_or(-1),
-        events: POLLIN,
-        revents: 0,
-    });
+    let mut fds = fds.map(|fd| PollFd { fd: fd.unwrap_or(-1), events: POLLIN, revents: 0 });
     // SAFETY: the pointer and the count are those of a live array.
     let ready = unsafe { c_poll(fds.as_mut_ptr(), N as c_ulong, timeout_ms) };
     fds.map(|fd| ready > 0 && fd.revents != 0)
@@ -204,11 +190,7 @@ pub fn exit(code: c_int) -> ! {
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
-    strings
-        .iter()
-        .map(|string| string.as_ptr())
-        .chain([ptr::null()])
-        .collect()
+    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
 
 fn own(fd: RawFd) -> File {
@@ -217,9 +199,5 @@ fn own(fd: RawFd) -> File {
 }
 
 fn check(result: c_int) -> io::Result<c_int> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

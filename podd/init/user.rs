@@ -21,28 +21,19 @@ pub struct User {
 /// numbers need no entry. As in other container tools, a user without GROUP gets all its groups, and one with GROUP
 /// only those that are named.
 pub fn find(wanted: &str, etc: &Path) -> Result<User, String> {
-    let read = |name: &str| {
-        String::from_utf8_lossy(&fs::read(etc.join(name)).unwrap_or_default()).into_owned()
-    };
+    let read = |name: &str| String::from_utf8_lossy(&fs::read(etc.join(name)).unwrap_or_default()).into_owned();
     let (passwd, group) = (read("passwd"), read("group"));
     let mut parts = wanted.splitn(3, ':');
     let user = parts.next().filter(|user| !user.is_empty()).unwrap_or("0");
-    let (group_wanted, supplementary) =
-        (parts.next().filter(|name| !name.is_empty()), parts.next());
+    let (group_wanted, supplementary) = (parts.next().filter(|name| !name.is_empty()), parts.next());
 
-    let entry = entries(&passwd, 6).find(|entry| {
-        entry[0] == user || number(user).is_some_and(|uid| number(entry[2]) == Some(uid))
-    });
-    let uid = entry
-        .as_ref()
-        .map_or(number(user), |entry| number(entry[2]));
+    let entry = entries(&passwd, 6)
+        .find(|entry| entry[0] == user || number(user).is_some_and(|uid| number(entry[2]) == Some(uid)));
+    let uid = entry.as_ref().map_or(number(user), |entry| number(entry[2]));
     let uid = uid.ok_or_else(|| format!("no user {user:?} in the pod's /etc/passwd"))?;
     let gid = match group_wanted {
         Some(name) => find_group(name, &group)?,
-        None => entry
-            .as_ref()
-            .and_then(|entry| number(entry[3]))
-            .unwrap_or(0),
+        None => entry.as_ref().and_then(|entry| number(entry[3])).unwrap_or(0),
     };
     let groups = match (supplementary, group_wanted, &entry) {
         (Some(names), ..) => names
@@ -53,15 +44,8 @@ pub fn find(wanted: &str, etc: &Path) -> Result<User, String> {
         (None, None, Some(entry)) => memberships(entry[0], &group),
         _ => Vec::new(),
     };
-    let home = entry
-        .map(|entry| entry[5].to_string())
-        .filter(|home| !home.is_empty());
-    Ok(User {
-        uid,
-        gid,
-        groups,
-        home,
-    })
+    let home = entry.map(|entry| entry[5].to_string()).filter(|home| !home.is_empty());
+    Ok(User { uid, gid, groups, home })
 }
 
 fn find_group(name: &str, group: &str) -> Result<u32, String> {
@@ -78,9 +62,7 @@ fn memberships(user: &str, group: &str) -> Vec<u32> {
 
 /// Lines with at least this many fields; others are comments or damage.
 fn entries(file: &str, fields: usize) -> impl Iterator<Item = Vec<&str>> {
-    file.lines()
-        .map(|line| line.split(':').collect::<Vec<_>>())
-        .filter(move |entry| entry.len() >= fields)
+    file.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(move |entry| entry.len() >= fields)
 }
 
 /// The last number means "leave it as it is" to the kernel.
@@ -96,11 +78,8 @@ mod tests {
     const GROUP: &str = "root:x:0:\nwww:x:33:\nlogs:x:4:web,root\nssl:x:101:web\nwebs:x:102:webs\n";
 
     fn find_in(wanted: &str, passwd: &str, group: &str) -> Result<User, String> {
-        let etc = std::env::temp_dir().join(format!(
-            "init-user-{}-{:?}",
-            std::process::id(),
-            std::thread::current().id()
-        ));
+        let etc =
+            std::env::temp_dir().join(format!("init-user-{}-{:?}", std::process::id(), std::thread::current().id()));
         fs::create_dir_all(&etc).expect("folder");
         fs::write(etc.join("passwd"), passwd).expect("passwd");
         fs::write(etc.join("group"), group).expect("group");
@@ -129,16 +108,9 @@ mod tests {
 
     #[test]
     fn unknown_or_impossible_ones_are_errors() {
-        for wanted in [
-            "nobody",
-            "web:nogroup",
-            "web:www:nogroup",
-            "4294967295",
-            "high",
-            "broken",
-            "-1",
-            "web:4294967295",
-        ] {
+        for wanted in
+            ["nobody", "web:nogroup", "web:www:nogroup", "4294967295", "high", "broken", "-1", "web:4294967295"]
+        {
             assert!(find_in(wanted, PASSWD, GROUP).is_err(), "{wanted}");
         }
     }
@@ -146,23 +118,12 @@ mod tests {
     #[test]
     fn numbers_need_no_files() {
         let user = find("5:6", Path::new("/nonexistent")).expect("numbers");
-        assert_eq!(
-            user,
-            User {
-                uid: 5,
-                gid: 6,
-                groups: vec![],
-                home: None
-            }
-        );
+        assert_eq!(user, User { uid: 5, gid: 6, groups: vec![], home: None });
         assert!(find("root", Path::new("/nonexistent")).is_err());
     }
 
     #[test]
     fn home_is_the_users() {
-        assert_eq!(
-            find_in("web", PASSWD, GROUP).expect("web").home.as_deref(),
-            Some("/var/www")
-        );
+        assert_eq!(find_in("web", PASSWD, GROUP).expect("web").home.as_deref(), Some("/var/www"));
     }
 }

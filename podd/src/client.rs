@@ -71,35 +71,21 @@ impl Client {
     /// Any transport: `connect` makes a fresh, authenticated stream for each request, `peer` names the daemon in
     /// error messages.
     pub fn new(peer: String, connect: impl Fn() -> Connecting + Send + Sync + 'static) -> Self {
-        Self {
-            connect: Arc::new(connect),
-            peer,
-        }
+        Self { connect: Arc::new(connect), peer }
     }
 
     /// GET, answered within a minute.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
-        let answer = async {
-            self.answer(self.send(Method::GET, path, Bytes::new(), false).await?)
-                .await
-        };
+        let answer = async { self.answer(self.send(Method::GET, path, Bytes::new(), false).await?).await };
         match tokio::time::timeout(GET_TIMEOUT, answer).await {
             Ok(answer) => answer,
-            Err(_) => Err(self.unreachable(
-                "did not answer within a minute",
-                "see `journalctl -u podd` on that host",
-            )),
+            Err(_) => Err(self.unreachable("did not answer within a minute", "see `journalctl -u podd` on that host")),
         }
     }
 
     /// POST with a JSON body (`&()` for none); waits as long as it takes.
-    pub async fn post<B: Serialize + ?Sized, T: DeserializeOwned>(
-        &self,
-        path: &str,
-        body: &B,
-    ) -> Result<T, ApiError> {
-        self.answer(self.send(Method::POST, path, encode(body)?, false).await?)
-            .await
+    pub async fn post<B: Serialize + ?Sized, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, ApiError> {
+        self.answer(self.send(Method::POST, path, encode(body)?, false).await?).await
     }
 
     /// DELETE; waits as long as it takes.
@@ -131,11 +117,7 @@ impl Client {
     }
 
     /// GET of a log: hands every line to `on_line` until the daemon ends the stream or `on_line` answers false.
-    pub async fn lines(
-        &self,
-        path: &str,
-        mut on_line: impl FnMut(LogLine) -> bool,
-    ) -> Result<(), ApiError> {
+    pub async fn lines(&self, path: &str, mut on_line: impl FnMut(LogLine) -> bool) -> Result<(), ApiError> {
         let response = self.send(Method::GET, path, Bytes::new(), false).await?;
         let mut lines = Lines::new(response.into_body());
         while let Some(line) = lines.next().await.map_err(|e| self.cut_off(&e))? {
@@ -155,18 +137,12 @@ impl Client {
     }
 
     /// POST that turns the connection into a raw one, see [`frames`].
-    pub async fn upgrade<B: Serialize + ?Sized>(
-        &self,
-        path: &str,
-        body: &B,
-    ) -> Result<ExecConnection, ApiError> {
+    pub async fn upgrade<B: Serialize + ?Sized>(&self, path: &str, body: &B) -> Result<ExecConnection, ApiError> {
         let response = self.send(Method::POST, path, encode(body)?, true).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(self.foreign(&format!("status {} instead of 101", response.status())));
         }
-        let upgraded = hyper::upgrade::on(response)
-            .await
-            .map_err(|e| self.cut_off(&e.to_string()))?;
+        let upgraded = hyper::upgrade::on(response).await.map_err(|e| self.cut_off(&e.to_string()))?;
         Ok(TokioIo::new(upgraded))
     }
 
@@ -179,17 +155,12 @@ impl Client {
         upgrade: bool,
     ) -> Result<Response<Incoming>, ApiError> {
         let what = format!("{method} {path}");
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "podd");
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "podd");
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
         if upgrade {
-            request = request
-                .header(header::CONNECTION, "upgrade")
-                .header(header::UPGRADE, frames::PROTOCOL);
+            request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, frames::PROTOCOL);
         }
         let request = request.body(Full::new(body)).map_err(|error| ApiError {
             kind: ErrorKind::Usage,
@@ -199,26 +170,17 @@ impl Client {
         let mut sender = match tokio::time::timeout(CONNECT_TIMEOUT, self.connection()).await {
             Ok(sender) => sender?,
             Err(_) => {
-                return Err(
-                    self.unreachable("does not accept connections", "see `systemctl status podd`")
-                );
+                return Err(self.unreachable("does not accept connections", "see `systemctl status podd`"));
             }
         };
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|error| self.cut_off(&error.to_string()))?;
+        let response = sender.send_request(request).await.map_err(|error| self.cut_off(&error.to_string()))?;
         match response.status() {
-            status if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS => {
-                Ok(response)
-            }
+            status if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS => Ok(response),
             status => Err(self.refusal(&what, status, response.into_body()).await),
         }
     }
 
-    async fn connection(
-        &self,
-    ) -> Result<hyper::client::conn::http1::SendRequest<Full<Bytes>>, ApiError> {
+    async fn connection(&self) -> Result<hyper::client::conn::http1::SendRequest<Full<Bytes>>, ApiError> {
         let stream = (self.connect)().await?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(|error| self.cut_off(&error.to_string()))?;
@@ -227,18 +189,9 @@ impl Client {
         Ok(sender)
     }
 
-    async fn answer<T: DeserializeOwned>(
-        &self,
-        response: Response<Incoming>,
-    ) -> Result<T, ApiError> {
-        let body = Limited::new(response.into_body(), MAX_ANSWER)
-            .collect()
-            .await;
-        self.decode(
-            &body
-                .map_err(|error| self.cut_off(&error.to_string()))?
-                .to_bytes(),
-        )
+    async fn answer<T: DeserializeOwned>(&self, response: Response<Incoming>) -> Result<T, ApiError> {
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        self.decode(&body.map_err(|error| self.cut_off(&error.to_string()))?.to_bytes())
     }
 
     async fn refusal(&self, what: &str, status: StatusCode, body: Incoming) -> ApiError {
@@ -249,11 +202,7 @@ impl Client {
         if let Ok(error) = serde_json::from_slice(&body) {
             return error;
         }
-        let said: String = String::from_utf8_lossy(&body)
-            .chars()
-            .filter(|c| !c.is_control())
-            .take(200)
-            .collect();
+        let said: String = String::from_utf8_lossy(&body).chars().filter(|c| !c.is_control()).take(200).collect();
         ApiError {
             kind: kind(status),
             message: format!("{} answered {status} to {what}: {said}", self.peer),
@@ -270,10 +219,7 @@ impl Client {
     fn foreign(&self, error: &dyn std::fmt::Display) -> ApiError {
         ApiError {
             kind: ErrorKind::Failed,
-            message: format!(
-                "{} gave an answer that is not understood here: {error}",
-                self.peer
-            ),
+            message: format!("{} gave an answer that is not understood here: {error}", self.peer),
             cure: Some(VERSIONS.to_owned()),
         }
     }
@@ -303,9 +249,7 @@ pub fn path(segments: &[&str]) -> String {
         path.push('/');
         for byte in segment.bytes() {
             match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'~' => {
-                    path.push(char::from(byte))
-                }
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'~' => path.push(char::from(byte)),
                 _ => path.push_str(&format!("%{byte:02X}")),
             }
         }
@@ -336,16 +280,9 @@ fn no_connection(socket: PathBuf, error: &std::io::Error) -> ApiError {
             format!("{socket} may not be opened by this user"),
             "join the group podd (`usermod -aG podd USER`, then log in again), or work as root",
         ),
-        _ => (
-            format!("{socket} cannot be connected to: {error}"),
-            "name podd's socket with --socket or --host",
-        ),
+        _ => (format!("{socket} cannot be connected to: {error}"), "name podd's socket with --socket or --host"),
     };
-    ApiError {
-        kind: ErrorKind::Unreachable,
-        message,
-        cure: Some(cure.to_owned()),
-    }
+    ApiError { kind: ErrorKind::Unreachable, message, cure: Some(cure.to_owned()) }
 }
 
 /// For answers without an [`ApiError`], such as a proxy's.

@@ -92,10 +92,11 @@ impl Config {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && path.is_none() => String::new(),
             Err(source) => return Err(Error::Read { path: wanted.to_owned(), source }),
         };
-        let mut config: Self = toml::from_str(&text)
-            .map_err(|e| Error::Parse { path: wanted.to_owned(), source: Box::new(e) })?;
+        let mut config: Self =
+            toml::from_str(&text).map_err(|e| Error::Parse { path: wanted.to_owned(), source: Box::new(e) })?;
         if config.host.is_empty() {
-            config.host = nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |h| h.to_string_lossy().into());
+            config.host =
+                nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |h| h.to_string_lossy().into());
         }
         Ok(config)
     }

@@ -32,25 +32,14 @@ pub fn checks(inputs: &Inputs, round_trip: impl FnOnce() -> Result<String, Strin
     let host = match HostFacts::read(inputs.state_dir, inputs.flight_dir) {
         Ok(host) => host,
         Err(e) => {
-            return vec![fail(
-                "host",
-                e.to_string(),
-                "run podd as root, with /proc mounted and its directories made",
-            )];
+            return vec![fail("host", e.to_string(), "run podd as root, with /proc mounted and its directories made")];
         }
     };
     let criu = if !inputs.criu.is_file() {
-        fail(
-            "criu",
-            format!("not found at {}", inputs.criu.display()),
-            "run scripts/setup",
-        )
+        fail("criu", format!("not found at {}", inputs.criu.display()), "run scripts/setup")
     } else {
         match round_trip() {
-            Ok(version) => ok(
-                "criu",
-                format!("{version} dumps and restores a process with a TCP connection"),
-            ),
+            Ok(version) => ok("criu", format!("{version} dumps and restores a process with a TCP connection")),
             Err(why) => fail(
                 "criu",
                 format!("the round trip failed: {why}"),
@@ -70,12 +59,7 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
     JUDGES
         .iter()
         .map(|judge| judge(facts))
-        .chain(
-            facts
-                .support
-                .iter()
-                .map(|(name, support)| feature(name, *support)),
-        )
+        .chain(facts.support.iter().map(|(name, support)| feature(name, *support)))
         .collect()
 }
 
@@ -109,30 +93,15 @@ const JUDGES: [fn(&Facts) -> Check; 25] = [
 ];
 
 fn ok(name: &str, fact: impl Into<String>) -> Check {
-    Check {
-        name: name.into(),
-        verdict: Verdict::Ok,
-        fact: fact.into(),
-        cure: None,
-    }
+    Check { name: name.into(), verdict: Verdict::Ok, fact: fact.into(), cure: None }
 }
 
 fn warn(name: &str, fact: impl Into<String>, cure: impl Into<String>) -> Check {
-    Check {
-        name: name.into(),
-        verdict: Verdict::Warn,
-        fact: fact.into(),
-        cure: Some(cure.into()),
-    }
+    Check { name: name.into(), verdict: Verdict::Warn, fact: fact.into(), cure: Some(cure.into()) }
 }
 
 fn fail(name: &str, fact: impl Into<String>, cure: impl Into<String>) -> Check {
-    Check {
-        name: name.into(),
-        verdict: Verdict::Fail,
-        fact: fact.into(),
-        cure: Some(cure.into()),
-    }
+    Check { name: name.into(), verdict: Verdict::Fail, fact: fact.into(), cure: Some(cure.into()) }
 }
 
 /// Overlay on idmapped layers came with 5.19; 6.1 is the oldest that pods have been moved from and to.
@@ -141,53 +110,33 @@ fn kernel(f: &Facts) -> Check {
     let fact = format!("{} {} ({})", kernel.release, kernel.version, kernel.arch);
     match kernel.number {
         n if n >= (6, 1) => ok("kernel", fact),
-        n if n >= (5, 19) => warn(
-            "kernel",
-            format!("{fact}: older than any that was tried"),
-            "install 6.1 or later",
-        ),
+        n if n >= (5, 19) => warn("kernel", format!("{fact}: older than any that was tried"), "install 6.1 or later"),
         _ => fail("kernel", fact, "install 6.1 or later"),
     }
 }
 
 fn checkpoint_restore(f: &Facts) -> Check {
     match f.checkpoint_restore {
-        true => ok(
-            "checkpoint-restore",
-            "the kernel has CONFIG_CHECKPOINT_RESTORE",
-        ),
-        false => fail(
-            "checkpoint-restore",
-            "the kernel lacks CONFIG_CHECKPOINT_RESTORE",
-            "use the distribution's kernel",
-        ),
+        true => ok("checkpoint-restore", "the kernel has CONFIG_CHECKPOINT_RESTORE"),
+        false => {
+            fail("checkpoint-restore", "the kernel lacks CONFIG_CHECKPOINT_RESTORE", "use the distribution's kernel")
+        }
     }
 }
 
 /// All that a pod is made of (namespaces(7)).
 fn namespaces(f: &Facts) -> Check {
     const NEEDED: [&str; 8] = ["user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "time"];
-    let missing: Vec<&str> = NEEDED
-        .into_iter()
-        .filter(|n| !f.host.namespaces.iter().any(|have| have == n))
-        .collect();
+    let missing: Vec<&str> = NEEDED.into_iter().filter(|n| !f.host.namespaces.iter().any(|have| have == n)).collect();
     match missing.is_empty() {
         true => ok("namespaces", NEEDED.join(" ")),
-        false => fail(
-            "namespaces",
-            format!("the kernel lacks {}", missing.join(" ")),
-            "use the distribution's kernel",
-        ),
+        false => fail("namespaces", format!("the kernel lacks {}", missing.join(" ")), "use the distribution's kernel"),
     }
 }
 
 fn user_namespaces(f: &Facts) -> Check {
     match f.host.sysctls.max_user_namespaces {
-        0 => fail(
-            "user-namespaces",
-            "switched off",
-            "sysctl -w user.max_user_namespaces=10000",
-        ),
+        0 => fail("user-namespaces", "switched off", "sysctl -w user.max_user_namespaces=10000"),
         n if n < 256 => warn(
             "user-namespaces",
             format!("at most {n}: one for each pod"),
@@ -200,11 +149,7 @@ fn user_namespaces(f: &Facts) -> Check {
 fn seccomp(f: &Facts) -> Check {
     match f.seccomp {
         true => ok("seccomp", "filters work"),
-        false => fail(
-            "seccomp",
-            "the kernel lacks CONFIG_SECCOMP_FILTER",
-            "use the distribution's kernel",
-        ),
+        false => fail("seccomp", "the kernel lacks CONFIG_SECCOMP_FILTER", "use the distribution's kernel"),
     }
 }
 
@@ -214,23 +159,12 @@ fn cgroups(f: &Facts) -> Check {
     let groups = &f.host.cgroups;
     let missing: Vec<&str> = NEEDED.into_iter().filter(|c| !groups.has(c)).collect();
     match (groups.layout, missing.is_empty()) {
-        (CgroupLayout::Missing, _) => fail(
-            "cgroups",
-            "not mounted",
-            "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
-        ),
+        (CgroupLayout::Missing, _) => fail("cgroups", "not mounted", "mount -t cgroup2 cgroup2 /sys/fs/cgroup"),
         (CgroupLayout::V2, true) => ok("cgroups", "version 2 with memory, cpu and pids"),
-        (layout, true) => ok(
-            "cgroups",
-            format!("{}, with memory, cpu and pids", name(layout)),
-        ),
+        (layout, true) => ok("cgroups", format!("{}, with memory, cpu and pids", name(layout))),
         (layout, false) => warn(
             "cgroups",
-            format!(
-                "{} without {}: these limits cannot be set",
-                name(layout),
-                missing.join(", ")
-            ),
+            format!("{} without {}: these limits cannot be set", name(layout), missing.join(", ")),
             "boot without cgroup_disable=, on Debian with systemd.unified_cgroup_hierarchy=1",
         ),
     }
@@ -247,37 +181,22 @@ fn name(layout: CgroupLayout) -> &'static str {
 
 /// The freezer holds a pod while CRIU works (cgroup.freeze 5.2, cgroup.kill 5.14).
 fn freezer(f: &Facts) -> Check {
-    match (
-        f.cgroup_freeze,
-        f.cgroup_kill,
-        f.host.cgroups.v1.contains_key("freezer"),
-    ) {
+    match (f.cgroup_freeze, f.cgroup_kill, f.host.cgroups.v1.contains_key("freezer")) {
         (true, true, _) => ok("freezer", "cgroup.freeze and cgroup.kill"),
-        (true, false, _) => warn(
-            "freezer",
-            "cgroup.freeze without cgroup.kill: processes are killed one by one",
-            "use 5.14 or later",
-        ),
-        (false, _, true) => warn(
-            "freezer",
-            "version 1 only: processes are killed one by one",
-            "mount cgroup2 too",
-        ),
-        (false, _, false) => fail(
-            "freezer",
-            "none: a pod cannot be held still",
-            "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
-        ),
+        (true, false, _) => {
+            warn("freezer", "cgroup.freeze without cgroup.kill: processes are killed one by one", "use 5.14 or later")
+        }
+        (false, _, true) => warn("freezer", "version 1 only: processes are killed one by one", "mount cgroup2 too"),
+        (false, _, false) => {
+            fail("freezer", "none: a pod cannot be held still", "mount -t cgroup2 cgroup2 /sys/fs/cgroup")
+        }
     }
 }
 
 fn overlay(f: &Facts) -> Check {
     let dir = &f.host.state_dir;
     match &dir.overlay {
-        Ok(()) => ok(
-            "overlay",
-            format!("works on {} ({})", dir.path.display(), dir.fs_type),
-        ),
+        Ok(()) => ok("overlay", format!("works on {} ({})", dir.path.display(), dir.fs_type)),
         Err(why) => fail(
             "overlay",
             format!("{} ({}): {why}", dir.path.display(), dir.fs_type),
@@ -289,11 +208,7 @@ fn overlay(f: &Facts) -> Check {
 fn user_xattr(f: &Facts) -> Check {
     match &f.host.state_dir.user_xattr {
         Ok(()) => ok("user-xattr", "files keep user attributes"),
-        Err(why) => fail(
-            "user-xattr",
-            why.as_str(),
-            "put the state directory on ext4, xfs or btrfs",
-        ),
+        Err(why) => fail("user-xattr", why.as_str(), "put the state directory on ext4, xfs or btrfs"),
     }
 }
 
@@ -306,11 +221,7 @@ fn idmapped_mounts(f: &Facts) -> Check {
             format!("do not work on {}", dir.fs_type),
             "put the state directory on ext4, xfs or btrfs",
         ),
-        None => warn(
-            "idmapped-mounts",
-            "not tried",
-            "run the doctor as root, with podd running",
-        ),
+        None => warn("idmapped-mounts", "not tried", "run the doctor as root, with podd running"),
     }
 }
 
@@ -361,11 +272,9 @@ fn open_files(f: &Facts) -> Check {
     const WANTED: u64 = 65_536;
     let cure = "LimitNOFILE=1048576 in podd's unit";
     match f.host.rlimit(Resource::OpenFiles).and_then(|l| l.soft) {
-        Some(n) if n < WANTED && !f.host.cap_sys_resource => warn(
-            "open-files",
-            format!("podd may open {n}: a process with more cannot be restored"),
-            cure,
-        ),
+        Some(n) if n < WANTED && !f.host.cap_sys_resource => {
+            warn("open-files", format!("podd may open {n}: a process with more cannot be restored"), cure)
+        }
         Some(n) => ok("open-files", format!("podd may open {n}")),
         None => ok("open-files", "no limit"),
     }
@@ -376,11 +285,9 @@ fn pipe_max_size(f: &Facts) -> Check {
     const WANTED: u64 = 4 << 20;
     match f.host.sysctls.pipe_max_size {
         n if n >= WANTED || f.host.cap_sys_resource => ok("pipe-max-size", format!("{n} bytes")),
-        n => warn(
-            "pipe-max-size",
-            format!("{n} bytes: post-copy fails"),
-            format!("sysctl -w fs.pipe-max-size={WANTED}"),
-        ),
+        n => {
+            warn("pipe-max-size", format!("{n} bytes: post-copy fails"), format!("sysctl -w fs.pipe-max-size={WANTED}"))
+        }
     }
 }
 
@@ -397,15 +304,9 @@ fn max_map_count(f: &Facts) -> Check {
 }
 
 fn inotify(f: &Facts) -> Check {
-    let (instances, watches) = (
-        f.host.sysctls.inotify_instances,
-        f.host.sysctls.inotify_watches,
-    );
+    let (instances, watches) = (f.host.sysctls.inotify_instances, f.host.sysctls.inotify_watches);
     match instances >= 128 && watches >= 8192 {
-        true => ok(
-            "inotify",
-            format!("{instances} instances, {watches} watches a user"),
-        ),
+        true => ok("inotify", format!("{instances} instances, {watches} watches a user")),
         false => warn(
             "inotify",
             format!("{instances} instances, {watches} watches a user: less than usual"),
@@ -428,11 +329,7 @@ fn run_tmpfs(f: &Facts) -> Check {
 
 fn image_space(f: &Facts) -> Check {
     let space = &f.host.image_space;
-    let fact = format!(
-        "{} has {} MiB",
-        space.path.display(),
-        space.free_bytes >> 20
-    );
+    let fact = format!("{} has {} MiB", space.path.display(), space.free_bytes >> 20);
     match space.tmpfs {
         true => ok("image-space", format!("{fact}, in memory")),
         false => warn(
@@ -446,12 +343,8 @@ fn image_space(f: &Facts) -> Check {
 fn disk(f: &Facts) -> Check {
     const CURE: &str = "delete old images and layers, or enlarge the file system";
     let dir = &f.host.state_dir;
-    let fact = format!(
-        "{} MiB and {} inodes free in {}",
-        dir.free_bytes >> 20,
-        inodes(dir.free_inodes),
-        dir.path.display()
-    );
+    let fact =
+        format!("{} MiB and {} inodes free in {}", dir.free_bytes >> 20, inodes(dir.free_inodes), dir.path.display());
     match (dir.free_bytes, dir.free_inodes) {
         (bytes, inodes) if bytes < 128 << 20 || inodes < 1000 => fail("disk", fact, CURE),
         (bytes, inodes) if bytes < 2 << 30 || inodes < 20_000 => warn("disk", fact, CURE),
@@ -460,20 +353,12 @@ fn disk(f: &Facts) -> Check {
 }
 
 fn inodes(free: u64) -> String {
-    if free == u64::MAX {
-        "any number of".into()
-    } else {
-        free.to_string()
-    }
+    if free == u64::MAX { "any number of".into() } else { free.to_string() }
 }
 
 fn memory(f: &Facts) -> Check {
     let memory = &f.host.memory;
-    let fact = format!(
-        "{} of {} MiB available",
-        memory.available >> 20,
-        memory.total >> 20
-    );
+    let fact = format!("{} of {} MiB available", memory.available >> 20, memory.total >> 20);
     match memory.available < 128 << 20 || memory.available < memory.total / 20 {
         true => warn("memory", fact, "stop or move pods"),
         false => ok("memory", fact),
@@ -485,8 +370,8 @@ fn clock(f: &Facts) -> Check {
     /// 2025-01-01 and 2100-01-01 in seconds since 1970.
     const PLAUSIBLE: std::ops::Range<i64> = 1_735_689_600..4_102_444_800;
     let seconds = f.host.clock.unix_us.div_euclid(1_000_000);
-    let shown = jiff::Timestamp::from_second(seconds)
-        .map_or_else(|_| format!("{seconds} s since 1970"), |t| t.to_string());
+    let shown =
+        jiff::Timestamp::from_second(seconds).map_or_else(|_| format!("{seconds} s since 1970"), |t| t.to_string());
     match PLAUSIBLE.contains(&seconds) {
         true => ok("clock", shown),
         false => fail(
@@ -511,28 +396,17 @@ fn clock_sync(f: &Facts) -> Check {
 fn ipv6(f: &Facts) -> Check {
     match f.ipv6 {
         true => ok("ipv6", "there"),
-        false => warn(
-            "ipv6",
-            "missing: pods cannot have IPv6 addresses",
-            "boot without ipv6.disable=1",
-        ),
+        false => warn("ipv6", "missing: pods cannot have IPv6 addresses", "boot without ipv6.disable=1"),
     }
 }
 
 fn modules(f: &Facts) -> Check {
-    let unloaded: Vec<&str> = f
-        .support
-        .iter()
-        .filter(|(_, s)| *s == Support::Loadable)
-        .map(|(name, _)| *name)
-        .collect();
+    let unloaded: Vec<&str> =
+        f.support.iter().filter(|(_, s)| *s == Support::Loadable).map(|(name, _)| *name).collect();
     match f.modules_disabled && !unloaded.is_empty() {
         true => fail(
             "modules",
-            format!(
-                "no more can be loaded, and these are not: {}",
-                unloaded.join(" ")
-            ),
+            format!("no more can be loaded, and these are not: {}", unloaded.join(" ")),
             "load them at boot (/etc/modules-load.d), before kernel.modules_disabled=1",
         ),
         false => ok("modules", "all can be loaded"),
@@ -541,23 +415,14 @@ fn modules(f: &Facts) -> Check {
 
 /// One of [`facts::FEATURES`].
 fn feature(name: &str, support: Support) -> Check {
-    let why = facts::FEATURES
-        .iter()
-        .find(|f| f.name == name)
-        .map_or("", |f| f.why);
+    let why = facts::FEATURES.iter().find(|f| f.name == name).map_or("", |f| f.why);
     match support {
         Support::Ready => ok(name, "there"),
         Support::Loadable => ok(name, "will be loaded when needed"),
-        Support::Unknown => warn(
-            name,
-            format!("not known whether the kernel has it ({why})"),
-            format!("modprobe {name}"),
-        ),
-        Support::Missing => fail(
-            name,
-            format!("the kernel lacks it ({why})"),
-            "use the distribution's kernel",
-        ),
+        Support::Unknown => {
+            warn(name, format!("not known whether the kernel has it ({why})"), format!("modprobe {name}"))
+        }
+        Support::Missing => fail(name, format!("the kernel lacks it ({why})"), "use the distribution's kernel"),
     }
 }
 

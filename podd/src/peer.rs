@@ -12,6 +12,7 @@ use tokio_rustls::TlsStream;
 
 use crate::error::{Attempt, Result};
 use crate::pod::preflight::TargetFacts;
+use crate::store::Host;
 use crate::supervisor::Daemon;
 use crate::trust;
 
@@ -84,6 +85,8 @@ pub enum Message {
     Commit {
         /// The migration's id.
         migration: String,
+        /// Ethernet frames that came for it meanwhile.
+        frames: Vec<Vec<u8>>,
     },
     /// It runs here.
     Thawed {
@@ -111,6 +114,18 @@ pub enum Message {
         /// One sentence.
         reason: String,
     },
+    /// Ethernet frames that came for the pod after the commit.
+    Late {
+        /// Whole frames.
+        frames: Vec<Vec<u8>>,
+    },
+    /// Which hosts does the fleet have? Asked of the authority, which signs for each of them.
+    AskHosts,
+    /// The answer.
+    Hosts {
+        /// All of them.
+        hosts: Vec<Host>,
+    },
 }
 
 /// A connection to the podd of another host.
@@ -134,7 +149,7 @@ impl Peer {
     /// Unknown host, no identity, no answer.
     pub async fn call(daemon: &Daemon, host: &str) -> Result<Self> {
         let identity = daemon.identity()?;
-        let address = daemon.host(host)?.address;
+        let address = known(daemon, host).await?.address;
         let stream = trust::connect(&identity, host, address, trust::PEER, CALL).await?;
         Ok(Self::new(TlsStream::from(stream)))
     }
@@ -232,6 +247,35 @@ impl Peer {
         };
         let read = tokio::time::timeout(limit, read).await;
         read.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).attempt("hear from the other host")
+    }
+}
+
+/// A host of the fleet, which may have joined after this one did.
+///
+/// # Errors
+/// There is no such host, or the authority does not answer.
+pub async fn known(daemon: &Daemon, host: &str) -> Result<Host> {
+    let unknown = match daemon.host(host) {
+        Ok(host) => return Ok(host),
+        Err(unknown) => unknown,
+    };
+    match learn_hosts(daemon).await {
+        Ok(()) => daemon.host(host),
+        Err(e) => Err(unknown.cure(format!("should it have joined lately: the authority could not be asked ({e})"))),
+    }
+}
+
+/// Asks the authority which hosts there are; nothing to do on the authority itself.
+///
+/// # Errors
+/// This host belongs to no fleet, or the authority does not answer.
+pub async fn learn_hosts(daemon: &Daemon) -> Result<()> {
+    let identity = daemon.identity()?;
+    let Some(authority) = &identity.authority else { return Ok(()) };
+    let stream = trust::connect(&identity, &authority.name, authority.address, trust::PEER, CALL).await?;
+    match Peer::new(TlsStream::from(stream)).ask(&Message::AskHosts).await? {
+        Message::Hosts { hosts } => Ok(hosts.iter().try_for_each(|host| daemon.store.put_host(host))?),
+        other => Err(unexpected(&other)),
     }
 }
 

@@ -48,12 +48,27 @@ pub async fn recover(daemon: &Arc<Daemon>) -> Result<()> {
             tracing::error!(pod = record.spec.name, error = %e, "could not recover the pod");
         }
     }
-    remove_strays(daemon).await;
+    remove_strays(daemon);
+    tokio::task::block_in_place(|| remove_unused_layers(daemon));
     Ok(())
 }
 
+/// Layers that no pod names. Only at a start, before anybody can create a pod; later, the next pod may want them again.
+fn remove_unused_layers(daemon: &Daemon) {
+    let records: Vec<PodRecord> = daemon.pods().iter().map(|p| p.record()).collect();
+    let in_use = records.iter().flat_map(|r| &r.layers).filter_map(|l| l.parse().ok()).collect();
+    if let Err(e) = daemon.layers.remove_unused(&in_use) {
+        tracing::warn!(error = %e, "could not remove unused layers");
+    }
+}
+
 /// A pod that was running: it may be frozen by a move or a checkpoint that did not come to its end.
-async fn recover_running(daemon: &Arc<Daemon>, claim: &crate::supervisor::Claim, init: ProcessId, alive: bool) -> Result<()> {
+async fn recover_running(
+    daemon: &Arc<Daemon>,
+    claim: &crate::supervisor::Claim,
+    init: ProcessId,
+    alive: bool,
+) -> Result<()> {
     let record = claim.record();
     if !alive {
         start::ended(daemon, claim, false).await?;
@@ -63,14 +78,16 @@ async fn recover_running(daemon: &Arc<Daemon>, claim: &crate::supervisor::Claim,
     // A dump that is still under way must end before the thaw: the shim answers when it has.
     match client::status(&daemon.config.bundle(&record.id), std::time::Duration::from_secs(330)).await {
         Ok(Status::Alive { .. }) => {}
-        Ok(other) => tracing::warn!(pod = record.spec.name, status = ?other, "the shim disagrees with the process table"),
+        Ok(other) => {
+            tracing::warn!(pod = record.spec.name, status = ?other, "the shim disagrees with the process table")
+        }
         Err(_) => {
-            if let Err(e) = start::ensure_shim(daemon, &record, init).await {
-                tracing::warn!(pod = record.spec.name, error = %e, "the pod's shim is gone; the pod runs on without it");
+            if let Err(e) = start::ensure_shim(daemon, &record).await {
+                tracing::warn!(pod = record.spec.name, error = %e, "the pod runs on without a shim");
             }
         }
     }
-    thaw(daemon, &record)?;
+    thaw(daemon, &record, &[])?;
     start::watch(daemon, &record.id, init);
     Ok(())
 }
@@ -81,12 +98,14 @@ fn settle(daemon: &Arc<Daemon>, claim: crate::supervisor::Claim, mut migration: 
     tokio::spawn(async move {
         let pod = migration.pod.clone();
         let settled: Result<()> = match (migration.role, migration.step) {
-            (Role::Source, Step::Given) => migrate::conclude(&daemon, &claim, &mut migration, None, |_, _| {}).await,
+            (Role::Source, Step::Given) => {
+                migrate::conclude(&daemon, &claim, &mut migration, None, None, |_, _| {}).await
+            }
             (Role::Target, Step::Receiving) => {
                 arrive::discard(&daemon, &claim, &mut migration, "podd ended while it was receiving").await
             }
             (Role::Target, Step::Held) => arrive::settle(&daemon, claim, migration).await,
-            (Role::Target, Step::Committed) => arrive::commit(&daemon, &claim, &mut migration).await.map(drop),
+            (Role::Target, Step::Committed) => arrive::commit(&daemon, &claim, &mut migration, &[]).await.map(drop),
             (role, step) => Err(ApiError::failed(format!("{role:?} cannot be at {}", step.word()))),
         };
         if let Err(e) = settled {
@@ -96,7 +115,7 @@ fn settle(daemon: &Arc<Daemon>, claim: crate::supervisor::Claim, mut migration: 
 }
 
 /// Removes folders and memory of pods that no record knows: a crash came between the two deletions.
-async fn remove_strays(daemon: &Daemon) {
+fn remove_strays(daemon: &Daemon) {
     let known: Vec<PodRecord> = daemon.pods().iter().map(|p| p.record()).collect();
     let open: Vec<String> = daemon
         .store

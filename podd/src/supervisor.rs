@@ -63,6 +63,9 @@ impl Pod {
     }
 }
 
+/// What podd does with a pod whose command has ended.
+pub const CLEARED_UP: &str = "cleared up";
+
 /// The right to change one pod.
 pub struct Claim {
     pod: Arc<Pod>,
@@ -134,10 +137,16 @@ impl Daemon {
     /// # Errors
     /// There is none.
     pub fn pod(&self, name: &str) -> Result<Arc<Pod>> {
-        self.pods().into_iter().find(|pod| { let r = pod.record(); r.spec.name == name || r.id == name }).ok_or_else(|| {
-            ApiError::not_found(format!("there is no pod named {name:?} on {}", self.config.host))
-                .cure("`podctl ls` shows the pods of this host")
-        })
+        self.pods()
+            .into_iter()
+            .find(|pod| {
+                let r = pod.record();
+                r.spec.name == name || r.id == name
+            })
+            .ok_or_else(|| {
+                ApiError::not_found(format!("there is no pod named {name:?} on {}", self.config.host))
+                    .cure("`podctl ls` shows the pods of this host")
+            })
     }
 
     /// Takes the right to change a pod, at once or not at all. `what` is a participle, such as `migrated`.
@@ -151,6 +160,19 @@ impl Daemon {
             ApiError::conflict(format!("{name} is being {doing}")).cure("try again when that has ended")
         })?;
         Ok(self.claimed(pod, guard, what))
+    }
+
+    /// Takes the right to change a pod as [`Daemon::claim`] does, but waits while podd itself tidies up after its end:
+    /// to a user, a pod that has exited can be started and removed.
+    ///
+    /// # Errors
+    /// There is no such pod, or somebody is changing it.
+    pub async fn claim_once_tidy(&self, name: &str, what: &'static str) -> Result<Claim> {
+        let pod = self.pod(name)?;
+        while pod.doing() == Some(CLEARED_UP) {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        self.claim(name, what)
     }
 
     /// Takes the right to change a pod, after whoever has it.
@@ -235,8 +257,11 @@ impl Daemon {
     pub fn host(&self, name: &str) -> Result<Host> {
         let hosts = self.store.hosts()?;
         let known: Vec<&str> = hosts.iter().map(|h| h.name.as_str()).collect();
-        let error = ApiError::usage(format!("there is no host named {name:?}"))
-            .cure(if known.is_empty() { "`podctl host join` makes hosts known to each other".into() } else { format!("known hosts: {}", known.join(", ")) });
+        let error = ApiError::usage(format!("there is no host named {name:?}")).cure(if known.is_empty() {
+            "`podctl host join` makes hosts known to each other".into()
+        } else {
+            format!("known hosts: {}", known.join(", "))
+        });
         hosts.into_iter().find(|h| h.name == name).ok_or(error)
     }
 

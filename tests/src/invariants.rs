@@ -249,7 +249,9 @@ impl<'a> Subject<'a> {
             for pid in fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default().lines() {
                 let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
                 let field = |name: &str| status.lines().find_map(|l| Some(l.strip_prefix(name)?.trim().to_owned()));
-                if field("TracerPid:").is_some_and(|t| t != "0") || field("State:").is_some_and(|s| s.starts_with(['t', 'T'])) {
+                if field("TracerPid:").is_some_and(|t| t != "0")
+                    || field("State:").is_some_and(|s| s.starts_with(['t', 'T']))
+                {
                     return Err(format!("process {pid} of the pod is held:\n{status}"));
                 }
             }
@@ -259,7 +261,8 @@ impl<'a> Subject<'a> {
 
     /// What the two journals say of each move fits together, and nothing is open.
     fn journals_agree(&self) -> Result<(), String> {
-        let mut moves = HOSTS.map(|host| api(self.lab, host, "/v1/migrations").map_err(|e| format!("podd of {host}: {e}")));
+        let mut moves =
+            HOSTS.map(|host| api(self.lab, host, "/v1/migrations").map_err(|e| format!("podd of {host}: {e}")));
         let [a, b] = &mut moves;
         let (a, b) = (a.as_mut().map_err(|e| e.clone())?, b.as_mut().map_err(|e| e.clone())?);
         let text = |m: &Value, field: &str| m[field].as_str().unwrap_or_default().to_owned();
@@ -273,7 +276,8 @@ impl<'a> Subject<'a> {
         }
         for (id, source_side, step) in &a {
             let other = b.iter().find(|m| m.0 == *id).map(|m| m.2.as_str());
-            let (source, target) = if *source_side { (Some(step.as_str()), other) } else { (other, Some(step.as_str())) };
+            let (source, target) =
+                if *source_side { (Some(step.as_str()), other) } else { (other, Some(step.as_str())) };
             match (source, target) {
                 (Some("done"), Some("running"))
                 | (Some("aborted"), None | Some("discarded"))

@@ -28,13 +28,31 @@ impl Lab {
     /// Brings a lab up.
     #[must_use]
     pub fn up(hosts: u32) -> Self {
+        let lab = Self::new();
+        lab.script(&["up", "--hosts", &hosts.to_string()]).must();
+        lab
+    }
+
+    /// Brings a lab up whose hosts belong to no fleet yet.
+    #[must_use]
+    pub fn of_strangers(hosts: u32) -> Self {
+        let lab = Self::new();
+        // The lab's own mark that a host has joined.
+        for host in ["a", "b", "c", "d"].iter().take(hosts as usize) {
+            std::fs::create_dir_all(lab.dir.join(host)).expect("the lab's folder can be made");
+            std::fs::write(lab.dir.join(host).join("joined"), "").expect("the lab's folder can be written to");
+        }
+        std::fs::write(lab.dir.join("lock"), "").expect("the lab's folder can be written to");
+        lab.script(&["up", "--hosts", &hosts.to_string()]).must();
+        lab
+    }
+
+    fn new() -> Self {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         // `scripts/test` names a folder and clears up the labs in it, should we be killed.
         let base = std::env::var_os("PODD_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
         let dir = base.join(format!("podd-test-{}-{number}", std::process::id()));
-        let lab = Self { dir };
-        lab.script(&["up", "--hosts", &hosts.to_string()]).must();
-        lab
+        Self { dir }
     }
 
     /// The lab's folder: `HOST/podd.log`, `HOST/state` and so on.

@@ -5,11 +5,13 @@ use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
 use crate::Lab;
+use crate::lab::eventually;
 
 /// Everything of a lab host that a pod or a move could leave behind, one thing a line, sorted.
 #[must_use]
@@ -24,6 +26,14 @@ pub fn of(lab: &Lab, host: &str) -> Vec<String> {
     lines.extend(processes(lab, host));
     lines.sort();
     lines
+}
+
+/// The same, once podd has ended the trial of CRIU that it makes after its start.
+#[must_use]
+pub fn settled(lab: &Lab, host: &str) -> Vec<String> {
+    let trying = |lines: &[String]| lines.iter().any(|l| l.contains("criu-roundtrip"));
+    eventually("podd has tried CRIU", Duration::from_secs(30), || !trying(&of(lab, host)));
+    of(lab, host)
 }
 
 /// What came (`+`) and what went (`-`); empty if nothing did.
@@ -150,7 +160,8 @@ fn iptables(holder: i32) -> Vec<String> {
 fn folders(lab: &Lab, host: &str) -> Vec<String> {
     let run = inside(lab, host, "/run/podd");
     let state = lab.dir().join(host).join("state");
-    let folders = [run.join("pods"), run.join("flight"), state.join("pods"), state.join("images"), state.join("layers")];
+    let folders =
+        [run.join("pods"), run.join("flight"), state.join("pods"), state.join("images"), state.join("layers")];
     let mut lines = Vec::new();
     for folder in &folders {
         lines.extend(entries(folder).iter().map(|e| format!("folder {} {}", name(folder), name(e))));

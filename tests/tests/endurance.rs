@@ -56,7 +56,16 @@ fn folder_size(folder: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let own = folder.symlink_metadata().map_or(0, |m| m.blocks() / 2);
     let below = fs::read_dir(folder).map(|all| all.flatten().map(|e| e.path()).collect::<Vec<_>>()).unwrap_or_default();
-    own + below.iter().map(|e| if e.is_dir() && !e.is_symlink() { folder_size(e) } else { e.symlink_metadata().map_or(0, |m| m.blocks() / 2) }).sum::<u64>()
+    own + below
+        .iter()
+        .map(|e| {
+            if e.is_dir() && !e.is_symlink() {
+                folder_size(e)
+            } else {
+                e.symlink_metadata().map_or(0, |m| m.blocks() / 2)
+            }
+        })
+        .sum::<u64>()
 }
 
 /// The sizes once the last move's tasks have ended.
@@ -99,10 +108,18 @@ fn two_hundred_moves() {
     }
     for (host, early) in ["a", "b"].iter().zip(early) {
         let late = at_rest(&lab, host);
-        eprintln!("{host}: memory {} to {} KiB, threads {} to {}, disk {} to {} KiB", early.memory, late.memory, early.threads, late.threads, early.disk, late.disk);
+        eprintln!(
+            "{host}: memory {} to {} KiB, threads {} to {}, disk {} to {} KiB",
+            early.memory, late.memory, early.threads, late.threads, early.disk, late.disk
+        );
         assert_eq!(early.descriptors, late.descriptors, "descriptors of podd on {host}");
         assert!(late.threads <= early.threads, "threads of podd on {host}: {} to {}", early.threads, late.threads);
-        assert!(late.memory * 100 <= early.memory * 120, "memory of podd on {host}: {} to {} KiB", early.memory, late.memory);
+        assert!(
+            late.memory * 100 <= early.memory * 120,
+            "memory of podd on {host}: {} to {} KiB",
+            early.memory,
+            late.memory
+        );
         // The journal keeps a line a move, and SQLite's log is up to 4 MiB before it is folded in.
         assert!(late.disk <= early.disk + 4096 + 1024, "disk on {host}: {} to {} KiB", early.disk, late.disk);
         let difference = traces::difference(&early.traces, &late.traces);

@@ -74,9 +74,7 @@ fn case(lab: &Lab, subject: &Subject<'_>, (role, step): (&str, &str), dies: Dies
     }
     if dies_by_itself {
         // The fault has done it; kill_podd has waited for the end.
-        eventually("podd is dead", Duration::from_secs(5), || {
-            tests::invariants::podd(lab, paused).is_none()
-        });
+        eventually("podd is dead", Duration::from_secs(5), || tests::invariants::podd(lab, paused).is_none());
     }
     start_podds(lab);
     let code = end_of(mover, Duration::from_secs(30));

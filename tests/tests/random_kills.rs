@@ -42,9 +42,10 @@ const ALL: [Dies; 6] =
 
 #[test]
 fn random_moments() {
-    let seed = std::env::var("PODD_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_secs())
-    });
+    let seed = std::env::var("PODD_TEST_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_secs()));
     eprintln!("seed: PODD_TEST_SEED={seed}");
     let mut random = Random(seed);
     let lab = Lab::up(2);

@@ -8,11 +8,7 @@ use crate::process::{FdKind, Resource, Rlimit, UnixFault};
 pub(super) fn exec_sessions(c: &Context) -> Option<Finding> {
     const RULE: &str = "exec-sessions";
     if let Some(who) = c.holders(|p| p.joined) {
-        return no(
-            RULE,
-            format!("started from outside the pod: {who}"),
-            "end the exec session, or wait until it ends",
-        );
+        return no(RULE, format!("started from outside the pod: {who}"), "end the exec session, or wait until it ends");
     }
     match c.holders(|p| p.leader_outside) {
         Some(who) => no(
@@ -20,13 +16,7 @@ pub(super) fn exec_sessions(c: &Context) -> Option<Finding> {
             format!("the session leader is outside the pod: {who}"),
             "end these processes, or start them with setsid",
         ),
-        None => go(
-            RULE,
-            format!(
-                "all {} processes descend from the pod's init",
-                c.pod.processes.len()
-            ),
-        ),
+        None => go(RULE, format!("all {} processes descend from the pod's init", c.pod.processes.len())),
     }
 }
 
@@ -35,23 +25,12 @@ pub(super) fn exec_sessions(c: &Context) -> Option<Finding> {
 pub(super) fn nested_namespaces(c: &Context) -> Option<Finding> {
     const RULE: &str = "nested-namespaces";
     let refused = |n: &String| n != "mnt";
-    let nested = c
-        .pod
-        .processes
-        .iter()
-        .filter(|p| p.nested.iter().any(refused));
+    let nested = c.pod.processes.iter().filter(|p| p.nested.iter().any(refused));
     if let Some(who) = some_of(nested.map(|p| format!("{p}: {}", p.nested.join(" ")))) {
-        return no(
-            RULE,
-            who,
-            "run the program without its own sandbox or containers",
-        );
+        return no(RULE, who, "run the program without its own sandbox or containers");
     }
     match c.holders(|p| !p.nested.is_empty()) {
-        Some(who) => go(
-            RULE,
-            format!("mount namespaces of their own, which is fine: {who}"),
-        ),
+        Some(who) => go(RULE, format!("mount namespaces of their own, which is fine: {who}")),
         None => go(RULE, "none"),
     }
 }
@@ -59,11 +38,7 @@ pub(super) fn nested_namespaces(c: &Context) -> Option<Finding> {
 /// A process has one tracer at most, and CRIU needs to be it (ptrace(2)).
 pub(super) fn traced(c: &Context) -> Option<Finding> {
     match c.holders(|p| p.tracer != 0) {
-        Some(who) => no(
-            "traced",
-            format!("a debugger is attached to {who}"),
-            "detach the debugger (gdb, strace)",
-        ),
+        Some(who) => no("traced", format!("a debugger is attached to {who}"), "detach the debugger (gdb, strace)"),
         None => go("traced", "no debugger attached"),
     }
 }
@@ -77,33 +52,16 @@ const CRIU_ALIGN: u64 = 128;
 /// pod with more descriptors dumps well but fails to restore (`Can't chose service_fd_base`).
 pub(super) fn fd_count(c: &Context) -> Option<Finding> {
     const RULE: &str = "fd-count";
-    let busiest = c
-        .pod
-        .processes
-        .iter()
-        .max_by_key(|p| p.descriptors.highest)?;
+    let busiest = c.pod.processes.iter().max_by_key(|p| p.descriptors.highest)?;
     let highest = u64::from(busiest.descriptors.highest.unwrap_or(0));
-    let own = c
-        .host
-        .rlimit(Resource::OpenFiles)
-        .and_then(|l| l.soft)
-        .unwrap_or(u64::MAX);
-    let limit = if c.host.cap_sys_resource {
-        c.host.sysctls.nr_open
-    } else {
-        own.min(c.host.sysctls.nr_open)
-    };
+    let own = c.host.rlimit(Resource::OpenFiles).and_then(|l| l.soft).unwrap_or(u64::MAX);
+    let limit = if c.host.cap_sys_resource { c.host.sysctls.nr_open } else { own.min(c.host.sysctls.nr_open) };
     let usable = limit / CRIU_ALIGN * CRIU_ALIGN;
     match highest + CRIU_DESCRIPTORS <= usable {
-        true => go(
-            RULE,
-            format!("highest descriptor {highest}, {usable} can be restored"),
-        ),
+        true => go(RULE, format!("highest descriptor {highest}, {usable} can be restored")),
         false => no(
             RULE,
-            format!(
-                "{busiest} has descriptor {highest}; with a limit of {limit} open files CRIU cannot restore it"
-            ),
+            format!("{busiest} has descriptor {highest}; with a limit of {limit} open files CRIU cannot restore it"),
             format!(
                 "raise podd's limit there (LimitNOFILE={} in its unit) and restart it",
                 (highest + 2 * CRIU_ALIGN).next_power_of_two()
@@ -116,9 +74,7 @@ pub(super) fn fd_count(c: &Context) -> Option<Finding> {
 /// restorer's limit without a word.
 pub(super) fn rlimits(c: &Context) -> Option<Finding> {
     const RULE: &str = "rlimits";
-    let above = |wanted: Option<u64>, limit: Option<u64>| {
-        limit.is_some_and(|limit| wanted.is_none_or(|w| w > limit))
-    };
+    let above = |wanted: Option<u64>, limit: Option<u64>| limit.is_some_and(|limit| wanted.is_none_or(|w| w > limit));
     let ceiling = |l: &Rlimit| match (c.host.cap_sys_resource, l.resource) {
         (true, Resource::OpenFiles) => Some(c.host.sysctls.nr_open),
         (true, _) => None,
@@ -146,10 +102,7 @@ pub(super) fn mappings(c: &Context) -> Option<Finding> {
     let busiest = c.pod.processes.iter().max_by_key(|p| p.memory.mappings)?;
     let (have, most) = (busiest.memory.mappings, c.host.sysctls.max_map_count);
     match have + RESTORER <= most {
-        true => go(
-            "mappings",
-            format!("at most {have} in a process, {most} allowed"),
-        ),
+        true => go("mappings", format!("at most {have} in a process, {most} allowed")),
         false => no(
             "mappings",
             format!("{busiest} has {have} mappings, {most} are allowed there"),
@@ -163,21 +116,15 @@ pub(super) fn pids(c: &Context) -> Option<Finding> {
     let highest = c.pod.processes.iter().map(|p| p.pod_pid).max()?;
     let most = c.host.sysctls.pid_max;
     match u64::try_from(highest).is_ok_and(|h| h < most) {
-        true => go(
-            "pids",
-            format!("the pod's own namespace; highest {highest}, below {most}"),
-        ),
-        false => no(
-            "pids",
-            format!("PID {highest} is not below {most}"),
-            "sysctl -w kernel.pid_max=4194304",
-        ),
+        true => go("pids", format!("the pod's own namespace; highest {highest}, below {most}")),
+        false => no("pids", format!("PID {highest} is not below {most}"), "sysctl -w kernel.pid_max=4194304"),
     }
 }
 
 /// Refused by CRIU as an unsupported anonymous inode (files.c); its rings are shared with the kernel.
 pub(super) fn io_uring(c: &Context) -> Option<Finding> {
-    const CURE: &str = "switch io_uring off in the program (for node UV_USE_IO_URING=0), or sysctl -w kernel.io_uring_disabled=2";
+    const CURE: &str =
+        "switch io_uring off in the program (for node UV_USE_IO_URING=0), or sysctl -w kernel.io_uring_disabled=2";
     let ring = |d: &String| d.contains("[io_uring]");
     absent(
         "io-uring",
@@ -192,19 +139,8 @@ const MPTCP: u32 = 262;
 
 /// CRIU: `Unsupported proto 262` (sk-inet.c). Listeners of Go 1.24 and later are MPTCP by default.
 pub(super) fn mptcp(c: &Context) -> Option<Finding> {
-    let who = some_of(
-        c.pod
-            .sockets
-            .iter()
-            .filter(|s| s.protocol == MPTCP)
-            .map(|s| s.holder.clone()),
-    );
-    absent(
-        "mptcp",
-        "MPTCP sockets",
-        who,
-        "start Go programs with -e GODEBUG=multipathtcp=0",
-    )
+    let who = some_of(c.pod.sockets.iter().filter(|s| s.protocol == MPTCP).map(|s| s.holder.clone()));
+    absent("mptcp", "MPTCP sockets", who, "start Go programs with -e GODEBUG=multipathtcp=0")
 }
 
 /// What CRIU dumps (sockets.c, sk-inet.c): unix, netlink, packet; TCP, UDP, UDP-Lite, ICMP and raw over IP.
@@ -218,28 +154,15 @@ pub(super) fn rare_sockets(c: &Context) -> Option<Finding> {
         2 | 10 => kind == 3 || [0, 6, 17, 1, 58, 136, MPTCP].contains(&protocol),
         _ => false,
     };
-    let rare = c
-        .pod
-        .sockets
-        .iter()
-        .filter(|s| !known(s.family, s.kind, s.protocol));
-    let named = rare.map(|s| {
-        format!(
-            "{} (family {}, type {}, protocol {})",
-            s.holder, s.family, s.kind, s.protocol
-        )
-    });
+    let rare = c.pod.sockets.iter().filter(|s| !known(s.family, s.kind, s.protocol));
+    let named = rare.map(|s| format!("{} (family {}, type {}, protocol {})", s.holder, s.family, s.kind, s.protocol));
     if let Some(who) = some_of(named) {
         return no(RULE, format!("sockets that cannot be carried: {who}"), CURE);
     }
     let count: u64 = c.pod.sockets.iter().map(|s| s.count).sum();
     match c.pod.unknown_sockets {
         0 => go(RULE, format!("{count} of kinds that can be carried")),
-        n => go_with(
-            RULE,
-            format!("{n} sockets could not be examined"),
-            "run podd with CAP_SYS_PTRACE",
-        ),
+        n => go_with(RULE, format!("{n} sockets could not be examined"), "run podd with CAP_SYS_PTRACE"),
     }
 }
 
@@ -258,11 +181,7 @@ pub(super) fn unix_peers(c: &Context) -> Option<Finding> {
         );
     }
     match &c.pod.peers_unknown {
-        Some(why) => go_with(
-            RULE,
-            format!("unix sockets could not be examined: {why}"),
-            "modprobe unix_diag",
-        ),
+        Some(why) => go_with(RULE, format!("unix sockets could not be examined: {why}"), "modprobe unix_diag"),
         None => go(RULE, "all unix connections stay inside the pod"),
     }
 }
@@ -270,61 +189,35 @@ pub(super) fn unix_peers(c: &Context) -> Option<Finding> {
 /// memfd_secret(2): not even the kernel may read it.
 pub(super) fn memfd_secret(c: &Context) -> Option<Finding> {
     let who = c.holders(|p| p.memory.secret || p.descriptors.of(FdKind::SecretMemory) > 0);
-    absent(
-        "memfd-secret",
-        "secret memory",
-        who,
-        "switch secret memory off in the program",
-    )
+    absent("memfd-secret", "secret memory", who, "switch secret memory off in the program")
 }
 
 /// Refused by CRIU (`Unsupported anon: [userfaultfd]`); page faults in flight belong to the source's kernel.
 pub(super) fn userfaultfd(c: &Context) -> Option<Finding> {
     let who = c.holders(|p| p.descriptors.of(FdKind::Userfaultfd) > 0);
-    absent(
-        "userfaultfd",
-        "userfaultfd",
-        who,
-        "switch it off in the program (for the JVM use a collector without it)",
-    )
+    absent("userfaultfd", "userfaultfd", who, "switch it off in the program (for the JVM use a collector without it)")
 }
 
 /// perf_event_open(2): counters of this processor, refused by CRIU.
 pub(super) fn perf(c: &Context) -> Option<Finding> {
-    let who = c.holders(|p| {
-        p.descriptors.of(FdKind::Perf) > 0
-            || p.memory.devices.iter().any(|d| d.contains("[perf_event]"))
-    });
+    let who = c
+        .holders(|p| p.descriptors.of(FdKind::Perf) > 0 || p.memory.devices.iter().any(|d| d.contains("[perf_event]")));
     absent("perf", "performance counters", who, "end the profiler")
 }
 
 /// bpf(2): programs and maps live in this kernel; CRIU carries maps only where it was built for it.
 pub(super) fn bpf(c: &Context) -> Option<Finding> {
     let who = c.holders(|p| p.descriptors.of(FdKind::Bpf) > 0);
-    absent(
-        "bpf",
-        "BPF programs or maps",
-        who,
-        "end the program that loaded them",
-    )
+    absent("bpf", "BPF programs or maps", who, "end the program that loaded them")
 }
 
 /// mq_overview(7): CRIU carries the limits of the queues, not the queues (ipc_ns.c): they would vanish with their messages.
 pub(super) fn message_queues(c: &Context) -> Option<Finding> {
     const CURE: &str = "end the program that uses them and remove them from /dev/mqueue";
     if let Some(who) = c.holders(|p| p.descriptors.of(FdKind::MessageQueue) > 0) {
-        return no(
-            "message-queues",
-            format!("POSIX message queues open in {who}"),
-            CURE,
-        );
+        return no("message-queues", format!("POSIX message queues open in {who}"), CURE);
     }
-    absent(
-        "message-queues",
-        "POSIX message queues",
-        some_of(c.pod.message_queues.iter().cloned()),
-        CURE,
-    )
+    absent("message-queues", "POSIX message queues", some_of(c.pod.message_queues.iter().cloned()), CURE)
 }
 
 /// CRIU carries terminals, /dev/null and its like (files.c, dump_chrdev); a driver's state is beyond it.
@@ -332,34 +225,15 @@ pub(super) fn devices(c: &Context) -> Option<Finding> {
     // Rings of io_uring and perf have their own rules.
     let mapped = |d: &&String| !d.contains("[io_uring]") && !d.contains("[perf_event]");
     let named = c.pod.processes.iter().flat_map(|p| {
-        p.descriptors
-            .devices
-            .iter()
-            .chain(p.memory.devices.iter().filter(mapped))
-            .map(move |d| format!("{d} of {p}"))
+        p.descriptors.devices.iter().chain(p.memory.devices.iter().filter(mapped)).map(move |d| format!("{d} of {p}"))
     });
-    absent(
-        "devices",
-        "devices",
-        some_of(named),
-        "close the device in the program",
-    )
+    absent("devices", "devices", some_of(named), "close the device in the program")
 }
 
 /// Anonymous inodes that CRIU does not know (files.c, dump_unsupp_fd).
 pub(super) fn other_descriptors(c: &Context) -> Option<Finding> {
-    let named = c.pod.processes.iter().flat_map(|p| {
-        p.descriptors
-            .others
-            .iter()
-            .map(move |d| format!("{d} of {p}"))
-    });
-    absent(
-        "other-descriptors",
-        "descriptors of other kinds",
-        some_of(named),
-        "end the program that holds it",
-    )
+    let named = c.pod.processes.iter().flat_map(|p| p.descriptors.others.iter().map(move |d| format!("{d} of {p}")));
+    absent("other-descriptors", "descriptors of other kinds", some_of(named), "end the program that holds it")
 }
 
 /// CRIU dumps a terminal with its master (tty.c); the master of an exec session is podd's.
@@ -378,43 +252,20 @@ pub(super) fn terminals(c: &Context) -> Option<Finding> {
 pub(super) fn ghost_files(c: &Context) -> Option<Finding> {
     const RULE: &str = "ghost-files";
     let limit = c.request.ghost_limit;
-    let large = c
-        .pod
-        .ghosts
-        .iter()
-        .filter(|g| g.bytes > limit)
-        .map(|g| format!("{} ({})", g.path.display(), size(g.bytes)));
+    let large =
+        c.pod.ghosts.iter().filter(|g| g.bytes > limit).map(|g| format!("{} ({})", g.path.display(), size(g.bytes)));
     if let Some(which) = some_of(large) {
         let cure = "make the program close the deleted file (reopen its log, restart a worker)";
-        return no(
-            RULE,
-            format!(
-                "deleted but open, above the limit of {}: {which}",
-                size(limit)
-            ),
-            cure,
-        );
+        return no(RULE, format!("deleted but open, above the limit of {}: {which}", size(limit)), cure);
     }
     let bytes = c.pod.ghosts.iter().map(|g| g.bytes).sum();
-    go(
-        RULE,
-        format!(
-            "{} deleted but open, {} together",
-            c.pod.ghosts.len(),
-            size(bytes)
-        ),
-    )
+    go(RULE, format!("{} deleted but open, {} together", c.pod.ghosts.len(), size(bytes)))
 }
 
 /// CRIU takes locks again on restore (option file_locks); whoever else locks the same file of a volume is not asked.
 pub(super) fn file_locks(c: &Context) -> Option<Finding> {
-    let count = |of: fn(&crate::process::Descriptors) -> u64| {
-        c.pod
-            .processes
-            .iter()
-            .map(|p| of(&p.descriptors))
-            .sum::<u64>()
-    };
+    let count =
+        |of: fn(&crate::process::Descriptors) -> u64| c.pod.processes.iter().map(|p| of(&p.descriptors)).sum::<u64>();
     let (locks, leases) = (count(|d| d.locks), count(|d| d.leases));
     match (locks + leases > 0, c.request.volumes.is_empty()) {
         (true, false) => go_with(
@@ -433,28 +284,20 @@ pub(super) fn hugetlb(c: &Context) -> Option<Finding> {
     for (&page, &bytes) in c.pod.processes.iter().flat_map(|p| &p.memory.huge) {
         *wanted.entry(page).or_default() += bytes;
     }
-    let short = wanted.iter().find(|&(page, &bytes)| {
-        c.target
-            .is_some_and(|t| t.memory.huge_free.get(page).copied().unwrap_or(0) < bytes)
-    });
+    let short = wanted
+        .iter()
+        .find(|&(page, &bytes)| c.target.is_some_and(|t| t.memory.huge_free.get(page).copied().unwrap_or(0) < bytes));
     match short {
         Some((&page, &bytes)) => no(
             RULE,
-            format!(
-                "{} in pages of {} are used, the target has fewer free",
-                size(bytes),
-                size(page)
-            ),
+            format!("{} in pages of {} are used, the target has fewer free", size(bytes), size(page)),
             format!(
                 "there: echo {} > /sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages",
                 bytes.div_ceil(page.max(1)),
                 page / 1024
             ),
         ),
-        None => go(
-            RULE,
-            format!("{} in huge pages", size(wanted.values().sum())),
-        ),
+        None => go(RULE, format!("{} in huge pages", size(wanted.values().sum()))),
     }
 }
 

@@ -10,39 +10,21 @@ pub(super) fn criu_round_trip(c: &Context) -> Option<Finding> {
     let mut versions = Vec::new();
     let mut untried = Vec::new();
     let hosts = [("source", Some(c.source)), ("target", c.target)];
-    for (side, host) in hosts
-        .into_iter()
-        .filter_map(|(side, host)| Some((side, host?)))
-    {
+    for (side, host) in hosts.into_iter().filter_map(|(side, host)| Some((side, host?))) {
         let kernel = &host.kernel.release;
         let cure = format!("on the {side}: run scripts/setup, then `podctl doctor`");
-        let Some(CriuFacts {
-            path,
-            version,
-            round_trip,
-        }) = &host.criu
-        else {
+        let Some(CriuFacts { path, version, round_trip }) = &host.criu else {
             return no(RULE, format!("the {side} has no CRIU"), cure);
         };
         let Some(version) = version else {
-            return no(
-                RULE,
-                format!("CRIU at {} does not run on the {side}", path.display()),
-                cure,
-            );
+            return no(RULE, format!("CRIU at {} does not run on the {side}", path.display()), cure);
         };
         match round_trip {
             Some(Ok(())) => versions.push(format!("{side}: CRIU {version} on {kernel}")),
             Some(Err(why)) => {
-                return no(
-                    RULE,
-                    format!("{side}: CRIU {version} fails on {kernel}: {why}"),
-                    cure,
-                );
+                return no(RULE, format!("{side}: CRIU {version} fails on {kernel}: {why}"), cure);
             }
-            None => untried.push(format!(
-                "{side}: CRIU {version} has not been tried on {kernel}"
-            )),
+            None => untried.push(format!("{side}: CRIU {version} has not been tried on {kernel}")),
         }
     }
     match untried.is_empty() {
@@ -56,11 +38,9 @@ pub(super) fn arch(c: &Context) -> Option<Finding> {
     let (from, to) = (&c.source.kernel.arch, &c.host.kernel.arch);
     match from == to {
         true => go("arch", from.as_str()),
-        false => no(
-            "arch",
-            format!("the source is {from}, the target {to}"),
-            "choose a target of the same architecture",
-        ),
+        false => {
+            no("arch", format!("the source is {from}, the target {to}"), "choose a target of the same architecture")
+        }
     }
 }
 
@@ -77,9 +57,7 @@ const DROPPABLE: (u32, u32) = (6, 11);
 pub(super) fn kernel_direction(c: &Context) -> Option<Finding> {
     const RULE: &str = "kernel-direction";
     let to = c.host.kernel.number;
-    let large = c
-        .holders(|p| p.rseq_bytes.is_some_and(|b| b > RSEQ_EVERYWHERE))
-        .filter(|_| to < RSEQ_ANY_SIZE);
+    let large = c.holders(|p| p.rseq_bytes.is_some_and(|b| b > RSEQ_EVERYWHERE)).filter(|_| to < RSEQ_ANY_SIZE);
     let droppable = c.holders(|p| p.memory.droppable).filter(|_| to < DROPPABLE);
     let (mut facts, mut cures) = (Vec::new(), Vec::new());
     if let Some(who) = large {
@@ -90,17 +68,11 @@ pub(super) fn kernel_direction(c: &Context) -> Option<Finding> {
         cures.push("start the pod with -e GLIBC_TUNABLES=glibc.pthread.rseq=0, or choose a target with 6.12 or later");
     }
     if let Some(who) = droppable {
-        facts.push(format!(
-            "{who}: droppable mapping (vDSO getrandom), unknown to {}",
-            c.host.kernel.release
-        ));
+        facts.push(format!("{who}: droppable mapping (vDSO getrandom), unknown to {}", c.host.kernel.release));
         cures.push("choose a target with 6.11 or later");
     }
     match facts.is_empty() {
-        true => go(
-            RULE,
-            format!("{} to {}", c.source.kernel.release, c.host.kernel.release),
-        ),
+        true => go(RULE, format!("{} to {}", c.source.kernel.release, c.host.kernel.release)),
         false => no(RULE, facts.join("; "), cures.join("; ")),
     }
 }
@@ -110,46 +82,21 @@ pub(super) fn kernel_direction(c: &Context) -> Option<Finding> {
 /// Kernels name features differently, so where the words of CPUID are known on both sides they decide.
 pub(super) fn cpu_features(c: &Context) -> Option<Finding> {
     const RULE: &str = "cpu-features";
-    const CURE: &str =
-        "choose a target whose processor is the same or newer, or start the pod anew there";
+    const CURE: &str = "choose a target whose processor is the same or newer, or start the pod anew there";
     let (from, to) = (&c.source.cpu, &c.host.cpu);
-    let usable: Vec<&str> = from
-        .flags
-        .iter()
-        .map(String::as_str)
-        .filter(|f| gives_instructions(f, &c.source.kernel.arch))
-        .collect();
-    let missing: Vec<&str> = usable
-        .iter()
-        .copied()
-        .filter(|f| !to.flags.iter().any(|t| t == f))
-        .collect();
+    let usable: Vec<&str> =
+        from.flags.iter().map(String::as_str).filter(|f| gives_instructions(f, &c.source.kernel.arch)).collect();
+    let missing: Vec<&str> = usable.iter().copied().filter(|f| !to.flags.iter().any(|t| t == f)).collect();
     let asked = !from.cpuid.is_empty() && from.cpuid.len() == to.cpuid.len();
-    let covered = asked
-        && from
-            .cpuid
-            .iter()
-            .zip(&to.cpuid)
-            .all(|(from, to)| from & !to == 0);
+    let covered = asked && from.cpuid.iter().zip(&to.cpuid).all(|(from, to)| from & !to == 0);
     let arch = &c.host.kernel.arch;
     if from.xsave_bytes > to.xsave_bytes {
         let (from, to) = (from.xsave_bytes, to.xsave_bytes);
-        let named = if missing.is_empty() {
-            String::new()
-        } else {
-            format!("; it lacks {}", missing.join(" "))
-        };
-        return no(
-            RULE,
-            format!("registers take {from} bytes on the source, {to} on the target{named}"),
-            CURE,
-        );
+        let named = if missing.is_empty() { String::new() } else { format!("; it lacks {}", missing.join(" ")) };
+        return no(RULE, format!("registers take {from} bytes on the source, {to} on the target{named}"), CURE);
     }
     match (missing.is_empty(), covered, asked) {
-        (true, true, _) | (true, _, false) => go(
-            RULE,
-            format!("{arch} features: target has all {}", usable.len()),
-        ),
+        (true, true, _) | (true, _, false) => go(RULE, format!("{arch} features: target has all {}", usable.len())),
         (false, true, _) => {
             let fact = format!(
                 "{arch} features: target has all {}; its kernel does not name {}",
@@ -158,21 +105,12 @@ pub(super) fn cpu_features(c: &Context) -> Option<Finding> {
             );
             go(RULE, fact)
         }
-        (false, false, _) => no(
-            RULE,
-            format!(
-                "the target's processor ({}) lacks {}",
-                to.model,
-                missing.join(" ")
-            ),
-            CURE,
-        ),
+        (false, false, _) => {
+            no(RULE, format!("the target's processor ({}) lacks {}", to.model, missing.join(" ")), CURE)
+        }
         (true, false, true) => no(
             RULE,
-            format!(
-                "the target's processor ({}) lacks features that the kernel does not name",
-                to.model
-            ),
+            format!("the target's processor ({}) lacks features that the kernel does not name", to.model),
             CURE,
         ),
     }
@@ -181,9 +119,8 @@ pub(super) fn cpu_features(c: &Context) -> Option<Finding> {
 /// Of the names in /proc/cpuinfo (arch/x86/include/asm/cpufeatures.h), those of instructions that programs can execute. The rest
 /// (virtualisation, power, mitigations) differs between kernels and hosts without harm.
 fn gives_instructions(flag: &str, arch: &str) -> bool {
-    const PREFIXES: [&str; 12] = [
-        "3dnow", "aes", "amx", "apx", "avx", "bmi", "fma", "mmx", "sha", "sse", "ssse", "xsave",
-    ];
+    const PREFIXES: [&str; 12] =
+        ["3dnow", "aes", "amx", "apx", "avx", "bmi", "fma", "mmx", "sha", "sse", "ssse", "xsave"];
     const NAMES: [&str; 47] = [
         "abm",
         "adx",
@@ -234,9 +171,7 @@ fn gives_instructions(flag: &str, arch: &str) -> bool {
         "xop",
     ];
     // Elsewhere all names are of instructions.
-    !arch.starts_with("x86")
-        || NAMES.contains(&flag)
-        || PREFIXES.iter().any(|p| flag.starts_with(p))
+    !arch.starts_with("x86") || NAMES.contains(&flag) || PREFIXES.iter().any(|p| flag.starts_with(p))
 }
 
 /// CRIU keeps CLOCK_MONOTONIC and CLOCK_BOOTTIME going through a time namespace (time_namespaces(7), 5.6).
@@ -245,16 +180,8 @@ pub(super) fn time_namespace(c: &Context) -> Option<Finding> {
     let lacks = |host: &HostFacts| !host.namespaces.iter().any(|n| n == "time");
     match (lacks(c.source), lacks(c.host)) {
         (false, false) => go("time-namespace", "clocks since boot continue"),
-        (true, false) => go_with(
-            "time-namespace",
-            "no time namespaces here: clocks since boot may jump",
-            CURE,
-        ),
-        (_, true) => no(
-            "time-namespace",
-            "the target's kernel has no time namespaces",
-            CURE,
-        ),
+        (true, false) => go_with("time-namespace", "no time namespaces here: clocks since boot may jump", CURE),
+        (_, true) => no("time-namespace", "the target's kernel has no time namespaces", CURE),
     }
 }
 
@@ -263,11 +190,9 @@ pub(super) fn user_namespaces(c: &Context) -> Option<Finding> {
     let most = c.host.sysctls.max_user_namespaces;
     match c.host.namespaces.iter().any(|n| n == "user") && most > 0 {
         true => go("user-namespaces", format!("up to {most}")),
-        false => no(
-            "user-namespaces",
-            "user namespaces are switched off there",
-            "sysctl -w user.max_user_namespaces=10000",
-        ),
+        false => {
+            no("user-namespaces", "user namespaces are switched off there", "sysctl -w user.max_user_namespaces=10000")
+        }
     }
 }
 
@@ -278,17 +203,10 @@ pub(super) fn clock(c: &Context) -> Option<Finding> {
     let target = c.target?;
     let apart_ms = (target.clock.unix_us - c.source.clock.unix_us) / 1000;
     if apart_ms.abs() > 1000 {
-        return go_with(
-            RULE,
-            format!("the wall clock will jump by {apart_ms} ms"),
-            CURE,
-        );
+        return go_with(RULE, format!("the wall clock will jump by {apart_ms} ms"), CURE);
     }
     match target.clock.synchronised {
-        true => go(
-            RULE,
-            "clocks agree within 1 s; the target's is synchronised",
-        ),
+        true => go(RULE, "clocks agree within 1 s; the target's is synchronised"),
         false => go_with(RULE, "the target's clock is not synchronised", CURE),
     }
 }

@@ -21,28 +21,15 @@ pub(super) fn name_conflict(c: &Context) -> Option<Finding> {
 /// The address moves with the pod: two holders of one address would both answer.
 pub(super) fn address_conflict(c: &Context) -> Option<Finding> {
     const RULE: &str = "address-conflict";
-    let used: Vec<_> = c
-        .target?
-        .addresses
-        .iter()
-        .filter_map(|a| address(a))
-        .collect();
-    let taken = c
-        .request
-        .addresses
-        .iter()
-        .filter(|a| address(a).is_some_and(|a| used.contains(&a)));
+    let used: Vec<_> = c.target?.addresses.iter().filter_map(|a| address(a)).collect();
+    let taken = c.request.addresses.iter().filter(|a| address(a).is_some_and(|a| used.contains(&a)));
     match some_of(taken.cloned()) {
-        Some(which) => no(
-            RULE,
-            format!("in use on the target: {which}"),
-            "remove the pod or interface that has it there",
-        ),
-        None => go(
-            RULE,
-            some_of(c.request.addresses.iter().cloned())
-                .map_or("no address".into(), |a| format!("free: {a}")),
-        ),
+        Some(which) => {
+            no(RULE, format!("in use on the target: {which}"), "remove the pod or interface that has it there")
+        }
+        None => {
+            go(RULE, some_of(c.request.addresses.iter().cloned()).map_or("no address".into(), |a| format!("free: {a}")))
+        }
     }
 }
 
@@ -51,17 +38,12 @@ pub(super) fn uid_range_conflict(c: &Context) -> Option<Finding> {
     const RULE: &str = "uid-range-conflict";
     let first = u64::from(c.request.id_base);
     let end = first + u64::from(ID_RANGE);
-    let overlaps = |r: &&crate::host::UidRange| {
-        first < u64::from(r.first) + u64::from(r.count) && u64::from(r.first) < end
-    };
+    let overlaps =
+        |r: &&crate::host::UidRange| first < u64::from(r.first) + u64::from(r.count) && u64::from(r.first) < end;
     match c.target?.uid_ranges.iter().find(overlaps) {
         Some(r) => no(
             RULE,
-            format!(
-                "uids {first} to {} overlap those in use there from {}",
-                end - 1,
-                r.first
-            ),
+            format!("uids {first} to {} overlap those in use there from {}", end - 1, r.first),
             "move or remove the pod there that has the range",
         ),
         None => go(RULE, format!("uids {first} to {} are free", end - 1)),
@@ -75,18 +57,10 @@ pub(super) fn memory_on_target(c: &Context) -> Option<Finding> {
     let pod = c.pod.memory_bytes();
     let image = if target.image_space.tmpfs { pod } else { 0 };
     let (need, have) = (pod + image + HEADROOM, target.memory.available);
-    let fact = format!(
-        "needs {} (with the image in flight), {} available",
-        size(need),
-        size(have)
-    );
+    let fact = format!("needs {} (with the image in flight), {} available", size(need), size(have));
     match need <= have {
         true => go(RULE, fact),
-        false => no(
-            RULE,
-            fact,
-            "choose a larger target, or move pods away from it first",
-        ),
+        false => no(RULE, fact, "choose a larger target, or move pods away from it first"),
     }
 }
 
@@ -96,11 +70,7 @@ pub(super) fn memory_limit(c: &Context) -> Option<Finding> {
     match c.request.memory_limit {
         Some(limit) if limit > total => go_with(
             "memory-limit",
-            format!(
-                "the limit of {} is more than the target's {}",
-                size(limit),
-                size(total)
-            ),
+            format!("the limit of {} is more than the target's {}", size(limit), size(total)),
             "the pod may be killed there before it reaches its limit: choose a larger target",
         ),
         Some(limit) => go("memory-limit", size(limit)),
@@ -112,12 +82,7 @@ pub(super) fn memory_limit(c: &Context) -> Option<Finding> {
 pub(super) fn image_space(c: &Context) -> Option<Finding> {
     const RULE: &str = "image-space";
     let (need, space) = (c.pod.memory_bytes() + HEADROOM / 4, &c.host.image_space);
-    let fact = format!(
-        "the image needs {}, {} has {}",
-        size(need),
-        space.path.display(),
-        size(space.free_bytes)
-    );
+    let fact = format!("the image needs {}, {} has {}", size(need), space.path.display(), size(space.free_bytes));
     match need <= space.free_bytes {
         true => go(RULE, fact),
         false if space.tmpfs => {
@@ -134,24 +99,13 @@ pub(super) fn disk_on_target(c: &Context) -> Option<Finding> {
     const INODES: u64 = 1024;
     let dir = &c.target?.state_dir;
     let need = c.request.layer_bytes + c.request.writable_bytes + HEADROOM;
-    let fact = format!(
-        "needs {}, {} has {}",
-        size(need),
-        dir.path.display(),
-        size(dir.free_bytes)
-    );
+    let fact = format!("needs {}, {} has {}", size(need), dir.path.display(), size(dir.free_bytes));
     match (need <= dir.free_bytes, dir.free_inodes >= INODES) {
         (true, true) => go(RULE, fact),
-        (true, false) => no(
-            RULE,
-            format!("{} has {} inodes left", dir.path.display(), dir.free_inodes),
-            "delete files there",
-        ),
-        (false, _) => no(
-            RULE,
-            fact,
-            "free space there (old images and layers: podctl rm)",
-        ),
+        (true, false) => {
+            no(RULE, format!("{} has {} inodes left", dir.path.display(), dir.free_inodes), "delete files there")
+        }
+        (false, _) => no(RULE, fact, "free space there (old images and layers: podctl rm)"),
     }
 }
 
@@ -161,20 +115,9 @@ pub(super) fn filesystem_features(c: &Context) -> Option<Finding> {
     const CURE: &str = "put the state directory on ext4, xfs or btrfs, and load the overlay module";
     let dir = &c.target?.state_dir;
     match (&dir.overlay, &dir.user_xattr) {
-        (Ok(()), Ok(())) => go(
-            RULE,
-            format!("{}: overlay and user attributes work", dir.fs_type),
-        ),
-        (Err(why), _) => no(
-            RULE,
-            format!("{}: overlay does not work: {why}", dir.fs_type),
-            CURE,
-        ),
-        (_, Err(why)) => no(
-            RULE,
-            format!("{}: user attributes do not work: {why}", dir.fs_type),
-            CURE,
-        ),
+        (Ok(()), Ok(())) => go(RULE, format!("{}: overlay and user attributes work", dir.fs_type)),
+        (Err(why), _) => no(RULE, format!("{}: overlay does not work: {why}", dir.fs_type), CURE),
+        (_, Err(why)) => no(RULE, format!("{}: user attributes do not work: {why}", dir.fs_type), CURE),
     }
 }
 
@@ -189,11 +132,7 @@ pub(super) fn idmapped_mounts(c: &Context) -> Option<Finding> {
             format!("{}: idmapped mounts do not work there", dir.fs_type),
             "put the state directory on ext4, xfs or btrfs, with a kernel of 5.19 or later",
         ),
-        None => go_with(
-            RULE,
-            "not tried on the target",
-            "run `podctl doctor` there first",
-        ),
+        None => go_with(RULE, "not tried on the target", "run `podctl doctor` there first"),
     }
 }
 
@@ -202,13 +141,7 @@ pub(super) fn volumes(c: &Context) -> Option<Finding> {
     const RULE: &str = "volumes";
     c.target?;
     let named = |on_target| {
-        some_of(
-            c.request
-                .volumes
-                .iter()
-                .filter(|v| v.on_target == on_target)
-                .map(|v| v.host.display().to_string()),
-        )
+        some_of(c.request.volumes.iter().filter(|v| v.on_target == on_target).map(|v| v.host.display().to_string()))
     };
     if let Some(which) = named(Some(false)) {
         return no(
@@ -219,16 +152,8 @@ pub(super) fn volumes(c: &Context) -> Option<Finding> {
     }
     let cure = "make sure that the same storage is mounted there";
     match (named(None), named(Some(true))) {
-        (Some(which), _) => go_with(
-            RULE,
-            format!("not known whether the target has {which}"),
-            cure,
-        ),
-        (None, Some(which)) => go_with(
-            RULE,
-            format!("not copied, the target's own will be used: {which}"),
-            cure,
-        ),
+        (Some(which), _) => go_with(RULE, format!("not known whether the target has {which}"), cure),
+        (None, Some(which)) => go_with(RULE, format!("not copied, the target's own will be used: {which}"), cure),
         (None, None) => go(RULE, "none"),
     }
 }

@@ -7,12 +7,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::host::{
-    CgroupLayout, Cgroups, Clock, Cpu, CriuFacts, ImageSpace, Kernel, Memory, StateDir, Sysctls,
-    UidRange,
+    CgroupLayout, Cgroups, Clock, Cpu, CriuFacts, ImageSpace, Kernel, Memory, StateDir, Sysctls, UidRange,
 };
-use crate::process::{
-    Descriptors, FdKind, Ghost, MemoryFacts, OutsidePeer, Resource, Rlimit, SocketFacts, UnixFault,
-};
+use crate::process::{Descriptors, FdKind, Ghost, MemoryFacts, OutsidePeer, Resource, Rlimit, SocketFacts, UnixFault};
 use Verdict::{Go, GoWith, No};
 
 /// Two hosts and a pod between which nothing stands.
@@ -65,28 +62,11 @@ fn host() -> HostFacts {
         namespaces: ["pid", "time", "user"].map(str::to_owned).to_vec(),
         cap_sys_resource: false,
         rlimits: vec![
-            Rlimit {
-                resource: Resource::OpenFiles,
-                soft: Some(4096),
-                hard: Some(4096),
-            },
-            Rlimit {
-                resource: Resource::Locked,
-                soft: Some(1 << 16),
-                hard: Some(1 << 16),
-            },
+            Rlimit { resource: Resource::OpenFiles, soft: Some(4096), hard: Some(4096) },
+            Rlimit { resource: Resource::Locked, soft: Some(1 << 16), hard: Some(1 << 16) },
         ],
-        cgroups: Cgroups {
-            layout: CgroupLayout::V2,
-            v2: None,
-            v2_controllers: vec![],
-            v1: BTreeMap::new(),
-        },
-        memory: Memory {
-            total: 8 << 30,
-            available: 4 << 30,
-            huge_free: BTreeMap::from([(2 << 20, 64 << 20)]),
-        },
+        cgroups: Cgroups { layout: CgroupLayout::V2, v2: None, v2_controllers: vec![], v1: BTreeMap::new() },
+        memory: Memory { total: 8 << 30, available: 4 << 30, huge_free: BTreeMap::from([(2 << 20, 64 << 20)]) },
         state_dir: StateDir {
             path: "/var/lib/podd".into(),
             fs_type: "ext4".into(),
@@ -96,27 +76,13 @@ fn host() -> HostFacts {
             user_xattr: Ok(()),
             idmapped: Some(true),
         },
-        image_space: ImageSpace {
-            path: "/run/podd".into(),
-            tmpfs: true,
-            free_bytes: 4 << 30,
-        },
+        image_space: ImageSpace { path: "/run/podd".into(), tmpfs: true, free_bytes: 4 << 30 },
         run_is_tmpfs: true,
-        clock: Clock {
-            unix_us: 1_700_000_000_000_000,
-            synchronised: true,
-        },
-        criu: Some(CriuFacts {
-            path: "/criu".into(),
-            version: Some("4.2.1".into()),
-            round_trip: Some(Ok(())),
-        }),
+        clock: Clock { unix_us: 1_700_000_000_000_000, synchronised: true },
+        criu: Some(CriuFacts { path: "/criu".into(), version: Some("4.2.1".into()), round_trip: Some(Ok(())) }),
         pods: vec!["other".into()],
         addresses: vec!["10.0.0.9/24".into()],
-        uid_ranges: vec![UidRange {
-            first: 200_000,
-            count: ID_RANGE,
-        }],
+        uid_ranges: vec![UidRange { first: 200_000, count: ID_RANGE }],
     }
 }
 
@@ -126,29 +92,14 @@ fn world() -> World {
         pod_pid: 1,
         comm: "redis-server".into(),
         threads: 4,
-        descriptors: Descriptors {
-            count: 9,
-            highest: Some(20),
-            ..Descriptors::default()
-        },
-        memory: MemoryFacts {
-            resident: 512 << 20,
-            mappings: 90,
-            ..MemoryFacts::default()
-        },
-        rlimits: vec![Rlimit {
-            resource: Resource::OpenFiles,
-            soft: Some(1024),
-            hard: Some(4096),
-        }],
+        descriptors: Descriptors { count: 9, highest: Some(20), ..Descriptors::default() },
+        memory: MemoryFacts { resident: 512 << 20, mappings: 90, ..MemoryFacts::default() },
+        rlimits: vec![Rlimit { resource: Resource::OpenFiles, soft: Some(1024), hard: Some(4096) }],
         rseq_bytes: Some(28),
         ..ProcessFacts::default()
     };
     World {
-        pod: PodFacts {
-            processes: vec![init],
-            ..PodFacts::default()
-        },
+        pod: PodFacts { processes: vec![init], ..PodFacts::default() },
         source: host(),
         target: host(),
         request: Request {
@@ -166,15 +117,9 @@ type Case = (&'static str, Verdict, fn(&mut World));
 
 const CASES: &[Case] = &[
     ("criu-round-trip", No, |w| w.target.criu = None),
-    ("criu-round-trip", No, |w| {
-        w.source.criu.as_mut().unwrap().version = None
-    }),
-    ("criu-round-trip", No, |w| {
-        w.target.criu.as_mut().unwrap().round_trip = Some(Err("Can't get 1:16 opt".into()))
-    }),
-    ("criu-round-trip", GoWith, |w| {
-        w.target.criu.as_mut().unwrap().round_trip = None
-    }),
+    ("criu-round-trip", No, |w| w.source.criu.as_mut().unwrap().version = None),
+    ("criu-round-trip", No, |w| w.target.criu.as_mut().unwrap().round_trip = Some(Err("Can't get 1:16 opt".into()))),
+    ("criu-round-trip", GoWith, |w| w.target.criu.as_mut().unwrap().round_trip = None),
     ("arch", No, |w| w.target.kernel.arch = "aarch64".into()),
     ("kernel-direction", No, |w| {
         w.init().rseq_bytes = Some(33);
@@ -204,52 +149,27 @@ const CASES: &[Case] = &[
         w.target.cpu.cpuid.clear();
     }),
     // The target's kernel has no name for it, the processor has it.
-    ("cpu-features", Go, |w| {
-        w.target.cpu.flags.retain(|f| f != "avx512f")
-    }),
+    ("cpu-features", Go, |w| w.target.cpu.flags.retain(|f| f != "avx512f")),
     // Neither kernel has a name for what is missing.
     ("cpu-features", No, |w| w.target.cpu.cpuid[1] = 0b01),
-    ("cpu-features", Go, |w| {
-        w.target
-            .cpu
-            .flags
-            .retain(|f| f != "vmx" && f != "constant_tsc")
-    }),
-    ("cpu-features", Go, |w| {
-        w.target.cpu.cpuid = vec![u32::MAX, u32::MAX]
-    }),
+    ("cpu-features", Go, |w| w.target.cpu.flags.retain(|f| f != "vmx" && f != "constant_tsc")),
+    ("cpu-features", Go, |w| w.target.cpu.cpuid = vec![u32::MAX, u32::MAX]),
     ("cpu-features", No, |w| w.target.cpu.xsave_bytes = 832),
-    ("time-namespace", No, |w| {
-        w.target.namespaces.retain(|n| n != "time")
-    }),
-    ("time-namespace", GoWith, |w| {
-        w.source.namespaces.retain(|n| n != "time")
-    }),
-    ("user-namespaces", No, |w| {
-        w.target.sysctls.max_user_namespaces = 0
-    }),
+    ("time-namespace", No, |w| w.target.namespaces.retain(|n| n != "time")),
+    ("time-namespace", GoWith, |w| w.source.namespaces.retain(|n| n != "time")),
+    ("user-namespaces", No, |w| w.target.sysctls.max_user_namespaces = 0),
     ("clock", GoWith, |w| w.target.clock.unix_us += 1_500_000),
     ("clock", GoWith, |w| w.target.clock.unix_us -= 1_500_000),
     ("clock", Go, |w| w.target.clock.unix_us += 900_000),
     ("clock", GoWith, |w| w.target.clock.synchronised = false),
     ("exec-sessions", No, |w| w.init().joined = true),
     ("exec-sessions", No, |w| w.init().leader_outside = true),
-    ("nested-namespaces", No, |w| {
-        w.init().nested = vec!["mnt".into(), "net".into()]
-    }),
-    ("nested-namespaces", No, |w| {
-        w.init().nested = vec!["pid_for_children".into()]
-    }),
-    ("nested-namespaces", Go, |w| {
-        w.init().nested = vec!["mnt".into()]
-    }),
+    ("nested-namespaces", No, |w| w.init().nested = vec!["mnt".into(), "net".into()]),
+    ("nested-namespaces", No, |w| w.init().nested = vec!["pid_for_children".into()]),
+    ("nested-namespaces", Go, |w| w.init().nested = vec!["mnt".into()]),
     ("traced", No, |w| w.init().tracer = 77),
-    ("fd-count", No, |w| {
-        w.init().descriptors.highest = Some(4090)
-    }),
-    ("fd-count", Go, |w| {
-        w.init().descriptors.highest = Some(4064)
-    }),
+    ("fd-count", No, |w| w.init().descriptors.highest = Some(4090)),
+    ("fd-count", Go, |w| w.init().descriptors.highest = Some(4064)),
     ("fd-count", Go, |w| {
         w.init().descriptors.highest = Some(4090);
         w.target.cap_sys_resource = true;
@@ -259,19 +179,9 @@ const CASES: &[Case] = &[
         w.target.cap_sys_resource = true;
     }),
     ("rlimits", GoWith, |w| w.init().rlimits[0].hard = Some(5000)),
-    ("rlimits", GoWith, |w| {
-        w.init().rlimits.push(Rlimit {
-            resource: Resource::Locked,
-            soft: None,
-            hard: None,
-        })
-    }),
+    ("rlimits", GoWith, |w| w.init().rlimits.push(Rlimit { resource: Resource::Locked, soft: None, hard: None })),
     ("rlimits", Go, |w| {
-        w.init().rlimits.push(Rlimit {
-            resource: Resource::Locked,
-            soft: None,
-            hard: None,
-        });
+        w.init().rlimits.push(Rlimit { resource: Resource::Locked, soft: None, hard: None });
         w.target.cap_sys_resource = true;
     }),
     ("rlimits", GoWith, |w| {
@@ -292,9 +202,7 @@ const CASES: &[Case] = &[
     ("sockets", GoWith, |w| w.pod.unknown_sockets = 2),
     ("unix-peers", No, |w| peer(w, UnixFault::PeerOutside)),
     ("unix-peers", No, |w| peer(w, UnixFault::MadeOutside)),
-    ("unix-peers", GoWith, |w| {
-        w.pod.peers_unknown = Some("no such file".into())
-    }),
+    ("unix-peers", GoWith, |w| w.pod.peers_unknown = Some("no such file".into())),
     ("memfd-secret", No, |w| w.init().memory.secret = true),
     ("memfd-secret", No, |w| fd(w, FdKind::SecretMemory)),
     ("userfaultfd", No, |w| fd(w, FdKind::Userfaultfd)),
@@ -302,9 +210,7 @@ const CASES: &[Case] = &[
     ("perf", No, |w| mapped(w, "anon_inode:[perf_event]")),
     ("bpf", No, |w| fd(w, FdKind::Bpf)),
     ("message-queues", No, |w| fd(w, FdKind::MessageQueue)),
-    ("message-queues", No, |w| {
-        w.pod.message_queues = vec!["jobs".into()]
-    }),
+    ("message-queues", No, |w| w.pod.message_queues = vec!["jobs".into()]),
     ("devices", No, |w| {
         w.init().descriptors.devices.insert("/dev/kvm".into());
     }),
@@ -312,15 +218,10 @@ const CASES: &[Case] = &[
     ("devices", Go, |w| mapped(w, "anon_inode:[io_uring]")),
     ("devices", Go, |w| fd(w, FdKind::MemoryDevice)),
     ("other-descriptors", No, |w| {
-        w.init()
-            .descriptors
-            .others
-            .insert("anon_inode:[landlock-ruleset]".into());
+        w.init().descriptors.others.insert("anon_inode:[landlock-ruleset]".into());
     }),
     ("other-descriptors", Go, |w| fd(w, FdKind::Timerfd)),
-    ("terminals", No, |w| {
-        w.pod.outside_terminals = vec!["/dev/pts/0 of sh (pid 9)".into()]
-    }),
+    ("terminals", No, |w| w.pod.outside_terminals = vec!["/dev/pts/0 of sh (pid 9)".into()]),
     ("ghost-files", No, |w| ghost(w, (1 << 20) + 1)),
     ("ghost-files", Go, |w| ghost(w, 1 << 20)),
     ("file-locks", GoWith, |w| {
@@ -328,62 +229,30 @@ const CASES: &[Case] = &[
         volume(w, Some(true));
     }),
     ("file-locks", Go, |w| w.init().descriptors.locks = 1),
-    ("hugetlb", No, |w| {
-        w.init().memory.huge = BTreeMap::from([(2 << 20, 66 << 20)])
-    }),
-    ("hugetlb", No, |w| {
-        w.init().memory.huge = BTreeMap::from([(1 << 30, 1 << 30)])
-    }),
-    ("hugetlb", Go, |w| {
-        w.init().memory.huge = BTreeMap::from([(2 << 20, 64 << 20)])
-    }),
+    ("hugetlb", No, |w| w.init().memory.huge = BTreeMap::from([(2 << 20, 66 << 20)])),
+    ("hugetlb", No, |w| w.init().memory.huge = BTreeMap::from([(1 << 30, 1 << 30)])),
+    ("hugetlb", Go, |w| w.init().memory.huge = BTreeMap::from([(2 << 20, 64 << 20)])),
     ("name-conflict", No, |w| w.request.pod = "other".into()),
-    ("address-conflict", No, |w| {
-        w.request.addresses.push("10.0.0.9/16".into())
-    }),
-    ("address-conflict", No, |w| {
-        w.target.addresses = vec!["fd00:0::5".into()]
-    }),
-    ("uid-range-conflict", No, |w| {
-        w.request.id_base = 200_000 + ID_RANGE - 1
-    }),
-    ("uid-range-conflict", Go, |w| {
-        w.request.id_base = 200_000 + ID_RANGE
-    }),
-    ("uid-range-conflict", No, |w| {
-        w.request.id_base = 200_000 - ID_RANGE + 1
-    }),
-    ("uid-range-conflict", Go, |w| {
-        w.request.id_base = 200_000 - ID_RANGE
-    }),
-    ("memory-on-target", No, |w| {
-        w.target.memory.available = 1 << 30
-    }),
+    ("address-conflict", No, |w| w.request.addresses.push("10.0.0.9/16".into())),
+    ("address-conflict", No, |w| w.target.addresses = vec!["fd00:0::5".into()]),
+    ("uid-range-conflict", No, |w| w.request.id_base = 200_000 + ID_RANGE - 1),
+    ("uid-range-conflict", Go, |w| w.request.id_base = 200_000 + ID_RANGE),
+    ("uid-range-conflict", No, |w| w.request.id_base = 200_000 - ID_RANGE + 1),
+    ("uid-range-conflict", Go, |w| w.request.id_base = 200_000 - ID_RANGE),
+    ("memory-on-target", No, |w| w.target.memory.available = 1 << 30),
     ("memory-on-target", Go, |w| {
         w.target.memory.available = 1 << 30;
         w.target.image_space.tmpfs = false;
     }),
-    ("memory-limit", GoWith, |w| {
-        w.request.memory_limit = Some(16 << 30)
-    }),
-    ("image-space", No, |w| {
-        w.target.image_space.free_bytes = 512 << 20
-    }),
+    ("memory-limit", GoWith, |w| w.request.memory_limit = Some(16 << 30)),
+    ("image-space", No, |w| w.target.image_space.free_bytes = 512 << 20),
     ("image-space", No, |w| w.pod.tmpfs_bytes = 4 << 30),
     ("disk-on-target", No, |w| w.request.layer_bytes = 10 << 30),
     ("disk-on-target", No, |w| w.target.state_dir.free_inodes = 3),
-    ("filesystem-features", No, |w| {
-        w.target.state_dir.overlay = Err("No such device".into())
-    }),
-    ("filesystem-features", No, |w| {
-        w.target.state_dir.user_xattr = Err("Not supported".into())
-    }),
-    ("idmapped-mounts", No, |w| {
-        w.target.state_dir.idmapped = Some(false)
-    }),
-    ("idmapped-mounts", GoWith, |w| {
-        w.target.state_dir.idmapped = None
-    }),
+    ("filesystem-features", No, |w| w.target.state_dir.overlay = Err("No such device".into())),
+    ("filesystem-features", No, |w| w.target.state_dir.user_xattr = Err("Not supported".into())),
+    ("idmapped-mounts", No, |w| w.target.state_dir.idmapped = Some(false)),
+    ("idmapped-mounts", GoWith, |w| w.target.state_dir.idmapped = None),
     ("volumes", No, |w| volume(w, Some(false))),
     ("volumes", GoWith, |w| volume(w, Some(true))),
     ("volumes", GoWith, |w| volume(w, None)),
@@ -398,35 +267,19 @@ fn mapped(w: &mut World, name: &str) {
 }
 
 fn socket(w: &mut World, family: u32, kind: u32, protocol: u32) {
-    w.pod.sockets.push(SocketFacts {
-        family,
-        kind,
-        protocol,
-        count: 1,
-        holder: "a (pid 1)".into(),
-    });
+    w.pod.sockets.push(SocketFacts { family, kind, protocol, count: 1, holder: "a (pid 1)".into() });
 }
 
 fn peer(w: &mut World, fault: UnixFault) {
-    w.pod.outside_peers.push(OutsidePeer {
-        holder: "a (pid 1)".into(),
-        inode: 5,
-        fault,
-    });
+    w.pod.outside_peers.push(OutsidePeer { holder: "a (pid 1)".into(), inode: 5, fault });
 }
 
 fn ghost(w: &mut World, bytes: u64) {
-    w.pod.ghosts.push(Ghost {
-        path: "/var/log/old".into(),
-        bytes,
-    });
+    w.pod.ghosts.push(Ghost { path: "/var/log/old".into(), bytes });
 }
 
 fn volume(w: &mut World, on_target: Option<bool>) {
-    w.request.volumes.push(VolumeRequest {
-        host: "/srv/data".into(),
-        on_target,
-    });
+    w.request.volumes.push(VolumeRequest { host: "/srv/data".into(), on_target });
 }
 
 #[test]
@@ -434,10 +287,7 @@ fn a_plain_pod_goes_and_every_rule_accounts_for_itself() {
     let findings = world().findings();
     for finding in &findings {
         assert_eq!(finding.verdict, Go, "{finding:?}");
-        assert!(
-            !finding.fact.is_empty() && finding.cure.is_none(),
-            "{finding:?}"
-        );
+        assert!(!finding.fact.is_empty() && finding.cure.is_none(), "{finding:?}");
     }
     assert_eq!(findings.len(), RULES.len());
     let names: BTreeSet<&str> = findings.iter().map(|f| f.rule.as_str()).collect();
@@ -456,23 +306,14 @@ fn each_rule_both_ways() {
         let named: Vec<&Finding> = findings.iter().filter(|f| f.rule == *rule).collect();
         assert_eq!(named.len(), 1, "case {at}: {rule}");
         assert_eq!(named[0].verdict, *expected, "case {at}: {:?}", named[0]);
-        assert_eq!(
-            named[0].cure.is_some(),
-            *expected != Go,
-            "case {at}: {:?}",
-            named[0]
-        );
+        assert_eq!(named[0].cure.is_some(), *expected != Go, "case {at}: {:?}", named[0]);
         if *expected == No {
             assert_eq!(verdict(&findings), No);
         }
     }
     let tested: BTreeSet<&str> = CASES.iter().map(|(rule, ..)| *rule).collect();
     for finding in world().findings() {
-        assert!(
-            tested.contains(finding.rule.as_str()),
-            "no case for {}",
-            finding.rule
-        );
+        assert!(tested.contains(finding.rule.as_str()), "no case for {}", finding.rule);
     }
 }
 
@@ -482,51 +323,26 @@ fn without_a_target_only_the_pod_and_this_host_are_judged() {
     world.request.pod = "other".into();
     world.source.pods.push("other".into());
     let findings = check(&world.pod, &world.source, None, &world.request);
-    assert_eq!(
-        verdict(&findings),
-        Go,
-        "a pod does not conflict with itself: {findings:?}"
-    );
-    assert!(
-        !findings
-            .iter()
-            .any(|f| f.rule == "name-conflict" || f.rule == "clock")
-    );
+    assert_eq!(verdict(&findings), Go, "a pod does not conflict with itself: {findings:?}");
+    assert!(!findings.iter().any(|f| f.rule == "name-conflict" || f.rule == "clock"));
     assert!(findings.iter().any(|f| f.rule == "image-space"));
 
     world.init().memory.secret = true;
-    assert_eq!(
-        verdict(&check(&world.pod, &world.source, None, &world.request)),
-        No
-    );
+    assert_eq!(verdict(&check(&world.pod, &world.source, None, &world.request)), No);
 }
 
 #[test]
 fn facts_name_what_was_found() {
     let mut world = world();
-    world
-        .target
-        .cpu
-        .flags
-        .retain(|f| f != "avx512f" && f != "vmx");
+    world.target.cpu.flags.retain(|f| f != "avx512f" && f != "vmx");
     world.target.cpu.cpuid[0] = 0b0111;
     for pid in 2..10 {
         let mut process = world.pod.processes[0].clone();
         (process.pod_pid, process.joined) = (pid, true);
         world.pod.processes.push(process);
     }
-    let fact = |rule: &str| {
-        world
-            .findings()
-            .into_iter()
-            .find(|f| f.rule == rule)
-            .unwrap()
-            .fact
-    };
-    assert_eq!(
-        fact("cpu-features"),
-        "the target's processor (m) lacks avx512f"
-    );
+    let fact = |rule: &str| world.findings().into_iter().find(|f| f.rule == rule).unwrap().fact;
+    assert_eq!(fact("cpu-features"), "the target's processor (m) lacks avx512f");
     assert_eq!(
         fact("exec-sessions"),
         "started from outside the pod: redis-server (pid 2), redis-server (pid 3), redis-server (pid 4), redis-server (pid 5), \
@@ -536,13 +352,9 @@ fn facts_name_what_was_found() {
 
 #[test]
 fn sizes_are_for_people() {
-    for (bytes, text) in [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1536, "1.5 KiB"),
-        (3 << 30, "3.0 GiB"),
-        (u64::MAX, "16777216.0 TiB"),
-    ] {
+    for (bytes, text) in
+        [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (u64::MAX, "16777216.0 TiB")]
+    {
         assert_eq!(size(bytes), text);
     }
 }

@@ -74,29 +74,21 @@ fn send_parts(
     against: &Against,
     sink: &mut dyn FnMut(Op) -> Result<()>,
 ) -> std::result::Result<Vec<Blocks>, Fault> {
-    let workers = thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(MAX_WORKERS) as u64;
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS) as u64;
     let part = size.div_ceil(workers).next_multiple_of(BLOCK);
     let (ops, received) = mpsc::sync_channel(MAX_WORKERS);
     thread::scope(|scope| {
-        let parts =
-            (0..workers).map(|worker| size.min(worker * part)..size.min((worker + 1) * part));
+        let parts = (0..workers).map(|worker| size.min(worker * part)..size.min((worker + 1) * part));
         let workers = parts.map(|range| {
             let ops = ops.clone();
-            let mut hand_over = move |op| {
-                ops.send(op)
-                    .map_err(|_| super::Error::Sink(ErrorKind::BrokenPipe.into()))
-            };
+            let mut hand_over = move |op| ops.send(op).map_err(|_| super::Error::Sink(ErrorKind::BrokenPipe.into()));
             scope.spawn(move || send_range(file, range, against, &mut hand_over))
         });
         let workers: Vec<_> = workers.collect();
         drop(ops);
         // Dropping the receiver ends the workers if the sink failed.
         let delivered = received.into_iter().try_for_each(sink);
-        let parts = workers
-            .into_iter()
-            .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        let parts = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
         let parts: Vec<_> = parts.collect();
         delivered.map_err(Fault::Sink)?;
         parts.into_iter().collect()
@@ -111,12 +103,7 @@ fn send_range(
     sink: &mut dyn FnMut(Op) -> Result<()>,
 ) -> std::result::Result<Blocks, Fault> {
     let mut sent = Blocks::default();
-    let mut windows = Windows {
-        file,
-        at: range.start,
-        end: range.end,
-        pending: None,
-    };
+    let mut windows = Windows { file, at: range.start, end: range.end, pending: None };
     let mut buffer = Vec::new();
     while let Some(window) = windows.next().map_err(Fault::Read)? {
         window.read(file, &mut buffer).map_err(Fault::Read)?;
@@ -163,11 +150,7 @@ impl Windows<'_> {
                 }
             }
         }
-        Ok(Some(Window {
-            start,
-            end,
-            extents,
-        }))
+        Ok(Some(Window { start, end, extents }))
     }
 
     /// The next range with data.
@@ -230,25 +213,16 @@ impl Window {
         let mut next_extent = 0;
         for start in (self.start..self.end).step_by(BLOCK as usize) {
             let end = self.end.min(start + BLOCK);
-            while self
-                .extents
-                .get(next_extent)
-                .is_some_and(|extent| extent.1 <= start)
-            {
+            while self.extents.get(next_extent).is_some_and(|extent| extent.1 <= start) {
                 next_extent += 1;
             }
-            let within = self.extents[next_extent..]
-                .iter()
-                .take_while(|extent| extent.0 < end);
-            let within: Vec<_> = within
-                .map(|extent| (extent.0.max(start), extent.1.min(end)))
-                .collect();
+            let within = self.extents[next_extent..].iter().take_while(|extent| extent.0 < end);
+            let within: Vec<_> = within.map(|extent| (extent.0.max(start), extent.1.min(end))).collect();
             if within.is_empty() {
                 continue;
             }
             if !matches!(against, Against::Nothing) {
-                let hash =
-                    xxh3_128(&buffer[(start - self.start) as usize..(end - self.start) as usize]);
+                let hash = xxh3_128(&buffer[(start - self.start) as usize..(end - self.start) as usize]);
                 let number = start / BLOCK;
                 sent.0.push((number, hash));
                 if let Against::Copy(old) = against {
@@ -263,10 +237,7 @@ impl Window {
                 join(&mut pieces, piece);
             }
         }
-        let holes = holes.into_iter().map(|(from, to)| Op::Hole {
-            offset: from,
-            len: to - from,
-        });
+        let holes = holes.into_iter().map(|(from, to)| Op::Hole { offset: from, len: to - from });
         let data = pieces.into_iter().map(|(from, to)| Op::Data {
             offset: from,
             bytes: buffer[(from - self.start) as usize..(to - self.start) as usize].to_vec(),
@@ -284,10 +255,7 @@ fn vanished(old: &Blocks, new: &Blocks, size: u64) -> impl Iterator<Item = Op> {
             join(&mut ranges, (start, size.min(start + BLOCK)));
         }
     }
-    ranges.into_iter().map(|(from, to)| Op::Hole {
-        offset: from,
-        len: to - from,
-    })
+    ranges.into_iter().map(|(from, to)| Op::Hole { offset: from, len: to - from })
 }
 
 fn join(ranges: &mut Vec<(u64, u64)>, range: (u64, u64)) {

@@ -95,11 +95,7 @@ struct Object<'a> {
 impl<'a> Diff<'a> {
     fn note_copies(&mut self) {
         for entry in self.old.entries.iter().filter(|entry| entry.is_linkable()) {
-            self.objects
-                .entry(entry.inode)
-                .or_default()
-                .copy
-                .get_or_insert(entry);
+            self.objects.entry(entry.inode).or_default().copy.get_or_insert(entry);
         }
     }
 
@@ -118,11 +114,7 @@ impl<'a> Diff<'a> {
             if stays(same_name, entry) {
                 self.staying[index] = Some(same_name);
                 if entry.is_linkable() {
-                    self.objects
-                        .entry(entry.inode)
-                        .or_default()
-                        .kept
-                        .get_or_insert(&entry.path);
+                    self.objects.entry(entry.inode).or_default().kept.get_or_insert(&entry.path);
                 }
             } else {
                 removed.push(at);
@@ -145,9 +137,7 @@ impl<'a> Diff<'a> {
         if !entry.is_linkable() {
             match staying {
                 None if !entry.path.is_root() => self.act(index, What::Make),
-                Some(old) if entry.kind != Kind::Dir && old.meta.differs(&entry.meta) => {
-                    self.act(index, What::Meta)
-                }
+                Some(old) if entry.kind != Kind::Dir && old.meta.differs(&entry.meta) => self.act(index, What::Meta),
                 _ => {}
             }
             return;
@@ -177,10 +167,7 @@ impl<'a> Diff<'a> {
 
     /// Keeps `copy` alive while the names around it change, for two files may have swapped theirs.
     fn stash(&mut self, copy: &Entry) -> RelPath {
-        let stash = self
-            .plan
-            .stash
-            .get_or_insert_with(|| free_name(self.old, self.new));
+        let stash = self.plan.stash.get_or_insert_with(|| free_name(self.old, self.new));
         let slot = stash.join(self.plan.stashed.len().to_string().as_bytes());
         let slot = slot.expect("two short names make a path");
         self.touched.insert(RelPath::root());
@@ -199,14 +186,7 @@ impl<'a> Diff<'a> {
     }
 
     fn finish_dirs(&mut self) {
-        for (index, entry) in self
-            .new
-            .entries
-            .iter()
-            .enumerate()
-            .rev()
-            .filter(|(_, entry)| entry.kind == Kind::Dir)
-        {
+        for (index, entry) in self.new.entries.iter().enumerate().rev().filter(|(_, entry)| entry.kind == Kind::Dir) {
             let differs = self.staying[index].is_none_or(|old| old.meta.differs(&entry.meta));
             if differs || self.touched.contains(&entry.path) {
                 self.plan.dirs.push(index);
@@ -225,13 +205,8 @@ impl<'a> Diff<'a> {
 
 /// The inodes that `paths` name in `tree`.
 pub(super) fn inodes(tree: &Tree, paths: &BTreeSet<PathBuf>) -> HashSet<Inode> {
-    let paths = paths
-        .iter()
-        .filter_map(|path| RelPath::new(path.as_os_str().as_bytes()).ok());
-    paths
-        .filter_map(|path| tree.find(&path))
-        .map(|entry| entry.inode)
-        .collect()
+    let paths = paths.iter().filter_map(|path| RelPath::new(path.as_os_str().as_bytes()).ok());
+    paths.filter_map(|path| tree.find(&path)).map(|entry| entry.inode).collect()
 }
 
 /// Whether the target's object of this name can go on bearing it.
@@ -248,11 +223,8 @@ fn same_object(old: &Entry, new: &Entry) -> bool {
 
 /// A name at the top that neither tree has.
 fn free_name(old: &Tree, new: &Tree) -> RelPath {
-    let mut names = (0u64..)
-        .map(|number| RelPath::new(format!(".moving-{number}")).expect("it is a plain name"));
-    names
-        .find(|name| old.find(name).is_none() && new.find(name).is_none())
-        .expect("no tree has 2^64 names")
+    let mut names = (0u64..).map(|number| RelPath::new(format!(".moving-{number}")).expect("it is a plain name"));
+    names.find(|name| old.find(name).is_none() && new.find(name).is_none()).expect("no tree has 2^64 names")
 }
 
 #[cfg(test)]
@@ -264,20 +236,11 @@ mod tests {
     use super::*;
 
     fn file(path: &str, ino: u64) -> Entry {
-        let time = Time {
-            secs: 1_000,
-            nanos: 1,
-        };
+        let time = Time { secs: 1_000, nanos: 1 };
         Entry {
             path: RelPath::new(path).unwrap(),
             kind: Kind::File { size: 5 },
-            meta: Meta {
-                mode: 0o644,
-                uid: 0,
-                gid: 0,
-                mtime: time,
-                xattrs: Vec::new(),
-            },
+            meta: Meta { mode: 0o644, uid: 0, gid: 0, mtime: time, xattrs: Vec::new() },
             inode: Inode { dev: 1, ino },
             links: 1,
             ctime: time,
@@ -286,25 +249,14 @@ mod tests {
     }
 
     fn tree(files: impl IntoIterator<Item = Entry>) -> Tree {
-        let root = Entry {
-            kind: Kind::Dir,
-            ..file("", 1)
-        };
+        let root = Entry { kind: Kind::Dir, ..file("", 1) };
         let started = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000);
-        Tree {
-            entries: [root].into_iter().chain(files).collect(),
-            started,
-            unsettled: HashSet::new(),
-        }
+        Tree { entries: [root].into_iter().chain(files).collect(), started, unsettled: HashSet::new() }
     }
 
     fn actions(old: &Tree, new: &Tree, assume_changed: &[&str]) -> Vec<What> {
         let assume_changed = assume_changed.iter().map(PathBuf::from).collect();
-        diff(old, new, &assume_changed)
-            .actions
-            .into_iter()
-            .map(|action| action.what)
-            .collect()
+        diff(old, new, &assume_changed).actions.into_iter().map(|action| action.what).collect()
     }
 
     #[test]
@@ -327,14 +279,8 @@ mod tests {
             assert_eq!(actions(&old, &tree([new]), &[]), [What::Content]);
         }
         assert_eq!(actions(&old, &tree([file("a", 7)]), &[]), [What::Make]);
-        assert_eq!(
-            actions(&old, &old, &["a", "elsewhere", "../a"]),
-            [What::Content]
-        );
-        let unsettled = Tree {
-            unsettled: HashSet::from([Inode { dev: 1, ino: 2 }]),
-            ..old.clone()
-        };
+        assert_eq!(actions(&old, &old, &["a", "elsewhere", "../a"]), [What::Content]);
+        let unsettled = Tree { unsettled: HashSet::from([Inode { dev: 1, ino: 2 }]), ..old.clone() };
         assert_eq!(actions(&unsettled, &old, &[]), [What::Content]);
     }
 
@@ -351,15 +297,8 @@ mod tests {
         ] {
             let mut entry = file("a", 2);
             entry.ctime.nanos = ctime_nanos;
-            let old = Tree {
-                started,
-                ..tree([entry])
-            };
-            assert_eq!(
-                actions(&old, &old, &[]).len(),
-                usize::from(racy),
-                "{ctime_nanos} {started:?}"
-            );
+            let old = Tree { started, ..tree([entry]) };
+            assert_eq!(actions(&old, &old, &[]).len(), usize::from(racy), "{ctime_nanos} {started:?}");
         }
     }
 
@@ -370,9 +309,6 @@ mod tests {
         let [a, b] = ["a", "b"].map(|name| RelPath::new(name).unwrap());
         assert_eq!(actions(&old, &new, &[]), [What::Link(b), What::Link(a)]);
         let plan = diff(&old, &new, &BTreeSet::new());
-        assert_eq!(
-            (plan.stash, plan.remove, plan.dirs),
-            (None, Vec::new(), vec![0])
-        );
+        assert_eq!((plan.stash, plan.remove, plan.dirs), (None, Vec::new(), vec![0]));
     }
 }

@@ -34,9 +34,7 @@ pub fn digest(root: &Path) -> Result<Digest> {
     let mut sha = Sha256::new();
     sha.update(FORMAT);
     for entry in &tree.entries {
-        let first = entry
-            .is_linkable()
-            .then(|| *first_names.entry(entry.inode).or_insert(&entry.path));
+        let first = entry.is_linkable().then(|| *first_names.entry(entry.inode).or_insert(&entry.path));
         if let Some(first) = first.filter(|first| **first != entry.path) {
             field(&mut sha, entry.path.as_bytes());
             field(&mut sha, b"link");
@@ -46,17 +44,9 @@ pub fn digest(root: &Path) -> Result<Digest> {
         add(&mut sha, entry);
         if let Kind::File { .. } = entry.kind {
             let path = root.join(entry.path.as_path());
-            let fd = handle::open_beneath(
-                root_dir.as_fd(),
-                &entry.path,
-                OFlags::RDONLY | OFlags::NONBLOCK,
-            )
-            .map_err(Error::io("open", &path))?;
-            let content = content(File::from(fd)).map_err(|source| Error::Io {
-                action: "read",
-                path,
-                source,
-            })?;
+            let fd = handle::open_beneath(root_dir.as_fd(), &entry.path, OFlags::RDONLY | OFlags::NONBLOCK)
+                .map_err(Error::io("open", &path))?;
+            let content = content(File::from(fd)).map_err(|source| Error::Io { action: "read", path, source })?;
             field(&mut sha, &content.0);
         }
     }
@@ -89,12 +79,7 @@ fn add(sha: &mut Sha256, entry: &Entry) {
     for number in [entry.meta.mode, entry.meta.uid, entry.meta.gid] {
         field(sha, &number.to_le_bytes());
     }
-    let xattrs: Vec<_> = entry
-        .meta
-        .xattrs
-        .iter()
-        .filter(|xattr| !xattr.is_host_local())
-        .collect();
+    let xattrs: Vec<_> = entry.meta.xattrs.iter().filter(|xattr| !xattr.is_host_local()).collect();
     field(sha, &(xattrs.len() as u64).to_le_bytes());
     for xattr in xattrs {
         field(sha, &xattr.name);
@@ -149,16 +134,10 @@ impl FromStr for Digest {
     /// Accepts what [`fmt::Display`] prints, with lower-case digits only: one digest has one text.
     fn from_str(text: &str) -> Result<Digest> {
         let error = || Error::Digest(text.chars().take(100).collect());
-        let hex = text
-            .strip_prefix("sha256:")
-            .filter(|hex| hex.len() == 64)
-            .ok_or_else(error)?;
+        let hex = text.strip_prefix("sha256:").filter(|hex| hex.len() == 64).ok_or_else(error)?;
         let mut bytes = [0; 32];
         for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
-            *byte = nibble(pair[0])
-                .zip(nibble(pair[1]))
-                .map(|(high, low)| high << 4 | low)
-                .ok_or_else(error)?;
+            *byte = nibble(pair[0]).zip(nibble(pair[1])).map(|(high, low)| high << 4 | low).ok_or_else(error)?;
         }
         Ok(Digest(bytes))
     }
@@ -180,9 +159,7 @@ impl Serialize for Digest {
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Digest, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -200,15 +177,7 @@ mod tests {
         assert_eq!(text.parse::<Digest>().unwrap().to_string(), text);
         let long = format!("{text}0");
         let upper = text.replace('f', "F");
-        for bad in [
-            "",
-            "sha256:",
-            &text[7..],
-            &text[..70],
-            &long,
-            &upper,
-            &text.replace("0f", "0g"),
-        ] {
+        for bad in ["", "sha256:", &text[7..], &text[..70], &long, &upper, &text.replace("0f", "0g")] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

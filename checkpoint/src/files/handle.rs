@@ -15,11 +15,7 @@ pub(super) fn open_root(root: &Path) -> Result<OwnedFd> {
 }
 
 /// Opens what exists at `path` under `root`; no component may be a symlink or a mount point.
-pub(super) fn open_beneath(
-    root: BorrowedFd,
-    path: &RelPath,
-    flags: OFlags,
-) -> std::result::Result<OwnedFd, Errno> {
+pub(super) fn open_beneath(root: BorrowedFd, path: &RelPath, flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     loop {

@@ -54,11 +54,7 @@ impl Meta {
     /// Whether the other host would see a difference.
     pub(super) fn differs(&self, other: &Meta) -> bool {
         let local = |meta: &Meta| meta.xattrs.iter().any(Xattr::is_host_local);
-        if local(self) || local(other) {
-            self.portable() != other.portable()
-        } else {
-            self != other
-        }
+        if local(self) || local(other) { self.portable() != other.portable() } else { self != other }
     }
 }
 
@@ -68,13 +64,8 @@ impl Xattr {
     /// (Documentation/filesystems/overlayfs.rst.)
     pub fn is_host_local(&self) -> bool {
         let name = &self.name[..];
-        let overlay = name
-            .strip_prefix(b"trusted.overlay.")
-            .or_else(|| name.strip_prefix(b"user.overlay."));
-        matches!(
-            overlay,
-            Some(b"origin" | b"impure" | b"nlink" | b"uuid" | b"upper")
-        )
+        let overlay = name.strip_prefix(b"trusted.overlay.").or_else(|| name.strip_prefix(b"user.overlay."));
+        matches!(overlay, Some(b"origin" | b"impure" | b"nlink" | b"uuid" | b"upper"))
     }
 }
 
@@ -94,15 +85,9 @@ pub(super) fn read_xattrs(path: &CStr) -> Result<Vec<Xattr>, Errno> {
         Err(errno) => return Err(errno),
     };
     let mut xattrs = Vec::new();
-    for name in names
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
-    {
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         if let Some(value) = read_value(path, name)? {
-            xattrs.push(Xattr {
-                name: name.to_vec(),
-                value,
-            });
+            xattrs.push(Xattr { name: name.to_vec(), value });
         }
     }
     xattrs.sort();

@@ -81,15 +81,8 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    fn io(
-        action: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(rustix::io::Errno) -> Error {
+    fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(rustix::io::Errno) -> Error {
         let path = path.into();
-        move |errno| Error::Io {
-            action,
-            path,
-            source: errno.into(),
-        }
+        move |errno| Error::Io { action, path, source: errno.into() }
     }
 }

@@ -112,12 +112,7 @@ pub enum Node {
 impl Op {
     /// Checks the bounds above; both ends do, so that a sender notices first.
     pub(super) fn check(&self) -> Result<()> {
-        let refuse = |path: &RelPath, reason| {
-            Err(Error::Op {
-                path: path.text(),
-                reason,
-            })
-        };
+        let refuse = |path: &RelPath, reason| Err(Error::Op { path: path.text(), reason });
         match self {
             Op::Begin { .. } => Ok(()),
             Op::Remove { path }
@@ -131,34 +126,19 @@ impl Op {
                 refuse(path, "it names the root")
             }
             Op::Link { from, .. } if from.is_root() => refuse(from, "it links the root"),
-            Op::Symlink { path, target }
-                if target.is_empty() || target.len() > MAX_TARGET || target.contains(&0) =>
-            {
-                refuse(
-                    path,
-                    "the link's target is empty, too long or has a NUL byte",
-                )
+            Op::Symlink { path, target } if target.is_empty() || target.len() > MAX_TARGET || target.contains(&0) => {
+                refuse(path, "the link's target is empty, too long or has a NUL byte")
             }
-            Op::Data { bytes, .. } if bytes.len() > MAX_CHUNK => {
-                refuse(&RelPath::root(), "more than 1 MiB of data")
-            }
+            Op::Data { bytes, .. } if bytes.len() > MAX_CHUNK => refuse(&RelPath::root(), "more than 1 MiB of data"),
             Op::Meta { path, meta } => {
-                let size: usize = meta
-                    .xattrs
-                    .iter()
-                    .map(|xattr| xattr.name.len() + xattr.value.len() + 16)
-                    .sum();
+                let size: usize = meta.xattrs.iter().map(|xattr| xattr.name.len() + xattr.value.len() + 16).sum();
                 if size > MAX_XATTRS {
                     return refuse(path, "more than 1 MiB of extended attributes");
                 }
                 if meta.mode & !0o7777 != 0 || meta.mtime.nanos >= 1_000_000_000 {
                     return refuse(path, "mode or time out of range");
                 }
-                if meta
-                    .xattrs
-                    .iter()
-                    .any(|xattr| xattr.name.is_empty() || xattr.name.contains(&0))
-                {
+                if meta.xattrs.iter().any(|xattr| xattr.name.is_empty() || xattr.name.contains(&0)) {
                     return refuse(path, "an attribute's name is empty or has a NUL byte");
                 }
                 Ok(())

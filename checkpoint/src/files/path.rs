@@ -100,14 +100,13 @@ fn fault(path: &[u8]) -> Option<&'static str> {
     if path[0] == b'/' {
         return Some("absolute");
     }
-    path.split(|byte| *byte == b'/')
-        .find_map(|name| match name {
-            b"" => Some("it has an empty component"),
-            b"." | b".." => Some("it has a . or .. component"),
-            name if name.len() > MAX_NAME => Some("it has a name longer than 255 bytes"),
-            name if name.contains(&0) => Some("it has a NUL byte"),
-            _ => None,
-        })
+    path.split(|byte| *byte == b'/').find_map(|name| match name {
+        b"" => Some("it has an empty component"),
+        b"." | b".." => Some("it has a . or .. component"),
+        name if name.len() > MAX_NAME => Some("it has a name longer than 255 bytes"),
+        name if name.contains(&0) => Some("it has a NUL byte"),
+        _ => None,
+    })
 }
 
 impl Serialize for RelPath {
@@ -117,9 +116,7 @@ impl Serialize for RelPath {
 }
 
 impl<'de> Deserialize<'de> for RelPath {
-    fn deserialize<D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> std::result::Result<RelPath, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<RelPath, D::Error> {
         RelPath::new(bytes::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
@@ -131,9 +128,7 @@ mod tests {
 
     #[test]
     fn only_paths_inside_the_tree_are_paths() {
-        for bad in [
-            "/", "/etc", "..", "a/..", "a/../b", "./a", "a//b", "a/", "a\0b",
-        ] {
+        for bad in ["/", "/etc", "..", "a/..", "a/../b", "./a", "a//b", "a/", "a\0b"] {
             assert!(RelPath::new(bad).is_err(), "{bad:?}");
         }
         assert!(RelPath::new([b'a'; 256]).is_err());

@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
-    XattrFlags, chmod, chownat, fallocate, fstat, ftruncate, linkat, lremovexattr, lsetxattr,
-    mkdirat, mknodat, openat, statat, symlinkat, syncfs, unlinkat, utimensat,
+    AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmod,
+    chownat, fallocate, fstat, ftruncate, linkat, lremovexattr, lsetxattr, mkdirat, mknodat, openat, statat, symlinkat,
+    syncfs, unlinkat, utimensat,
 };
 use rustix::io::{Errno, pwrite};
 
@@ -38,12 +38,7 @@ impl Receiver {
     /// # Errors
     /// [`Error::Io`] if it cannot be opened.
     pub fn new(root: &Path) -> Result<Receiver> {
-        Ok(Receiver {
-            root: root.to_owned(),
-            dir: handle::open_root(root)?,
-            parent: None,
-            file: None,
-        })
+        Ok(Receiver { root: root.to_owned(), dir: handle::open_root(root)?, parent: None, file: None })
     }
 
     /// Applies one operation. After an error the tree is of no use until a pass that begins fresh.
@@ -60,9 +55,7 @@ impl Receiver {
             Op::Data { offset, bytes } => self.data(offset, &bytes),
             Op::Hole { offset, len } => self.hole(offset, len),
             Op::Link { from, path } => self.link(&from, &path),
-            Op::Symlink { path, target } => {
-                self.replace(&path, |dir, name| symlinkat(&target[..], dir, name))
-            }
+            Op::Symlink { path, target } => self.replace(&path, |dir, name| symlinkat(&target[..], dir, name)),
             Op::Node { path, node } => self.replace(&path, |dir, name| {
                 let kind = match node {
                     Node::Fifo => FileType::Fifo,
@@ -92,12 +85,7 @@ impl Receiver {
         self.finish(false)?;
         if fresh {
             let tree = Tree::rescan(self.dir.as_fd(), &self.root, None, false)?;
-            for entry in tree
-                .entries
-                .iter()
-                .rev()
-                .filter(|entry| !entry.path.is_root())
-            {
+            for entry in tree.entries.iter().rev().filter(|entry| !entry.path.is_root()) {
                 self.remove(&entry.path)?;
             }
         }
@@ -144,32 +132,17 @@ impl Receiver {
         let (dir, name) = self.parent(&path)?;
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let opened = match how {
-            Open::Create => unlink(dir, name).and_then(|()| {
-                openat(
-                    dir,
-                    name,
-                    flags | OFlags::CREATE | OFlags::EXCL,
-                    Mode::RUSR | Mode::WUSR,
-                )
-            }),
+            Open::Create => unlink(dir, name)
+                .and_then(|()| openat(dir, name, flags | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR)),
             Open::Replace | Open::Patch => openat(dir, name, flags, Mode::empty()),
         };
         let fd = opened.map_err(open_error)?;
         let is_file = fstat(&fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file());
         if !is_file {
-            return Err(Error::Op {
-                path: path.text(),
-                reason: "it is no regular file",
-            });
+            return Err(Error::Op { path: path.text(), reason: "it is no regular file" });
         }
-        let emptied = if how == Open::Replace {
-            ftruncate(&fd, 0)
-        } else {
-            Ok(())
-        };
-        emptied
-            .and_then(|()| ftruncate(&fd, size))
-            .map_err(size_error)?;
+        let emptied = if how == Open::Replace { ftruncate(&fd, 0) } else { Ok(()) };
+        emptied.and_then(|()| ftruncate(&fd, size)).map_err(size_error)?;
         self.file = Some(OpenFile { path, fd, size });
         Ok(())
     }
@@ -191,8 +164,7 @@ impl Receiver {
     fn link(&mut self, from: &RelPath, path: &RelPath) -> Result<()> {
         let error = self.error("link", path);
         let (dir, name) = from.split().ok_or_else(|| unnamed(from))?;
-        let from_dir =
-            handle::open_beneath(self.dir.as_fd(), &dir, OFlags::PATH | OFlags::DIRECTORY);
+        let from_dir = handle::open_beneath(self.dir.as_fd(), &dir, OFlags::PATH | OFlags::DIRECTORY);
         let from_dir = from_dir.map_err(self.error("open", &dir))?;
         let from_name = name.to_vec();
         let (dir, name) = self.parent(path)?;
@@ -202,9 +174,7 @@ impl Receiver {
         if there(dir, name).is_ok_and(|inode| there(from_dir.as_fd(), &from_name) == Ok(inode)) {
             return Ok(());
         }
-        unlink(dir, name)
-            .and_then(|()| linkat(&from_dir, &from_name[..], dir, name, AtFlags::empty()))
-            .map_err(error)
+        unlink(dir, name).and_then(|()| linkat(&from_dir, &from_name[..], dir, name, AtFlags::empty())).map_err(error)
     }
 
     fn replace(
@@ -214,9 +184,7 @@ impl Receiver {
     ) -> Result<()> {
         let error = self.error("make", path);
         let (dir, name) = self.parent(path)?;
-        unlink(dir, name)
-            .and_then(|()| make(dir, name))
-            .map_err(error)
+        unlink(dir, name).and_then(|()| make(dir, name)).map_err(error)
     }
 
     fn meta(&mut self, path: &RelPath, meta: &Meta) -> Result<()> {
@@ -230,14 +198,8 @@ impl Receiver {
 
     /// The open file, if the range lies in it.
     fn range(&self, offset: u64, len: u64) -> Result<&OpenFile> {
-        let refuse = |path: &RelPath, reason| Error::Op {
-            path: path.text(),
-            reason,
-        };
-        let file = self
-            .file
-            .as_ref()
-            .ok_or_else(|| refuse(&RelPath::root(), "no file is open"))?;
+        let refuse = |path: &RelPath, reason| Error::Op { path: path.text(), reason };
+        let file = self.file.as_ref().ok_or_else(|| refuse(&RelPath::root(), "no file is open"))?;
         match offset.checked_add(len) {
             Some(end) if end <= file.size => Ok(file),
             _ => Err(refuse(&file.path, "it reaches beyond the file's end")),
@@ -261,15 +223,11 @@ impl Receiver {
 }
 
 fn unnamed(path: &RelPath) -> Error {
-    Error::Op {
-        path: path.text(),
-        reason: "it names the root",
-    }
+    Error::Op { path: path.text(), reason: "it names the root" }
 }
 
 fn is_dir(dir: BorrowedFd, name: &[u8]) -> bool {
-    statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
-        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir())
+    statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir())
 }
 
 /// Removes a name unless it is a directory's.
@@ -300,11 +258,7 @@ fn set_meta(dir: BorrowedFd, name: &[u8], meta: &Meta) -> std::result::Result<()
     let is_symlink = FileType::from_raw_mode(stat.st_mode).is_symlink();
     // Nobody else changes this tree, so the name still means what was just looked at. Owner first: a new owner
     // costs set-id bits and file capabilities.
-    let proc_path = [
-        format!("/proc/self/fd/{}/", dir.as_raw_fd()).as_bytes(),
-        name,
-    ]
-    .concat();
+    let proc_path = [format!("/proc/self/fd/{}/", dir.as_raw_fd()).as_bytes(), name].concat();
     let proc_path = CString::new(proc_path).map_err(|_| Errno::INVAL)?;
     if (stat.st_uid, stat.st_gid) != (meta.uid, meta.gid) {
         if meta.uid == u32::MAX || meta.gid == u32::MAX {
@@ -323,22 +277,11 @@ fn set_meta(dir: BorrowedFd, name: &[u8], meta: &Meta) -> std::result::Result<()
         }
     }
     for xattr in meta.xattrs.iter().filter(|xattr| !present.contains(xattr)) {
-        lsetxattr(
-            &proc_path,
-            &xattr.name[..],
-            &xattr.value,
-            XattrFlags::empty(),
-        )?;
+        lsetxattr(&proc_path, &xattr.name[..], &xattr.value, XattrFlags::empty())?;
     }
     let times = Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        },
-        last_modification: Timespec {
-            tv_sec: meta.mtime.secs,
-            tv_nsec: meta.mtime.nanos.into(),
-        },
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: meta.mtime.secs, tv_nsec: meta.mtime.nanos.into() },
     };
     utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
 }

@@ -11,10 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::blocks::{self, Against, Blocks, Fault};
 use super::diff::inodes;
 use super::tree::is_gone;
-use super::{
-    Action, Entry, Error, Inode, Kind, Node, Op, Open, Plan, RelPath, Result, Tree, What, diff,
-    handle,
-};
+use super::{Action, Entry, Error, Inode, Kind, Node, Op, Open, Plan, RelPath, Result, Tree, What, diff, handle};
 
 /// Files from this size on are compared block by block, in bytes.
 const COMPARED_FROM: u64 = 1 << 20;
@@ -69,11 +66,7 @@ impl Sender {
     /// # Errors
     /// [`Error::Io`] if the directory cannot be opened.
     pub fn new(root: &Path) -> Result<Sender> {
-        Ok(Sender {
-            root: root.to_owned(),
-            dir: handle::open_root(root)?,
-            have: None,
-        })
+        Ok(Sender { root: root.to_owned(), dir: handle::open_root(root)?, have: None })
     }
 
     /// Emits what the target lacks. The first pass, and one after a failed pass, has the target emptied first.
@@ -120,15 +113,8 @@ impl Sender {
 
 impl Have {
     fn nothing() -> Have {
-        let tree = Tree {
-            entries: Vec::new(),
-            started: std::time::SystemTime::UNIX_EPOCH,
-            unsettled: HashSet::new(),
-        };
-        Have {
-            tree,
-            blocks: HashMap::new(),
-        }
+        let tree = Tree { entries: Vec::new(), started: std::time::SystemTime::UNIX_EPOCH, unsettled: HashSet::new() };
+        Have { tree, blocks: HashMap::new() }
     }
 }
 
@@ -160,15 +146,10 @@ struct Pass<'a> {
 impl Pass<'_> {
     fn run(&mut self, plan: &Plan, new: &Tree) -> Result<()> {
         if let Some(stash) = &plan.stash {
-            self.emit(Op::Mkdir {
-                path: stash.clone(),
-            })?;
+            self.emit(Op::Mkdir { path: stash.clone() })?;
         }
         for (from, slot) in &plan.stashed {
-            self.emit(Op::Link {
-                from: from.clone(),
-                path: slot.clone(),
-            })?;
+            self.emit(Op::Link { from: from.clone(), path: slot.clone() })?;
         }
         for path in &plan.remove {
             self.report.removed += 1;
@@ -191,22 +172,12 @@ impl Pass<'_> {
         tree.entries.retain(|entry| !missing.contains(&entry.path));
         for entry in &tree.entries {
             // Not looked at in this pass, so the target still has them as they were.
-            if let Some(blocks) = self
-                .old_blocks
-                .remove(&entry.inode)
-                .filter(|_| entry.is_file())
-            {
+            if let Some(blocks) = self.old_blocks.remove(&entry.inode).filter(|_| entry.is_file()) {
                 self.blocks.entry(entry.inode).or_insert(blocks);
             }
         }
         tree.unsettled = self.unsettled;
-        (
-            Have {
-                tree,
-                blocks: self.blocks,
-            },
-            self.report,
-        )
+        (Have { tree, blocks: self.blocks }, self.report)
     }
 
     fn act(&mut self, entry: &Entry, what: &What) -> Result<()> {
@@ -216,40 +187,15 @@ impl Pass<'_> {
                 self.missing.insert(path);
                 Ok(())
             }
-            (What::Link(from), _) => self.emit(Op::Link {
-                from: from.clone(),
-                path,
-            }),
+            (What::Link(from), _) => self.emit(Op::Link { from: from.clone(), path }),
             (What::Meta, _) => self.meta(entry),
             (What::Make, Kind::Dir) => self.emit(Op::Mkdir { path }),
-            (What::Make, Kind::Symlink(target)) => self.make(
-                entry,
-                Op::Symlink {
-                    path,
-                    target: target.clone(),
-                },
-            ),
-            (What::Make, Kind::Fifo) => self.make(
-                entry,
-                Op::Node {
-                    path,
-                    node: Node::Fifo,
-                },
-            ),
-            (What::Make, Kind::Socket) => self.make(
-                entry,
-                Op::Node {
-                    path,
-                    node: Node::Socket,
-                },
-            ),
-            (What::Make, Kind::CharDev { .. } | Kind::BlockDev { .. }) => self.make(
-                entry,
-                Op::Node {
-                    path,
-                    node: Node::Whiteout,
-                },
-            ),
+            (What::Make, Kind::Symlink(target)) => self.make(entry, Op::Symlink { path, target: target.clone() }),
+            (What::Make, Kind::Fifo) => self.make(entry, Op::Node { path, node: Node::Fifo }),
+            (What::Make, Kind::Socket) => self.make(entry, Op::Node { path, node: Node::Socket }),
+            (What::Make, Kind::CharDev { .. } | Kind::BlockDev { .. }) => {
+                self.make(entry, Op::Node { path, node: Node::Whiteout })
+            }
             (What::Make, Kind::File { .. }) => {
                 // The inode's number may have belonged to a file that the target loses in this pass.
                 self.old_blocks.remove(&entry.inode);
@@ -265,10 +211,7 @@ impl Pass<'_> {
     }
 
     fn meta(&mut self, entry: &Entry) -> Result<()> {
-        self.emit(Op::Meta {
-            path: entry.path.clone(),
-            meta: entry.meta.portable(),
-        })
+        self.emit(Op::Meta { path: entry.path.clone(), meta: entry.meta.portable() })
     }
 
     /// Sends a file's content and metadata, `Open::Replace` only where it differs from what the target has.
@@ -289,20 +232,13 @@ impl Pass<'_> {
             return self.gone(entry, how);
         }
         let size = before.st_size as u64;
-        let old = self
-            .old_blocks
-            .remove(&entry.inode)
-            .filter(|_| size >= COMPARED_FROM);
+        let old = self.old_blocks.remove(&entry.inode).filter(|_| size >= COMPARED_FROM);
         let (how, against) = match &old {
             Some(blocks) if how == Open::Replace => (Open::Patch, Against::Copy(blocks)),
             _ if size >= COMPARED_FROM => (how, Against::Empty),
             _ => (how, Against::Nothing),
         };
-        self.emit(Op::Open {
-            path: entry.path.clone(),
-            size,
-            how,
-        })?;
+        self.emit(Op::Open { path: entry.path.clone(), size, how })?;
         let report = &mut self.report;
         let sink = &mut self.sink;
         let sent = blocks::send(file.as_fd(), size, &against, &mut |op| {
@@ -351,9 +287,6 @@ impl Pass<'_> {
 }
 
 fn is_as_scanned(entry: &Entry, stat: &Stat) -> bool {
-    entry.kind
-        == (Kind::File {
-            size: stat.st_size as u64,
-        })
+    entry.kind == (Kind::File { size: stat.st_size as u64 })
         && (entry.ctime.secs, entry.ctime.nanos) == (stat.st_ctime, stat.st_ctime_nsec as u32)
 }

@@ -107,24 +107,13 @@ impl Tree {
     /// The same; `old` saves reading attributes and link targets again of what it saw with the same ctime. With
     /// `flush`, dirty pages are written first: from then on the first write to a page through a mapping gives the file
     /// a new time again. The flush belongs after the start, or a page could be dirtied between them unnoticed.
-    pub(super) fn rescan(
-        root_dir: BorrowedFd,
-        root: &Path,
-        old: Option<&Tree>,
-        flush: bool,
-    ) -> Result<Tree> {
+    pub(super) fn rescan(root_dir: BorrowedFd, root: &Path, old: Option<&Tree>, flush: bool) -> Result<Tree> {
         let started = SystemTime::now();
         if flush {
             rustix::fs::syncfs(root_dir).map_err(Error::io("sync", root))?;
         }
         let known = old.map(Tree::settled_by_inode).unwrap_or_default();
-        let mut scan = Scan {
-            root_dir,
-            root,
-            known,
-            entries: Vec::new(),
-            dirs: Vec::new(),
-        };
+        let mut scan = Scan { root_dir, root, known, entries: Vec::new(), dirs: Vec::new() };
         scan.root_entry()?;
         while let Some((path, inode)) = scan.dirs.pop() {
             scan.directory(&path, inode)?;
@@ -136,46 +125,26 @@ impl Tree {
         if entries.len() < count {
             drop_orphans(&mut entries);
         }
-        Ok(Tree {
-            entries,
-            started,
-            unsettled: HashSet::new(),
-        })
+        Ok(Tree { entries, started, unsettled: HashSet::new() })
     }
 
     /// The entry at `path`.
     pub fn find(&self, path: &RelPath) -> Option<&Entry> {
-        self.entries
-            .binary_search_by(|entry| entry.path.cmp(path))
-            .ok()
-            .map(|index| &self.entries[index])
+        self.entries.binary_search_by(|entry| entry.path.cmp(path)).ok().map(|index| &self.entries[index])
     }
 
     /// Whether `entry` of this scan may have changed afterwards without a new ctime: git's "racily clean" entries.
     ///
     /// mtime is no help here: programs set it, to the future too.
     pub(super) fn is_racy(&self, entry: &Entry) -> bool {
-        let slack = if entry.ctime.nanos == 0 {
-            SECOND_SLACK
-        } else {
-            TICK_SLACK
-        };
-        let since = self
-            .started
-            .checked_sub(slack)
-            .unwrap_or(SystemTime::UNIX_EPOCH);
-        let since = since
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
+        let slack = if entry.ctime.nanos == 0 { SECOND_SLACK } else { TICK_SLACK };
+        let since = self.started.checked_sub(slack).unwrap_or(SystemTime::UNIX_EPOCH);
+        let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         (entry.ctime.secs, entry.ctime.nanos) >= (since.as_secs() as i64, since.subsec_nanos())
     }
 
     fn settled_by_inode(&self) -> HashMap<Inode, &Entry> {
-        self.entries
-            .iter()
-            .filter(|entry| !self.is_racy(entry))
-            .map(|entry| (entry.inode, entry))
-            .collect()
+        self.entries.iter().filter(|entry| !self.is_racy(entry)).map(|entry| (entry.inode, entry)).collect()
     }
 }
 
@@ -186,12 +155,7 @@ impl Tree {
 pub fn disk_usage(root: &Path) -> Result<u64> {
     let mut seen = HashSet::new();
     let tree = Tree::scan(root)?;
-    Ok(tree
-        .entries
-        .iter()
-        .filter(|entry| seen.insert(entry.inode))
-        .map(|entry| entry.allocated)
-        .sum())
+    Ok(tree.entries.iter().filter(|entry| seen.insert(entry.inode)).map(|entry| entry.allocated).sum())
 }
 
 struct Scan<'a> {
@@ -206,9 +170,8 @@ impl Scan<'_> {
     fn root_entry(&mut self) -> Result<()> {
         let stat = rustix::fs::fstat(self.root_dir).map_err(Error::io("look at", self.root))?;
         let dir = DirHandle::new(self.root_dir);
-        let entry = self
-            .entry(&dir, c".", RelPath::root(), &stat)
-            .map_err(Error::io("read attributes of", self.root))?;
+        let entry =
+            self.entry(&dir, c".", RelPath::root(), &stat).map_err(Error::io("read attributes of", self.root))?;
         self.dirs.push((RelPath::root(), entry.inode));
         self.entries.push(entry);
         Ok(())
@@ -268,58 +231,31 @@ impl Scan<'_> {
                 mode: stat.st_mode & 0o7777,
                 uid: stat.st_uid,
                 gid: stat.st_gid,
-                mtime: Time {
-                    secs: stat.st_mtime,
-                    nanos: stat.st_mtime_nsec as u32,
-                },
+                mtime: Time { secs: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 },
                 xattrs: Vec::new(),
             },
             inode: Inode::of(stat),
             links: stat.st_nlink,
-            ctime: Time {
-                secs: stat.st_ctime,
-                nanos: stat.st_ctime_nsec as u32,
-            },
+            ctime: Time { secs: stat.st_ctime, nanos: stat.st_ctime_nsec as u32 },
             allocated: stat.st_blocks as u64 * 512,
         };
-        let known = self
-            .known
-            .get(&entry.inode)
-            .filter(|known| known.ctime == entry.ctime);
+        let known = self.known.get(&entry.inode).filter(|known| known.ctime == entry.ctime);
         entry.kind = match (FileType::from_raw_mode(stat.st_mode), known) {
-            (
-                FileType::Symlink,
-                Some(Entry {
-                    kind: kind @ Kind::Symlink(_),
-                    ..
-                }),
-            ) => kind.clone(),
+            (FileType::Symlink, Some(Entry { kind: kind @ Kind::Symlink(_), .. })) => kind.clone(),
             (FileType::Symlink, _) => {
                 // INVAL: no symlink any more.
                 let target = readlinkat(dir.fd, name, Vec::new());
                 let gone = |errno| {
-                    if errno == Errno::INVAL {
-                        Errno::NOENT
-                    } else {
-                        errno
-                    }
+                    if errno == Errno::INVAL { Errno::NOENT } else { errno }
                 };
                 Kind::Symlink(target.map_err(gone)?.into_bytes())
             }
-            (FileType::RegularFile, _) => Kind::File {
-                size: stat.st_size as u64,
-            },
+            (FileType::RegularFile, _) => Kind::File { size: stat.st_size as u64 },
             (FileType::Directory, _) => Kind::Dir,
             (FileType::Fifo, _) => Kind::Fifo,
             (FileType::Socket, _) => Kind::Socket,
-            (FileType::CharacterDevice, _) => Kind::CharDev {
-                major: major(stat.st_rdev),
-                minor: minor(stat.st_rdev),
-            },
-            _ => Kind::BlockDev {
-                major: major(stat.st_rdev),
-                minor: minor(stat.st_rdev),
-            },
+            (FileType::CharacterDevice, _) => Kind::CharDev { major: major(stat.st_rdev), minor: minor(stat.st_rdev) },
+            _ => Kind::BlockDev { major: major(stat.st_rdev), minor: minor(stat.st_rdev) },
         };
         entry.meta.xattrs = match known {
             Some(known) => known.meta.xattrs.clone(),
@@ -347,10 +283,7 @@ impl Entry {
 
 impl Inode {
     pub(super) fn of(stat: &Stat) -> Inode {
-        Inode {
-            dev: stat.st_dev,
-            ino: stat.st_ino,
-        }
+        Inode { dev: stat.st_dev, ino: stat.st_ino }
     }
 }
 
@@ -363,10 +296,7 @@ struct DirHandle<'a> {
 
 impl DirHandle<'_> {
     fn new(fd: BorrowedFd) -> DirHandle {
-        DirHandle {
-            fd,
-            proc_path: format!("/proc/self/fd/{}/", fd.as_raw_fd()).into_bytes(),
-        }
+        DirHandle { fd, proc_path: format!("/proc/self/fd/{}/", fd.as_raw_fd()).into_bytes() }
     }
 
     fn join(&self, name: &std::ffi::CStr) -> CString {
@@ -382,10 +312,7 @@ impl DirHandle<'_> {
 fn drop_orphans(entries: &mut Vec<Entry>) {
     let mut dirs = HashSet::from([RelPath::root()]);
     entries.retain(|entry| {
-        let keep = entry
-            .path
-            .split()
-            .is_none_or(|(dir, _)| dirs.contains(&dir));
+        let keep = entry.path.split().is_none_or(|(dir, _)| dirs.contains(&dir));
         if keep && entry.kind == Kind::Dir {
             dirs.insert(entry.path.clone());
         }
@@ -395,8 +322,5 @@ fn drop_orphans(entries: &mut Vec<Entry>) {
 
 /// Whether a name was removed or replaced since it was seen.
 pub(super) fn is_gone(errno: Errno) -> bool {
-    matches!(
-        errno,
-        Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::STALE | Errno::XDEV
-    )
+    matches!(errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::STALE | Errno::XDEV)
 }

@@ -26,10 +26,7 @@ pub struct Cpu {
 impl Cpu {
     pub(super) fn read() -> Result<Cpu, HostError> {
         let path = Path::new("/proc/cpuinfo");
-        let failed = |source| HostError::Read {
-            path: path.into(),
-            source,
-        };
+        let failed = |source| HostError::Read { path: path.into(), source };
         // The first processor only: the file has thousands of lines on big hosts.
         let lines = BufReader::new(File::open(path).map_err(failed)?).lines();
         let block: Vec<String> = lines
@@ -37,11 +34,7 @@ impl Cpu {
             .collect::<Result<_, _>>()
             .map_err(failed)?;
         let (cpuid, xsave_bytes) = sys::cpuid();
-        Ok(Cpu {
-            cpuid,
-            xsave_bytes,
-            ..parse(&block)
-        })
+        Ok(Cpu { cpuid, xsave_bytes, ..parse(&block) })
     }
 }
 
@@ -53,20 +46,12 @@ fn parse(block: &[String]) -> Cpu {
             .find(|(key, _)| names.contains(&key.trim()))
             .map_or("", |(_, value)| value.trim())
     };
-    let mut flags: Vec<String> = value(&["flags", "Features"])
-        .split_ascii_whitespace()
-        .map(str::to_owned)
-        .collect();
+    let mut flags: Vec<String> = value(&["flags", "Features"]).split_ascii_whitespace().map(str::to_owned).collect();
     flags.sort();
     flags.dedup();
     let vendor = value(&["vendor_id", "CPU implementer"]).to_owned();
     let model = value(&["model name", "CPU part"]).to_owned();
-    Cpu {
-        vendor,
-        model,
-        flags,
-        ..Cpu::default()
-    }
+    Cpu { vendor, model, flags, ..Cpu::default() }
 }
 
 #[cfg(test)]
@@ -75,23 +60,12 @@ mod tests {
 
     #[test]
     fn both_architectures_are_understood() {
-        let x86 = [
-            "vendor_id\t: GenuineIntel",
-            "model name\t: Intel(R) Xeon(R): 4",
-            "flags\t\t: sse2 avx fpu avx",
-        ];
+        let x86 = ["vendor_id\t: GenuineIntel", "model name\t: Intel(R) Xeon(R): 4", "flags\t\t: sse2 avx fpu avx"];
         let cpu = parse(&x86.map(str::to_owned));
-        assert_eq!(
-            (cpu.vendor.as_str(), cpu.model.as_str()),
-            ("GenuineIntel", "Intel(R) Xeon(R): 4")
-        );
+        assert_eq!((cpu.vendor.as_str(), cpu.model.as_str()), ("GenuineIntel", "Intel(R) Xeon(R): 4"));
         assert_eq!(cpu.flags, ["avx", "fpu", "sse2"]);
 
-        let arm = [
-            "Features\t: fp asimd",
-            "CPU implementer\t: 0x41",
-            "CPU part\t: 0xd0c",
-        ];
+        let arm = ["Features\t: fp asimd", "CPU implementer\t: 0x41", "CPU part\t: 0xd0c"];
         let cpu = parse(&arm.map(str::to_owned));
         assert_eq!((cpu.vendor.as_str(), cpu.flags.len()), ("0x41", 2));
     }

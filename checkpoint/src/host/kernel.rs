@@ -75,17 +75,11 @@ impl Sysctls {
 fn sysctl(name: &str) -> Result<u64, HostError> {
     let path = format!("/proc/sys/{name}");
     let text = text(&path)?;
-    text.parse().map_err(|_| HostError::Parse {
-        path: path.into(),
-        text,
-        expected: "a number",
-    })
+    text.parse().map_err(|_| HostError::Parse { path: path.into(), text, expected: "a number" })
 }
 
 fn number(release: &str) -> (u32, u32) {
-    let mut parts = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(|n| n.parse().unwrap_or(0));
+    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 

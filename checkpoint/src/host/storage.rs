@@ -51,11 +51,7 @@ impl StateDir {
             fs_type: fs_type(path)?,
             free_bytes: space.f_bavail * space.f_frsize,
             // btrfs and others without a fixed number of inodes say 0 of 0.
-            free_inodes: if space.f_files == 0 {
-                u64::MAX
-            } else {
-                space.f_favail
-            },
+            free_inodes: if space.f_files == 0 { u64::MAX } else { space.f_favail },
             overlay,
             user_xattr,
             idmapped: None,
@@ -70,12 +66,7 @@ type Abilities = (Result<(), String>, Result<(), String>);
 static ABLE: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
 
 fn abilities(path: &Path) -> Result<Abilities, HostError> {
-    let device = std::fs::metadata(path)
-        .map_err(|source| HostError::Read {
-            path: path.into(),
-            source,
-        })?
-        .dev();
+    let device = std::fs::metadata(path).map_err(|source| HostError::Read { path: path.into(), source })?.dev();
     let mut able = ABLE.lock().unwrap_or_else(PoisonError::into_inner);
     if able.contains(&device) {
         return Ok((Ok(()), Ok(())));
@@ -98,11 +89,7 @@ fn abilities(path: &Path) -> Result<Abilities, HostError> {
 impl ImageSpace {
     pub(super) fn read(path: &Path) -> Result<ImageSpace, HostError> {
         let space = statvfs(path)?;
-        Ok(ImageSpace {
-            path: path.to_owned(),
-            tmpfs: is_tmpfs(path)?,
-            free_bytes: space.f_bavail * space.f_frsize,
-        })
+        Ok(ImageSpace { path: path.to_owned(), tmpfs: is_tmpfs(path)?, free_bytes: space.f_bavail * space.f_frsize })
     }
 }
 
@@ -111,19 +98,11 @@ pub(super) fn is_tmpfs(path: &Path) -> Result<bool, HostError> {
 }
 
 fn statvfs(path: &Path) -> Result<StatVfs, HostError> {
-    rustix::fs::statvfs(path).map_err(|e| HostError::Read {
-        path: path.into(),
-        source: e.into(),
-    })
+    rustix::fs::statvfs(path).map_err(|e| HostError::Read { path: path.into(), source: e.into() })
 }
 
 fn fs_type(path: &Path) -> Result<String, HostError> {
-    let magic = rustix::fs::statfs(path)
-        .map_err(|e| HostError::Read {
-            path: path.into(),
-            source: e.into(),
-        })?
-        .f_type;
+    let magic = rustix::fs::statfs(path).map_err(|e| HostError::Read { path: path.into(), source: e.into() })?.f_type;
     // Magic numbers are 32 bits wide, the field is not everywhere.
     let magic = magic as u32;
     let name = match magic {
@@ -163,8 +142,7 @@ fn overlay(probe: &Path) -> Result<(), String> {
 }
 
 fn user_xattr(probe: &Path) -> Result<(), String> {
-    rustix::fs::setxattr(probe, "user.podd", b"probe", XattrFlags::empty())
-        .map_err(|e| io::Error::from(e).to_string())
+    rustix::fs::setxattr(probe, "user.podd", b"probe", XattrFlags::empty()).map_err(|e| io::Error::from(e).to_string())
 }
 
 #[cfg(test)]

@@ -14,14 +14,9 @@ pub(super) fn clock() -> Result<Clock, HostError> {
     let mut timex: libc::timex = unsafe { std::mem::zeroed() };
     // SAFETY: the pointer is to a whole timex; modes is 0, so the kernel only fills it in.
     if unsafe { libc::adjtimex(&mut timex) } < 0 {
-        return Err(HostError::Call {
-            call: "adjtimex",
-            source: std::io::Error::last_os_error(),
-        });
+        return Err(HostError::Call { call: "adjtimex", source: std::io::Error::last_os_error() });
     }
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Ok(Clock {
         unix_us: i64::try_from(now.as_micros()).unwrap_or(i64::MAX),
         synchronised: timex.status & libc::STA_UNSYNC == 0,
@@ -35,8 +30,7 @@ pub(super) fn soft_dirty() -> bool {
     let fresh = vec![1u8; 2 * page];
     let index = (fresh.as_ptr() as usize + page) / page;
     let mut entry = [0u8; 8];
-    let read = File::open("/proc/self/pagemap")
-        .and_then(|f| f.read_exact_at(&mut entry, index as u64 * 8));
+    let read = File::open("/proc/self/pagemap").and_then(|f| f.read_exact_at(&mut entry, index as u64 * 8));
     drop(std::hint::black_box(fresh));
     read.is_ok() && u64::from_ne_bytes(entry) & (1 << 55) != 0
 }
@@ -67,11 +61,7 @@ pub(super) fn cpuid() -> (Vec<u32>, u32) {
     let (highest, extended) = (ask(0, 0).eax, ask(0x8000_0000, 0).eax);
     let words = WORDS.iter().map(|&(leaf, sub, register, mask)| {
         // Beyond the highest leaf, Intel answers with the data of the highest one.
-        let known = if leaf >= 0x8000_0000 {
-            leaf <= extended
-        } else {
-            leaf <= highest
-        };
+        let known = if leaf >= 0x8000_0000 { leaf <= extended } else { leaf <= highest };
         let known = known && (sub == 0 || leaf != 7 || sub <= ask(7, 0).eax);
         let answer = ask(leaf, sub);
         let word = [answer.eax, answer.ebx, answer.ecx, answer.edx][register];
@@ -92,32 +82,13 @@ pub(super) fn cpuid() -> (Vec<u32>, u32) {
 #[cfg(target_arch = "x86_64")]
 const WORDS: [(u32, u32, usize, u32); 10] = [
     // sse3 pclmul ssse3 fma cx16 sse4.1 sse4.2 movbe popcnt aes xsave osxsave avx f16c rdrand.
-    (
-        1,
-        0,
-        2,
-        bits(&[0, 1, 9, 12, 13, 19, 20, 22, 23, 25, 26, 27, 28, 29, 30]),
-    ),
+    (1, 0, 2, bits(&[0, 1, 9, 12, 13, 19, 20, 22, 23, 25, 26, 27, 28, 29, 30])),
     // fpu tsc cx8 sep cmov clflush mmx fxsr sse sse2.
     (1, 0, 3, bits(&[0, 4, 8, 11, 15, 19, 23, 24, 25, 26])),
     // fsgsbase bmi1 hle avx2 bmi2 rtm mpx avx512(f dq) rdseed adx avx512ifma clflushopt clwb avx512(pf er cd) sha avx512(bw vl).
-    (
-        7,
-        0,
-        1,
-        bits(&[
-            0, 3, 4, 5, 8, 11, 14, 16, 17, 18, 19, 21, 23, 24, 26, 27, 28, 29, 30, 31,
-        ]),
-    ),
+    (7, 0, 1, bits(&[0, 3, 4, 5, 8, 11, 14, 16, 17, 18, 19, 21, 23, 24, 26, 27, 28, 29, 30, 31])),
     // prefetchwt1 vbmi pku ospke waitpkg vbmi2 gfni vaes vpclmul vnni bitalg vpopcntdq rdpid kl cldemote movdiri movdir64b enqcmd.
-    (
-        7,
-        0,
-        2,
-        bits(&[
-            0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 22, 23, 25, 27, 28, 29,
-        ]),
-    ),
+    (7, 0, 2, bits(&[0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 22, 23, 25, 27, 28, 29])),
     // avx512(4vnniw 4fmaps) uintr vp2intersect serialize tsxldtrk amx-bf16 avx512_fp16 amx-tile amx-int8.
     (7, 0, 3, bits(&[2, 3, 5, 8, 14, 16, 22, 23, 24, 25])),
     // sha512 sm3 sm4 rao-int avx-vnni avx512-bf16 cmpccxadd amx-fp16 avx-ifma movrs.
@@ -127,12 +98,7 @@ const WORDS: [(u32, u32, usize, u32); 10] = [
     // xsaveopt xsavec xgetbv1.
     (0xd, 1, 0, bits(&[0, 1, 2])),
     // lahf lzcnt sse4a misalignsse 3dnowprefetch xop lwp fma4 tbm mwaitx.
-    (
-        0x8000_0001,
-        0,
-        2,
-        bits(&[0, 5, 6, 7, 8, 11, 15, 16, 21, 29]),
-    ),
+    (0x8000_0001, 0, 2, bits(&[0, 5, 6, 7, 8, 11, 15, 16, 21, 29])),
     // syscall mmxext rdtscp long-mode 3dnowext 3dnow.
     (0x8000_0001, 0, 3, bits(&[11, 22, 27, 29, 30, 31])),
 ];

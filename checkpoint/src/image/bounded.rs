@@ -23,9 +23,7 @@ pub fn strings<'de, const COUNT: usize, const BYTES: usize, D: Deserializer<'de>
 }
 
 /// At most `COUNT` items that bound themselves.
-pub fn list<'de, const COUNT: usize, T: Deserialize<'de>, D: Deserializer<'de>>(
-    from: D,
-) -> Result<Vec<T>, D::Error> {
+pub fn list<'de, const COUNT: usize, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
     from.deserialize_seq(List::<COUNT, _>(PhantomData::<T>))
 }
 
@@ -48,11 +46,7 @@ impl<const BYTES: usize> Visitor<'_> for Text<BYTES> {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<String, E> {
-        if text.len() > BYTES {
-            Err(E::invalid_length(text.len(), &self))
-        } else {
-            Ok(text.to_owned())
-        }
+        if text.len() > BYTES { Err(E::invalid_length(text.len(), &self)) } else { Ok(text.to_owned()) }
     }
 }
 
@@ -66,11 +60,7 @@ impl<const BYTES: usize> Visitor<'_> for Blob<BYTES> {
     }
 
     fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
-        if bytes.len() > BYTES {
-            Err(E::invalid_length(bytes.len(), &self))
-        } else {
-            Ok(bytes.to_owned())
-        }
+        if bytes.len() > BYTES { Err(E::invalid_length(bytes.len(), &self)) } else { Ok(bytes.to_owned()) }
     }
 }
 

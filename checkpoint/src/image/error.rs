@@ -129,11 +129,7 @@ impl Error {
     pub(super) fn io(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| match source.downcast::<Self>() {
             Ok(ours) => ours,
-            Err(source) => Self::Io {
-                op,
-                path: path.to_owned(),
-                source,
-            },
+            Err(source) => Self::Io { op, path: path.to_owned(), source },
         }
     }
 }

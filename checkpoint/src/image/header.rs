@@ -63,11 +63,7 @@ impl Header {
             return Err(Error::Foreign { path: path() });
         }
         let Ok(bytes) = <&[u8; HEADER]>::try_from(start) else {
-            return Err(Error::Truncated {
-                path: path(),
-                expected: HEADER as u64,
-                actual,
-            });
+            return Err(Error::Truncated { path: path(), expected: HEADER as u64, actual });
         };
         if *bytes == unfinished() {
             return Err(Error::Unfinished { path: path() });
@@ -77,30 +73,16 @@ impl Header {
         }
         let (format, length) = (u32_at(bytes, 8), u64_at(bytes, 16));
         if format > FORMAT {
-            return Err(Error::Newer {
-                path: path(),
-                found: format,
-            });
+            return Err(Error::Newer { path: path(), found: format });
         }
         if format < OLDEST {
-            return Err(Error::TooOld {
-                path: path(),
-                found: format,
-            });
+            return Err(Error::TooOld { path: path(), found: format });
         }
         if actual < length {
-            return Err(Error::Truncated {
-                path: path(),
-                expected: length,
-                actual,
-            });
+            return Err(Error::Truncated { path: path(), expected: length, actual });
         }
         if actual > length {
-            return Err(Error::TooLong {
-                path: path(),
-                expected: length,
-                actual,
-            });
+            return Err(Error::TooLong { path: path(), expected: length, actual });
         }
         let header = Self {
             format,
@@ -108,9 +90,7 @@ impl Header {
             manifest_length: u64_at(bytes, 24),
             manifest_checksum: u128::from(u64_at(bytes, 32)) | u128::from(u64_at(bytes, 40)) << 64,
         };
-        let room = length
-            .saturating_sub(HEADER as u64)
-            .min(MAX_MANIFEST as u64);
+        let room = length.saturating_sub(HEADER as u64).min(MAX_MANIFEST as u64);
         if header.manifest_length > room {
             return Err(Error::DamagedHeader { path: path() });
         }
@@ -124,15 +104,9 @@ impl Header {
 }
 
 fn u32_at(bytes: &[u8; HEADER], at: usize) -> u32 {
-    bytes[at..at + 4]
-        .iter()
-        .rev()
-        .fold(0, |value, byte| value << 8 | u32::from(*byte))
+    bytes[at..at + 4].iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte))
 }
 
 fn u64_at(bytes: &[u8; HEADER], at: usize) -> u64 {
-    bytes[at..at + 8]
-        .iter()
-        .rev()
-        .fold(0, |value, byte| value << 8 | u64::from(*byte))
+    bytes[at..at + 8].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }

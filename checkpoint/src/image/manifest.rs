@@ -13,9 +13,7 @@ pub const MAX_MANIFEST: usize = 32 << 20;
 
 /// Fixed width, as the byte limit counts integers at full width: what encodes within it also decodes within it.
 const CONFIG: Configuration<LittleEndian, Fixint, Limit<MAX_MANIFEST>> =
-    bincode::config::standard()
-        .with_fixed_int_encoding()
-        .with_limit();
+    bincode::config::standard().with_fixed_int_encoding().with_limit();
 
 /// Bounds of a manifest's fields: counts, or bytes for text.
 pub mod limits {
@@ -160,8 +158,8 @@ pub enum ManifestError {
 impl Manifest {
     /// Reads a manifest of `format` whose parts end at byte `end` of the file.
     pub fn decode(bytes: &[u8], format: u32, end: u64) -> Result<Self, ManifestError> {
-        let (manifest, used) = bincode::serde::borrow_decode_from_slice::<Self, _>(bytes, CONFIG)
-            .map_err(ManifestError::Decode)?;
+        let (manifest, used) =
+            bincode::serde::borrow_decode_from_slice::<Self, _>(bytes, CONFIG).map_err(ManifestError::Decode)?;
         match bytes.len() - used {
             0 => manifest.check(format, end).map(|()| manifest),
             left => Err(ManifestError::Trailing(left)),
@@ -183,11 +181,7 @@ impl Manifest {
 
     /// Bytes of content of all parts of `kind`: what extracting them takes on disk.
     pub fn size_of(&self, kind: &Kind) -> u64 {
-        self.parts
-            .iter()
-            .filter(|part| part.kind == *kind)
-            .map(|part| part.size)
-            .sum()
+        self.parts.iter().filter(|part| part.kind == *kind).map(|part| part.size).sum()
     }
 
     fn check(&self, format: u32, end: u64) -> Result<(), ManifestError> {
@@ -207,41 +201,23 @@ impl Manifest {
             if part.offset != offset {
                 return Err(place());
             }
-            offset = offset
-                .checked_add(part.stored_size)
-                .filter(|next| *next <= end)
-                .ok_or_else(place)?;
+            offset = offset.checked_add(part.stored_size).filter(|next| *next <= end).ok_or_else(place)?;
             total = total.checked_add(part.size).ok_or_else(place)?;
         }
-        if offset == end {
-            Ok(())
-        } else {
-            Err(ManifestError::Gap)
-        }
+        if offset == end { Ok(()) } else { Err(ManifestError::Gap) }
     }
 }
 
 impl Meta {
     fn check(&self) -> Result<(), ManifestError> {
         at_most("record of the pod", self.pod.len(), limits::POD)?;
-        at_most(
-            "list of CPU features",
-            self.cpu_features.len(),
-            limits::FEATURES,
-        )?;
+        at_most("list of CPU features", self.cpu_features.len(), limits::FEATURES)?;
         at_most("list of layers", self.layers.len(), limits::LAYERS)?;
-        let text = [
-            &self.host,
-            &self.kernel_release,
-            &self.kernel_version,
-            &self.criu,
-        ];
+        let text = [&self.host, &self.kernel_release, &self.kernel_version, &self.criu];
         for text in text.into_iter().chain(&self.cpu_features) {
             at_most("text", text.len(), limits::TEXT)?;
         }
-        self.layers
-            .iter()
-            .try_for_each(|digest| check_digest(digest))
+        self.layers.iter().try_for_each(|digest| check_digest(digest))
     }
 }
 
@@ -253,9 +229,7 @@ impl Part {
             check_digest(digest)?;
         }
         match self.compression {
-            Compression::None if self.size != self.stored_size => {
-                Err(ManifestError::Place(self.name.clone()))
-            }
+            Compression::None if self.size != self.stored_size => Err(ManifestError::Place(self.name.clone())),
             _ => Ok(()),
         }
     }
@@ -268,13 +242,7 @@ pub(super) fn check_name(name: &str) -> Result<(), ManifestError> {
         && name != "."
         && !name.contains("..")
         && !name.contains(|c: char| c == '/' || c.is_control());
-    if safe {
-        Ok(())
-    } else {
-        Err(ManifestError::Name(
-            name.chars().take(limits::TEXT).collect(),
-        ))
-    }
+    if safe { Ok(()) } else { Err(ManifestError::Name(name.chars().take(limits::TEXT).collect())) }
 }
 
 /// A digest is a key of the layer store: letters, digits, `:`, `+`, `-`, `_`, and single dots.
@@ -285,21 +253,11 @@ pub(super) fn check_digest(digest: &str) -> Result<(), ManifestError> {
         && !digest.starts_with('.')
         && !digest.contains("..")
         && digest.chars().all(word);
-    if safe {
-        Ok(())
-    } else {
-        Err(ManifestError::Digest(
-            digest.chars().take(limits::TEXT).collect(),
-        ))
-    }
+    if safe { Ok(()) } else { Err(ManifestError::Digest(digest.chars().take(limits::TEXT).collect())) }
 }
 
 fn at_most(field: &'static str, count: usize, limit: usize) -> Result<(), ManifestError> {
-    if count > limit {
-        Err(ManifestError::Limit { field, limit })
-    } else {
-        Ok(())
-    }
+    if count > limit { Err(ManifestError::Limit { field, limit }) } else { Ok(()) }
 }
 
 /// Bytes in one piece, not a number at a time.

@@ -30,11 +30,7 @@ impl Image {
     pub fn open(path: &Path) -> Result<Self, Error> {
         // Not to hang on a named pipe.
         let flags = OFlags::NONBLOCK.bits() as i32;
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags)
-            .open(path)
-            .map_err(Error::io("open", path))?;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(Error::io("open", path))?;
         Self::from_file(file, path)
     }
 
@@ -43,32 +39,21 @@ impl Image {
         let read = || Error::io("read", path);
         let facts = file.metadata().map_err(read())?;
         if !facts.is_file() {
-            return Err(Error::Foreign {
-                path: path.to_owned(),
-            });
+            return Err(Error::Foreign { path: path.to_owned() });
         }
         let length = facts.len();
         let mut start = vec![0; length.min(HEADER as u64) as usize];
         file.read_exact_at(&mut start, 0).map_err(read())?;
         let header = Header::decode(&start, length, path)?;
 
-        let damaged = |source| Error::DamagedManifest {
-            path: path.to_owned(),
-            source,
-        };
+        let damaged = |source| Error::DamagedManifest { path: path.to_owned(), source };
         let mut bytes = vec![0; header.manifest_length as usize];
-        file.read_exact_at(&mut bytes, header.manifest_offset())
-            .map_err(read())?;
+        file.read_exact_at(&mut bytes, header.manifest_offset()).map_err(read())?;
         if xxh3_128(&bytes) != header.manifest_checksum {
             return Err(damaged(ManifestError::Checksum));
         }
-        let manifest =
-            Manifest::decode(&bytes, header.format, header.manifest_offset()).map_err(damaged)?;
-        Ok(Self {
-            path: path.into(),
-            file: Arc::new(file),
-            manifest,
-        })
+        let manifest = Manifest::decode(&bytes, header.format, header.manifest_offset()).map_err(damaged)?;
+        Ok(Self { path: path.into(), file: Arc::new(file), manifest })
     }
 
     /// What the image says about itself.
@@ -81,8 +66,7 @@ impl Image {
     pub fn verify(&self) -> Result<(), Error> {
         let mut buffer = vec![0; BUFFER];
         for part in &self.manifest.parts {
-            pump(&mut self.reader(part)?, &mut io::sink(), &mut buffer)
-                .map_err(Error::io("read", &self.path))?;
+            pump(&mut self.reader(part)?, &mut io::sink(), &mut buffer).map_err(Error::io("read", &self.path))?;
         }
         Ok(())
     }
@@ -91,27 +75,22 @@ impl Image {
     /// anything was wrong.
     pub fn read_part(&self, name: &str) -> Result<PartReader, Error> {
         let part = self.manifest.part(name);
-        self.reader(part.ok_or_else(|| Error::NoPart {
-            path: self.path.to_path_buf(),
-            part: name.to_owned(),
-        })?)
+        self.reader(part.ok_or_else(|| Error::NoPart { path: self.path.to_path_buf(), part: name.to_owned() })?)
     }
 
-    /// Writes every part of `kind` into the folder `dir` as a new file (mode 0600) of the part's name; returns the bytes
-    /// written. Fails if such a file exists; what it made until an error stays there, in the caller's folder.
+    /// Writes every part of `kind` into the folder `dir` as a new file of the part's name; returns the bytes written.
+    /// Fails if such a file exists; what it made until an error stays there, in the caller's folder.
+    ///
+    /// The files have mode 0644, since CRIU opens some of them as the root of the pod's user namespace, which is somebody
+    /// else on the host. Their folder must be closed to others.
     pub fn extract_dir(&self, kind: &Kind, dir: &Path) -> Result<u64, Error> {
         let mut buffer = vec![0; BUFFER];
         let mut total = 0;
         for part in self.manifest.parts.iter().filter(|part| part.kind == *kind) {
             let path = dir.join(&part.name);
-            let file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&path);
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path);
             let mut file = file.map_err(Error::io("create", &path))?;
-            total += pump(&mut self.reader(part)?, &mut file, &mut buffer)
-                .map_err(Error::io("write", &path))?;
+            total += pump(&mut self.reader(part)?, &mut file, &mut buffer).map_err(Error::io("write", &path))?;
         }
         Ok(total)
     }
@@ -126,9 +105,7 @@ impl Image {
         };
         let source = match part.compression {
             Compression::None => Source::Plain(stored),
-            Compression::Zstd => {
-                Source::Zstd(decoder(stored).map_err(Error::io("decompress", &self.path))?)
-            }
+            Compression::Zstd => Source::Zstd(decoder(stored).map_err(Error::io("decompress", &self.path))?),
         };
         Ok(PartReader {
             path: Arc::clone(&self.path),
@@ -181,12 +158,7 @@ impl PartReader {
 
     fn damaged(&self, reason: &str) -> io::Error {
         let (path, part) = (self.path.to_path_buf(), self.name.clone());
-        Error::DamagedPart {
-            path,
-            part,
-            reason: reason.to_owned(),
-        }
-        .into()
+        Error::DamagedPart { path, part, reason: reason.to_owned() }.into()
     }
 
     /// Errors of the file are already ours; others come from the decompressor, and blame the content.

@@ -38,19 +38,11 @@ fn place() -> (TempDir, PathBuf) {
 /// Writes a small image with a part of each kind.
 fn write_small(path: &Path, compression: Compression) -> Manifest {
     let mut writer = Writer::create(path, compression).unwrap();
-    writer
-        .part("core-1.img", Kind::Criu, &mut &b"registers"[..])
-        .unwrap();
+    writer.part("core-1.img", Kind::Criu, &mut &b"registers"[..]).unwrap();
     writer.part("empty.img", Kind::Criu, &mut &b""[..]).unwrap();
-    writer
-        .part("pages-1.img", Kind::Memory, &mut &[7; 300][..])
-        .unwrap();
-    writer
-        .part("layer", Kind::Layer("sha256:0123".into()), &mut &b"tar"[..])
-        .unwrap();
-    writer
-        .part("files", Kind::Files, &mut &b"more"[..])
-        .unwrap();
+    writer.part("pages-1.img", Kind::Memory, &mut &[7; 300][..]).unwrap();
+    writer.part("layer", Kind::Layer("sha256:0123".into()), &mut &b"tar"[..]).unwrap();
+    writer.part("files", Kind::Files, &mut &b"more"[..]).unwrap();
     writer.finish(meta()).unwrap()
 }
 
@@ -61,11 +53,7 @@ fn check(path: &Path) -> Result<(), Error> {
 
 fn content(image: &Image, part: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
-    image
-        .read_part(part)
-        .unwrap()
-        .read_to_end(&mut bytes)
-        .unwrap();
+    image.read_part(part).unwrap().read_to_end(&mut bytes).unwrap();
     bytes
 }
 
@@ -82,9 +70,5 @@ fn forge(path: &Path, parts: &[u8], manifest: &[u8]) {
 
 /// Encodes without any of the checks.
 fn raw(manifest: &Manifest) -> Vec<u8> {
-    bincode::serde::encode_to_vec(
-        manifest,
-        bincode::config::standard().with_fixed_int_encoding(),
-    )
-    .unwrap()
+    bincode::serde::encode_to_vec(manifest, bincode::config::standard().with_fixed_int_encoding()).unwrap()
 }

@@ -14,9 +14,7 @@ use xxhash_rust::xxh3::{Xxh3Default, xxh3_128};
 use super::BUFFER;
 use super::error::Error;
 use super::header::{FORMAT, HEADER, Header, unfinished};
-use super::manifest::{
-    Compression, Kind, Manifest, ManifestError, Meta, Part, check_digest, check_name, limits,
-};
+use super::manifest::{Compression, Kind, Manifest, ManifestError, Meta, Part, check_digest, check_name, limits};
 
 /// zstd's fastest ordinary level: memory pages gain little from more, and the pod may be frozen meanwhile.
 const LEVEL: i32 = 1;
@@ -56,9 +54,7 @@ impl Writer {
             open: None,
             finished: false,
         };
-        (&*writer.file)
-            .write_all(&unfinished())
-            .map_err(Error::io("write", &writer.partial))?;
+        (&*writer.file).write_all(&unfinished()).map_err(Error::io("write", &writer.partial))?;
         Ok(writer)
     }
 
@@ -70,9 +66,7 @@ impl Writer {
         loop {
             match from.read(&mut buffer) {
                 Ok(0) => return part.finish(),
-                Ok(count) => part
-                    .write_all(&buffer[..count])
-                    .map_err(Error::io("write image", &path))?,
+                Ok(count) => part.write_all(&buffer[..count]).map_err(Error::io("write image", &path))?,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::io("read what belongs into image", &path)(error)),
             }
@@ -82,84 +76,48 @@ impl Writer {
     /// Begins a part whose content is written bit by bit. It must be finished before the next one begins.
     pub fn part_writer(&mut self, name: &str, kind: Kind) -> Result<PartWriter<'_>, Error> {
         self.usable()?;
-        let refused = |source| Error::Refused {
-            path: self.path.clone(),
-            source,
-        };
+        let refused = |source| Error::Refused { path: self.path.clone(), source };
         check_name(name).map_err(refused)?;
         if let Kind::Layer(digest) = &kind {
             check_digest(digest).map_err(refused)?;
         }
         if self.parts.len() == limits::PARTS {
-            return Err(refused(ManifestError::Limit {
-                field: "number of parts",
-                limit: limits::PARTS,
-            }));
+            return Err(refused(ManifestError::Limit { field: "number of parts", limit: limits::PARTS }));
         }
         if !self.names.insert(name.to_owned()) {
             return Err(refused(ManifestError::Twice(name.to_owned())));
         }
-        let sink = Sink::new(self.compression, Arc::clone(&self.file))
-            .map_err(Error::io("write image", &self.path))?;
+        let sink = Sink::new(self.compression, Arc::clone(&self.file)).map_err(Error::io("write image", &self.path))?;
         self.open = Some(name.to_owned());
-        Ok(PartWriter {
-            writer: self,
-            sink,
-            kind,
-            size: 0,
-        })
+        Ok(PartWriter { writer: self, sink, kind, size: 0 })
     }
 
     /// Completes the image: manifest, header, everything on disk, then its name. Only now does `path` change.
     pub fn finish(mut self, meta: Meta) -> Result<Manifest, Error> {
         self.usable()?;
-        let manifest = Manifest {
-            format: FORMAT,
-            meta,
-            parts: std::mem::take(&mut self.parts),
-        };
-        let bytes = manifest
-            .encode(self.offset)
-            .map_err(|source| Error::Refused {
-                path: self.path.clone(),
-                source,
-            })?;
+        let manifest = Manifest { format: FORMAT, meta, parts: std::mem::take(&mut self.parts) };
+        let bytes =
+            manifest.encode(self.offset).map_err(|source| Error::Refused { path: self.path.clone(), source })?;
         let header = Header {
             format: FORMAT,
             length: self.offset + bytes.len() as u64,
             manifest_length: bytes.len() as u64,
             manifest_checksum: xxh3_128(&bytes),
         };
-        (&*self.file)
-            .write_all(&bytes)
-            .map_err(Error::io("write", &self.partial))?;
-        self.file
-            .write_all_at(&header.encode(), 0)
-            .map_err(Error::io("write", &self.partial))?;
-        self.file
-            .sync_all()
-            .map_err(Error::io("sync", &self.partial))?;
-        fs::rename(&self.partial, &self.path)
-            .map_err(Error::io("rename the partial file to", &self.path))?;
+        (&*self.file).write_all(&bytes).map_err(Error::io("write", &self.partial))?;
+        self.file.write_all_at(&header.encode(), 0).map_err(Error::io("write", &self.partial))?;
+        self.file.sync_all().map_err(Error::io("sync", &self.partial))?;
+        fs::rename(&self.partial, &self.path).map_err(Error::io("rename the partial file to", &self.path))?;
         self.finished = true;
-        let folder = self
-            .path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(Error::io("sync", folder))?;
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", folder))?;
         Ok(manifest)
     }
 
     fn usable(&self) -> Result<(), Error> {
         match &self.open {
             None => Ok(()),
-            Some(part) => Err(Error::HalfPart {
-                path: self.path.clone(),
-                part: part.clone(),
-            }),
+            Some(part) => Err(Error::HalfPart { path: self.path.clone(), part: part.clone() }),
         }
     }
 }
@@ -184,15 +142,8 @@ pub struct PartWriter<'a> {
 impl PartWriter<'_> {
     /// Completes the part; returns the bytes of its content.
     pub fn finish(self) -> Result<u64, Error> {
-        let Self {
-            writer,
-            sink,
-            kind,
-            size,
-        } = self;
-        let stored = sink
-            .finish()
-            .map_err(Error::io("write image", &writer.path))?;
+        let Self { writer, sink, kind, size } = self;
+        let stored = sink.finish().map_err(Error::io("write image", &writer.path))?;
         let part = Part {
             name: writer.open.take().unwrap_or_default(),
             kind,
@@ -231,11 +182,7 @@ enum Sink {
 
 impl Sink {
     fn new(compression: Compression, file: Arc<File>) -> io::Result<Self> {
-        let stored = Stored {
-            file,
-            hash: Xxh3Default::new(),
-            count: 0,
-        };
+        let stored = Stored { file, hash: Xxh3Default::new(), count: 0 };
         Ok(match compression {
             Compression::None => Self::Plain(BufWriter::with_capacity(BUFFER, stored)),
             Compression::Zstd => Self::Zstd(encoder(stored)?),
@@ -255,9 +202,7 @@ fn encoder(to: Stored) -> io::Result<zstd::Encoder<'static, Stored>> {
     // Our own checksum covers the stored bytes; zstd's covers the content, against a fault in the decoder.
     encoder.include_checksum(true)?;
     #[cfg(feature = "zstdmt")]
-    encoder.multithread(
-        std::thread::available_parallelism().map_or(1, |cores| cores.get().min(8) as u32),
-    )?;
+    encoder.multithread(std::thread::available_parallelism().map_or(1, |cores| cores.get().min(8) as u32))?;
     Ok(encoder)
 }
 
@@ -283,23 +228,12 @@ impl Write for Stored {
 
 /// Makes the partial file, always a new one: a file that stands there already may be another's, with other rights.
 fn claim(partial: &Path, path: &Path) -> Result<File, Error> {
-    let busy = || Error::Busy {
-        path: path.to_owned(),
-    };
-    let create = || {
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(partial)
-    };
+    let busy = || Error::Busy { path: path.to_owned() };
+    let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(partial);
     let file = match create() {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
-            let stale = OpenOptions::new()
-                .read(true)
-                .custom_flags(flags)
-                .open(partial);
+            let stale = OpenOptions::new().read(true).custom_flags(flags).open(partial);
             let stale = stale.map_err(Error::io("open", partial))?;
             lock(&stale, partial, busy)?;
             fs::remove_file(partial).map_err(Error::io("remove", partial))?;

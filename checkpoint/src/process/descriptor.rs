@@ -119,20 +119,12 @@ pub(super) struct Scan {
 const MAX_NAMES: usize = 32;
 
 impl Scan {
-    pub(super) fn descriptors(
-        &mut self,
-        process: &Process,
-        holder: &str,
-    ) -> ProcResult<Descriptors> {
+    pub(super) fn descriptors(&mut self, process: &Process, holder: &str) -> ProcResult<Descriptors> {
         let mut found = Descriptors::default();
         let mut asker = socket::Asker::new(process.pid());
         for entry in std::fs::read_dir(format!("/proc/{}/fd", process.pid()))? {
             let entry = entry?;
-            let Some(fd) = entry
-                .file_name()
-                .to_str()
-                .and_then(|n| n.parse::<u32>().ok())
-            else {
+            let Some(fd) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
                 continue;
             };
             // Closed since the directory was read.
@@ -140,11 +132,10 @@ impl Scan {
                 continue;
             };
             let kind = self.classify(&mut found, process.pid(), fd, &target, holder);
-            if kind == FdKind::Socket {
-                if let Some(inode) = socket::inode(&target) {
+            if kind == FdKind::Socket
+                && let Some(inode) = socket::inode(&target) {
                     self.sockets.add(inode, &mut asker, fd, holder);
                 }
-            }
             if kind == FdKind::Other && found.others.len() < MAX_NAMES {
                 found.others.insert(target.display().to_string());
             }
@@ -170,24 +161,11 @@ impl Scan {
             let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
             let path = PathBuf::from(std::ffi::OsStr::from_bytes(name));
             // CRIU holds the blocks against its limit, not the length (files-reg.c, dump_ghost_remap).
-            self.ghosts.insert(
-                (meta.dev(), meta.ino()),
-                Ghost {
-                    path,
-                    bytes: meta.blocks() * 512,
-                },
-            );
+            self.ghosts.insert((meta.dev(), meta.ino()), Ghost { path, bytes: meta.blocks() * 512 });
         }
     }
 
-    fn classify(
-        &mut self,
-        found: &mut Descriptors,
-        pid: i32,
-        fd: u32,
-        target: &Path,
-        holder: &str,
-    ) -> FdKind {
+    fn classify(&mut self, found: &mut Descriptors, pid: i32, fd: u32, target: &Path, holder: &str) -> FdKind {
         if let Some(kind) = by_name(target) {
             return kind;
         }
@@ -214,42 +192,27 @@ impl Scan {
             let info = fdinfo(pid, fd);
             for lock in info.lines().filter_map(|l| l.strip_prefix("lock:")) {
                 let lease = lock.split_ascii_whitespace().any(|w| w == "LEASE");
-                *(if lease {
-                    &mut found.leases
-                } else {
-                    &mut found.locks
-                }) += 1;
+                *(if lease { &mut found.leases } else { &mut found.locks }) += 1;
             }
             FdKind::File
         }
     }
 
     fn device(&mut self, meta: &Metadata, path: &str, pid: i32, fd: u32, holder: &str) -> FdKind {
-        let (major, minor) = (
-            rustix::fs::major(meta.rdev()),
-            rustix::fs::minor(meta.rdev()),
-        );
+        let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
         let file_system = (magic(path) == Some(DEVPTS)).then(|| meta.dev());
         // Documentation/admin-guide/devices.txt.
         match (meta.file_type().is_char_device(), major, minor) {
             (true, 1, 3 | 5 | 7 | 8 | 9) => FdKind::MemoryDevice,
             (true, 5, 0) => FdKind::Terminal,
             (true, 5, 2) => {
-                let index = fdinfo(pid, fd)
-                    .lines()
-                    .find_map(|l| l.strip_prefix("tty-index:")?.trim().parse().ok());
-                self.masters
-                    .extend(index.map(|index| Terminal { file_system, index }));
+                let index = fdinfo(pid, fd).lines().find_map(|l| l.strip_prefix("tty-index:")?.trim().parse().ok());
+                self.masters.extend(index.map(|index| Terminal { file_system, index }));
                 FdKind::Terminal
             }
             (true, 136..=143, _) => {
-                let terminal = Terminal {
-                    file_system,
-                    index: (major - 136) * 256 + minor,
-                };
-                self.slaves
-                    .entry(terminal)
-                    .or_insert_with(|| holder.to_owned());
+                let terminal = Terminal { file_system, index: (major - 136) * 256 + minor };
+                self.slaves.entry(terminal).or_insert_with(|| holder.to_owned());
                 FdKind::Terminal
             }
             _ => FdKind::Device,

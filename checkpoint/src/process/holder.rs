@@ -60,32 +60,16 @@ fn take(feature: &str, dir: &Path) -> Result<Vec<OwnedFd>, Errno> {
         "memfd_secret" => {
             let fd = call(libc::SYS_memfd_secret, [0; 5])?;
             nix::unistd::ftruncate(&fd, 4096)?;
-            map(
-                4096,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                Some((&fd, 0)),
-            )?;
+            map(4096, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, Some((&fd, 0)))?;
             fd
         }
         "io_uring" => {
             let mut parameters = [0u64; 15];
-            let fd = call(
-                libc::SYS_io_uring_setup,
-                [4, parameters.as_mut_ptr() as i64, 0, 0, 0],
-            )?;
-            map(
-                4096,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_POPULATE,
-                Some((&fd, 0)),
-            )?;
+            let fd = call(libc::SYS_io_uring_setup, [4, parameters.as_mut_ptr() as i64, 0, 0, 0])?;
+            map(4096, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE, Some((&fd, 0)))?;
             fd
         }
-        "userfaultfd" => call(
-            libc::SYS_userfaultfd,
-            [i64::from(libc::O_CLOEXEC | 1), 0, 0, 0, 0],
-        )?,
+        "userfaultfd" => call(libc::SYS_userfaultfd, [i64::from(libc::O_CLOEXEC | 1), 0, 0, 0, 0])?,
         "mptcp" => call(libc::SYS_socket, [2, 1, 262, 0, 0])?,
         "tcp" => std::net::TcpListener::bind("127.0.0.1:0").unwrap().into(),
         "unix" => {
@@ -94,12 +78,7 @@ fn take(feature: &str, dir: &Path) -> Result<Vec<OwnedFd>, Errno> {
         }
         "droppable" => {
             const MAP_DROPPABLE: i32 = 8;
-            map(
-                4096,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_ANONYMOUS | MAP_DROPPABLE,
-                None,
-            )?;
+            map(4096, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_ANONYMOUS | MAP_DROPPABLE, None)?;
             return Ok(Vec::new());
         }
         "ghost" => {
@@ -113,24 +92,14 @@ fn take(feature: &str, dir: &Path) -> Result<Vec<OwnedFd>, Errno> {
         "mapped_ghost" => {
             let mapped = file(&dir.join("ghost-mapped"));
             mapped.set_len(4096).unwrap();
-            map(
-                4096,
-                libc::PROT_READ,
-                libc::MAP_PRIVATE,
-                Some((&mapped.into(), 0)),
-            )?;
+            map(4096, libc::PROT_READ, libc::MAP_PRIVATE, Some((&mapped.into(), 0)))?;
             std::fs::remove_file(dir.join("ghost-mapped")).unwrap();
             return Ok(Vec::new());
         }
         "shared_mapping" => {
             let mapped = file(&dir.join("a shared mapping"));
             mapped.set_len(4096).unwrap();
-            map(
-                4096,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                Some((&mapped.into(), 0)),
-            )?;
+            map(4096, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, Some((&mapped.into(), 0)))?;
             return Ok(Vec::new());
         }
         "lock" => {
@@ -143,25 +112,17 @@ fn take(feature: &str, dir: &Path) -> Result<Vec<OwnedFd>, Errno> {
             file(&dir.join("leased")).rewind().unwrap();
             let file = File::open(dir.join("leased")).unwrap();
             // SAFETY: F_SETLEASE takes an integer.
-            Errno::result(unsafe {
-                libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK)
-            })?;
+            Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) })?;
             file.into()
         }
-        "memfd" => call(
-            libc::SYS_memfd_create,
-            [c"cache".as_ptr() as i64, 0, 0, 0, 0],
-        )?,
+        "memfd" => call(libc::SYS_memfd_create, [c"cache".as_ptr() as i64, 0, 0, 0, 0])?,
         "eventfd" => call(libc::SYS_eventfd2, [0; 5])?,
         "epoll" => call(libc::SYS_epoll_create1, [0; 5])?,
         "perf" => {
             // perf_event_attr: type PERF_TYPE_SOFTWARE, size 64, config PERF_COUNT_SW_CPU_CLOCK.
             let mut attributes = [0u32; 16];
             (attributes[0], attributes[1]) = (1, 64);
-            call(
-                libc::SYS_perf_event_open,
-                [attributes.as_ptr() as i64, 0, -1, -1, 0],
-            )?
+            call(libc::SYS_perf_event_open, [attributes.as_ptr() as i64, 0, -1, -1, 0])?
         }
         "bpf" => {
             // BPF_MAP_CREATE of an array: key 4 bytes, value 4 bytes, 1 entry.
@@ -171,17 +132,11 @@ fn take(feature: &str, dir: &Path) -> Result<Vec<OwnedFd>, Errno> {
         "mqueue" => {
             let name = std::ffi::CString::new(format!("podd-test-{}", std::process::id())).unwrap();
             let create = i64::from(libc::O_CREAT | libc::O_RDWR);
-            let fd = call(
-                libc::SYS_mq_open,
-                [name.as_ptr() as i64, create, 0o600, 0, 0],
-            )?;
+            let fd = call(libc::SYS_mq_open, [name.as_ptr() as i64, create, 0o600, 0, 0])?;
             call_plain(libc::SYS_mq_unlink, [name.as_ptr() as i64, 0, 0, 0, 0])?;
             fd
         }
-        "pidfd" => call(
-            libc::SYS_pidfd_open,
-            [i64::from(std::process::id()), 0, 0, 0, 0],
-        )?,
+        "pidfd" => call(libc::SYS_pidfd_open, [i64::from(std::process::id()), 0, 0, 0, 0])?,
         "pty" => {
             let pty = nix::pty::openpty(None, None)?;
             return Ok(vec![pty.master, pty.slave]);
@@ -193,22 +148,14 @@ fn take(feature: &str, dir: &Path) -> Result<Vec<OwnedFd>, Errno> {
             unsafe { OwnedFd::from_raw_fd(900) }
         }
         "namespace" => File::open("/proc/self/ns/uts").unwrap().into(),
-        "device" => File::open("/dev/kmsg")
-            .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap()))?
-            .into(),
+        "device" => File::open("/dev/kmsg").map_err(|e| Errno::from_raw(e.raw_os_error().unwrap()))?.into(),
         other => panic!("unknown feature {other}"),
     };
     Ok(vec![fd])
 }
 
 fn file(path: &Path) -> File {
-    File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .unwrap()
+    File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap()
 }
 
 /// A system call that returns a new descriptor.
@@ -224,18 +171,9 @@ fn call_plain(number: libc::c_long, [a, b, c, d, e]: [i64; 5]) -> Result<i64, Er
 }
 
 /// Maps pages and never lets go of them.
-fn map(
-    bytes: usize,
-    protection: i32,
-    flags: i32,
-    file: Option<(&OwnedFd, i64)>,
-) -> Result<(), Errno> {
+fn map(bytes: usize, protection: i32, flags: i32, file: Option<(&OwnedFd, i64)>) -> Result<(), Errno> {
     let (fd, offset) = file.map_or((-1, 0), |(fd, offset)| (fd.as_raw_fd(), offset));
     // SAFETY: a fresh mapping at an address of the kernel's choice touches no memory in use.
     let address = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, fd, offset) };
-    if address == libc::MAP_FAILED {
-        Err(Errno::last())
-    } else {
-        Ok(())
-    }
+    if address == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(()) }
 }

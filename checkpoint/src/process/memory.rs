@@ -47,9 +47,7 @@ pub(super) fn read(process: &Process, scan: &mut Scan) -> ProcResult<MemoryFacts
             facts.mappings += 1;
             facts.secret |= mapping.name == b"/secretmem (deleted)";
             if mapping.is_ring() && facts.devices.len() < MAX_NAMES {
-                facts
-                    .devices
-                    .insert(String::from_utf8_lossy(mapping.name).into_owned());
+                facts.devices.insert(String::from_utf8_lossy(mapping.name).into_owned());
             }
             if mapping.is_deleted_file() {
                 scan.mapped_ghost(process.pid(), mapping.range, mapping.name);
@@ -67,13 +65,8 @@ pub(super) fn read(process: &Process, scan: &mut Scan) -> ProcResult<MemoryFacts
                 let has = |flag: &[u8]| value.split(|b| *b == b' ').any(|f| f == flag);
                 facts.droppable |= has(b"dp");
                 // The kernel's own special mappings, [vvar] and others, are in brackets.
-                if (has(b"io") || has(b"pf"))
-                    && !name.starts_with(b"[")
-                    && facts.devices.len() < MAX_NAMES
-                {
-                    facts
-                        .devices
-                        .insert(String::from_utf8_lossy(&name).into_owned());
+                if (has(b"io") || has(b"pf")) && !name.starts_with(b"[") && facts.devices.len() < MAX_NAMES {
+                    facts.devices.insert(String::from_utf8_lossy(&name).into_owned());
                 }
             }
             _ => {}
@@ -95,17 +88,11 @@ pub fn shared_writable_files(pids: &[i32]) -> BTreeSet<PathBuf> {
         let Ok(maps) = open(pid, "maps") else {
             continue;
         };
-        for line in BufReader::with_capacity(1 << 16, maps)
-            .split(b'\n')
-            .map_while(Result::ok)
-        {
+        for line in BufReader::with_capacity(1 << 16, maps).split(b'\n').map_while(Result::ok) {
             let Some(mapping) = Mapping::parse(&line) else {
                 continue;
             };
-            if mapping.shared_writable()
-                && mapping.name.starts_with(b"/")
-                && !mapping.name.ends_with(DELETED)
-            {
+            if mapping.shared_writable() && mapping.name.starts_with(b"/") && !mapping.name.ends_with(DELETED) {
                 files.insert(PathBuf::from(OsStr::from_bytes(&unescape(mapping.name))));
             }
         }
@@ -126,19 +113,12 @@ pub(super) fn mounted(process: &Process) -> (u64, Vec<String>) {
         match mount.fs_type.as_str() {
             "tmpfs" => {
                 if let Ok(space) = rustix::fs::statvfs(&seen) {
-                    tmpfs.insert(
-                        mount.majmin,
-                        (space.f_blocks - space.f_bfree) * space.f_frsize,
-                    );
+                    tmpfs.insert(mount.majmin, (space.f_blocks - space.f_bfree) * space.f_frsize);
                 }
             }
             "mqueue" => {
                 let entries = std::fs::read_dir(&seen).into_iter().flatten().flatten();
-                queues.extend(
-                    entries
-                        .take(MAX_NAMES)
-                        .map(|e| e.file_name().to_string_lossy().into_owned()),
-                );
+                queues.extend(entries.take(MAX_NAMES).map(|e| e.file_name().to_string_lossy().into_owned()));
             }
             _ => {}
         }
@@ -175,11 +155,7 @@ impl Mapping<'_> {
         };
         let (range, permissions) = (next()?, next()?);
         let (_offset, _device, _inode) = (next()?, next()?, next()?);
-        Some(Mapping {
-            range,
-            permissions,
-            name: rest.trim_ascii_start(),
-        })
+        Some(Mapping { range, permissions, name: rest.trim_ascii_start() })
     }
 
     fn shared_writable(&self) -> bool {
@@ -202,9 +178,7 @@ impl Mapping<'_> {
             b"/[aio]",
             b"/drm",
         ];
-        self.name.starts_with(b"/")
-            && self.name.ends_with(DELETED)
-            && !MEMORY.iter().any(|m| self.name.starts_with(m))
+        self.name.starts_with(b"/") && self.name.ends_with(DELETED) && !MEMORY.iter().any(|m| self.name.starts_with(m))
     }
 }
 
@@ -218,11 +192,7 @@ fn field(line: &[u8]) -> Option<(&[u8], &[u8])> {
 /// `123 kB`
 fn bytes(value: &[u8]) -> u64 {
     let digits = value.split(|b| *b == b' ').next().unwrap_or_default();
-    std::str::from_utf8(digits)
-        .ok()
-        .and_then(|d| d.parse::<u64>().ok())
-        .unwrap_or(0)
-        * 1024
+    std::str::from_utf8(digits).ok().and_then(|d| d.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
 /// maps(5) writes a newline in a name as `\012`, and nothing else so.
@@ -253,29 +223,19 @@ mod tests {
     fn lines_of_maps() {
         let line = b"7f00-7f01 rw-s 00000000 fe:00 325843                     /srv/a b (deleted)";
         let mapping = Mapping::parse(line).unwrap();
-        assert_eq!(
-            (mapping.range, mapping.name),
-            (&b"7f00-7f01"[..], &b"/srv/a b (deleted)"[..])
-        );
+        assert_eq!((mapping.range, mapping.name), (&b"7f00-7f01"[..], &b"/srv/a b (deleted)"[..]));
         assert!(mapping.shared_writable() && mapping.is_deleted_file());
 
         let anonymous = Mapping::parse(b"7f00-7f01 rw-p 00000000 00:00 0 ").unwrap();
         assert!(anonymous.name.is_empty() && !anonymous.shared_writable());
-        assert!(
-            !Mapping::parse(b"7f00-7f01 rw-s 00000000 00:01 5   /memfd:x (deleted)")
-                .unwrap()
-                .is_deleted_file()
-        );
+        assert!(!Mapping::parse(b"7f00-7f01 rw-s 00000000 00:01 5   /memfd:x (deleted)").unwrap().is_deleted_file());
         assert!(Mapping::parse(b"garbage").is_none());
         assert_eq!(unescape(br"/a\012b\01"), b"/a\nb\\01");
     }
 
     #[test]
     fn fields_of_smaps() {
-        assert_eq!(
-            field(b"Pss:                 12 kB"),
-            Some((&b"Pss"[..], &b"12 kB"[..]))
-        );
+        assert_eq!(field(b"Pss:                 12 kB"), Some((&b"Pss"[..], &b"12 kB"[..])));
         assert_eq!(bytes(b"12 kB"), 12 * 1024);
         assert_eq!(field(b"7f00-7f01 rw-p 00000000 fe:00 1 /a:b"), None);
     }

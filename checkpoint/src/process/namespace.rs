@@ -10,18 +10,8 @@ use procfs::{ProcError, ProcResult};
 pub(super) struct Links(BTreeMap<&'static str, PathBuf>);
 
 /// Older kernels lack some (time: before 5.6).
-const NAMES: [&str; 10] = [
-    "cgroup",
-    "ipc",
-    "mnt",
-    "net",
-    "pid",
-    "pid_for_children",
-    "time",
-    "time_for_children",
-    "user",
-    "uts",
-];
+const NAMES: [&str; 10] =
+    ["cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "time_for_children", "user", "uts"];
 
 impl Links {
     pub(super) fn read(process: &Process) -> ProcResult<Links> {
@@ -34,28 +24,16 @@ impl Links {
             }
         }
         // All missing: the process is gone.
-        if links.is_empty() {
-            Err(ProcError::NotFound(None))
-        } else {
-            Ok(Links(links))
-        }
+        if links.is_empty() { Err(ProcError::NotFound(None)) } else { Ok(Links(links)) }
     }
 
     /// Names of those that are not `home`'s. What children will be put into is compared with where `home` itself is.
     pub(super) fn differing(&self, home: &Links) -> Vec<String> {
         let same = |name: &&str| match self.0.get(*name) {
-            Some(link) => {
-                home.0
-                    .get(name.strip_suffix("_for_children").unwrap_or(name))
-                    == Some(link)
-            }
+            Some(link) => home.0.get(name.strip_suffix("_for_children").unwrap_or(name)) == Some(link),
             // Missing in this kernel; but after unshare(CLONE_NEWPID) pid_for_children is missing until the first fork.
             None => !home.0.contains_key(*name),
         };
-        NAMES
-            .iter()
-            .filter(|name| !same(name))
-            .map(|name| (*name).to_owned())
-            .collect()
+        NAMES.iter().filter(|name| !same(name)).map(|name| (*name).to_owned()).collect()
     }
 }

@@ -96,19 +96,11 @@ impl Rlimit {
             (Resource::RealtimeTime, limits.max_realtime_timeout),
         ]
         .into_iter()
-        .map(
-            |(
-                resource,
-                Limit {
-                    soft_limit,
-                    hard_limit,
-                },
-            )| Rlimit {
-                resource,
-                soft: value(soft_limit),
-                hard: value(hard_limit),
-            },
-        )
+        .map(|(resource, Limit { soft_limit, hard_limit })| Rlimit {
+            resource,
+            soft: value(soft_limit),
+            hard: value(hard_limit),
+        })
         .collect()
     }
 }

@@ -84,22 +84,13 @@ impl Asker {
         let socket = pidfd_getfd(handle, fd, PidfdGetfdFlags::empty())?;
         let family = sockopt::socket_domain(&socket)?;
         let kind = sockopt::socket_type(&socket)?.as_raw();
-        Ok((
-            family,
-            kind,
-            sockopt::socket_protocol(&socket)?.map_or(0, |p| p.as_raw().get()),
-        ))
+        Ok((family, kind, sockopt::socket_protocol(&socket)?.map_or(0, |p| p.as_raw().get())))
     }
 }
 
 /// Of `socket:[INODE]`.
 pub(super) fn inode(target: &Path) -> Option<u64> {
-    target
-        .to_str()?
-        .strip_prefix("socket:[")?
-        .strip_suffix(']')?
-        .parse()
-        .ok()
+    target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 impl Scan {
@@ -110,10 +101,7 @@ impl Scan {
         match asker.ask(fd) {
             Ok((family, kind, protocol)) => {
                 let key = (u32::from(family.as_raw()), kind, protocol);
-                self.kinds
-                    .entry(key)
-                    .or_insert_with(|| (0, holder.to_owned()))
-                    .0 += 1;
+                self.kinds.entry(key).or_insert_with(|| (0, holder.to_owned())).0 += 1;
                 if family == AddressFamily::UNIX {
                     self.unix.insert(inode, holder.to_owned());
                 }
@@ -125,25 +113,18 @@ impl Scan {
     }
 
     pub(super) fn kinds(&self) -> Vec<SocketFacts> {
-        let facts =
-            |(&(family, kind, protocol), (count, holder)): (&(u32, u32, u32), &(u64, String))| {
-                SocketFacts {
-                    family,
-                    kind,
-                    protocol,
-                    count: *count,
-                    holder: holder.clone(),
-                }
-            };
+        let facts = |(&(family, kind, protocol), (count, holder)): (&(u32, u32, u32), &(u64, String))| SocketFacts {
+            family,
+            kind,
+            protocol,
+            count: *count,
+            holder: holder.clone(),
+        };
         self.kinds.iter().map(facts).collect()
     }
 
     /// Unix sockets that lead out of the pod with these processes. `root` is in its network namespace.
-    pub(super) fn outside(
-        &self,
-        root: &Process,
-        members: &BTreeSet<i32>,
-    ) -> io::Result<Vec<OutsidePeer>> {
+    pub(super) fn outside(&self, root: &Process, members: &BTreeSet<i32>) -> io::Result<Vec<OutsidePeer>> {
         if self.unix.is_empty() {
             return Ok(Vec::new());
         }
@@ -159,24 +140,15 @@ impl Scan {
         let judged = self.unix.iter().filter(|(inode, _)| held.contains(inode));
         Ok(judged
             .filter_map(|(inode, holder)| {
-                Some(OutsidePeer {
-                    holder: holder.clone(),
-                    inode: *inode,
-                    fault: fault(inode)?,
-                })
+                Some(OutsidePeer { holder: holder.clone(), inode: *inode, fault: fault(inode)? })
             })
             .collect())
     }
 }
 
 fn held(pid: i32) -> Vec<u64> {
-    let entries = std::fs::read_dir(format!("/proc/{pid}/fd"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    entries
-        .filter_map(|e| inode(&std::fs::read_link(e.path()).ok()?))
-        .collect()
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.filter_map(|e| inode(&std::fs::read_link(e.path()).ok()?)).collect()
 }
 
 /// All unix sockets of the network namespace that `pid` is in, with their peers. A thread of its own enters it and ends there.
@@ -186,12 +158,8 @@ fn unix_peers(pid: i32) -> io::Result<HashMap<u64, Option<u64>>> {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
         diagnose()
     };
-    let thread = std::thread::Builder::new()
-        .name("unix-peers".into())
-        .spawn(enter_and_ask)?;
-    thread
-        .join()
-        .map_err(|_| io::Error::other("asking for unix sockets panicked"))?
+    let thread = std::thread::Builder::new().name("unix-peers".into()).spawn(enter_and_ask)?;
+    thread.join().map_err(|_| io::Error::other("asking for unix sockets panicked"))?
 }
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -254,9 +222,7 @@ fn parse(mut datagram: &[u8], peers: &mut HashMap<u64, Option<u64>>) -> io::Resu
             }
             _ => {}
         }
-        datagram = datagram
-            .get(length.next_multiple_of(4)..)
-            .unwrap_or_default();
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Ok(false)
 }

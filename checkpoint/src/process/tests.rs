@@ -42,23 +42,13 @@ impl Held {
         unsafe { command.pre_exec(close_the_rest) };
         let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
         let stdin = child.stdin.take().unwrap();
-        Held {
-            child,
-            _stdin: stdin,
-            lacks: BTreeMap::new(),
-            _dir: None,
-        }
+        Held { child, _stdin: stdin, lacks: BTreeMap::new(), _dir: None }
     }
 
     /// This test program again, holding all of [`FEATURES`] that the kernel has.
     fn everything(stderr: Stdio) -> Held {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args([
-            "--exact",
-            "process::holder::hold_everything",
-            "--ignored",
-            "--nocapture",
-        ]);
+        command.args(["--exact", "process::holder::hold_everything", "--ignored", "--nocapture"]);
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         command.env(super::holder::DIRECTORY, dir.path());
         let mut held = Held::spawn(command.stdout(Stdio::piped()).stderr(stderr));
@@ -120,31 +110,17 @@ fn everything_a_process_holds_is_seen() {
     let protocol = |p: u32| pod.sockets.iter().any(|s| s.protocol == p);
     let seen = |feature: &str| match feature {
         "memfd_secret" => fds.of(FdKind::SecretMemory) == 1 && memory.secret,
-        "io_uring" => {
-            fds.of(FdKind::IoUring) == 1 && memory.devices.iter().any(|d| d.contains("io_uring"))
-        }
+        "io_uring" => fds.of(FdKind::IoUring) == 1 && memory.devices.iter().any(|d| d.contains("io_uring")),
         "userfaultfd" => fds.of(FdKind::Userfaultfd) == 1,
         "mptcp" => protocol(262),
-        "tcp" => pod
-            .sockets
-            .iter()
-            .any(|s| (s.family, s.kind, s.protocol) == (2, 1, 6)),
-        "unix" => pod
-            .sockets
-            .iter()
-            .any(|s| (s.family, s.kind, s.count) == (1, 1, 2)),
+        "tcp" => pod.sockets.iter().any(|s| (s.family, s.kind, s.protocol) == (2, 1, 6)),
+        "unix" => pod.sockets.iter().any(|s| (s.family, s.kind, s.count) == (1, 1, 2)),
         "droppable" => memory.droppable,
-        "ghost" => pod
-            .ghosts
-            .iter()
-            .any(|g| g.path.to_string_lossy().contains("ghost-open") && g.bytes >= 1 << 16),
-        "mapped_ghost" => pod
-            .ghosts
-            .iter()
-            .any(|g| g.path.to_string_lossy().contains("ghost-mapped")),
-        "shared_mapping" => shared_writable_files(&[held.pid()])
-            .iter()
-            .any(|f| f.to_string_lossy().contains("shared mapping")),
+        "ghost" => pod.ghosts.iter().any(|g| g.path.to_string_lossy().contains("ghost-open") && g.bytes >= 1 << 16),
+        "mapped_ghost" => pod.ghosts.iter().any(|g| g.path.to_string_lossy().contains("ghost-mapped")),
+        "shared_mapping" => {
+            shared_writable_files(&[held.pid()]).iter().any(|f| f.to_string_lossy().contains("shared mapping"))
+        }
         "lock" => fds.locks >= 1,
         "lease" => fds.leases == 1,
         "memfd" => fds.of(FdKind::Memfd) == 1,
@@ -166,93 +142,48 @@ fn everything_a_process_holds_is_seen() {
             // The kernel lacks it, and says so in one of these ways; then nothing may be seen of it.
             Some(error) => {
                 assert!(
-                    [
-                        "ENOSYS",
-                        "EPERM",
-                        "EINVAL",
-                        "EPROTONOSUPPORT",
-                        "ENOENT",
-                        "ENODEV"
-                    ]
-                    .contains(&error.as_str()),
+                    ["ENOSYS", "EPERM", "EINVAL", "EPROTONOSUPPORT", "ENOENT", "ENODEV"].contains(&error.as_str()),
                     "{feature}: {error}"
                 );
-                assert!(
-                    !seen(feature),
-                    "{feature} was seen though it failed with {error}"
-                );
+                assert!(!seen(feature), "{feature} was seen though it failed with {error}");
             }
         }
     }
-    assert_eq!(
-        pod.outside_terminals,
-        Vec::<String>::new(),
-        "both ends are inside"
-    );
+    assert_eq!(pod.outside_terminals, Vec::<String>::new(), "both ends are inside");
     assert_eq!(pod.outside_peers, []);
     assert_eq!(pod.peers_unknown, None);
     assert!(process.nested.is_empty() && !process.joined && process.tracer == 0 && !process.zombie);
     assert!(process.threads >= 1 && memory.resident > 1 << 18 && memory.mappings > 10);
-    assert!(
-        process
-            .rlimits
-            .iter()
-            .any(|l| l.resource == Resource::OpenFiles && l.soft.is_some())
-    );
+    assert!(process.rlimits.iter().any(|l| l.resource == Resource::OpenFiles && l.soft.is_some()));
 
     let bytes = bincode::serde::encode_to_vec(&pod, bincode::config::standard()).unwrap();
-    let (back, _): (PodFacts, usize) =
-        bincode::serde::decode_from_slice(&bytes, bincode::config::standard()).unwrap();
+    let (back, _): (PodFacts, usize) = bincode::serde::decode_from_slice(&bytes, bincode::config::standard()).unwrap();
     assert_eq!(back, pod);
 }
 
 #[test]
 fn an_ordinary_process_has_nothing_odd() {
     let held = Held::spawn(
-        Command::new("cat")
-            .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null()),
+        Command::new("cat").env("GLIBC_TUNABLES", "glibc.pthread.rseq=0").stdout(Stdio::null()).stderr(Stdio::null()),
     );
     wait_for(held.pid(), "cat");
     let pod = facts(&held);
     let process = &pod.processes[0];
-    assert_eq!(
-        (
-            process.comm.as_str(),
-            process.descriptors.count,
-            process.descriptors.highest
-        ),
-        ("cat", 3, Some(2))
-    );
-    assert_eq!(
-        process.descriptors.kinds,
-        BTreeMap::from([(FdKind::Pipe, 1), (FdKind::MemoryDevice, 2)])
-    );
+    assert_eq!((process.comm.as_str(), process.descriptors.count, process.descriptors.highest), ("cat", 3, Some(2)));
+    assert_eq!(process.descriptors.kinds, BTreeMap::from([(FdKind::Pipe, 1), (FdKind::MemoryDevice, 2)]));
     assert!(
         pod.sockets.is_empty()
             && pod.ghosts.is_empty()
             && pod.outside_peers.is_empty()
             && pod.outside_terminals.is_empty()
     );
-    assert!(
-        process.memory.devices.is_empty() && !process.memory.secret,
-        "{:?}",
-        process.memory
-    );
-    assert_eq!(
-        process.rseq_bytes, None,
-        "the C library was told not to register"
-    );
+    assert!(process.memory.devices.is_empty() && !process.memory.secret, "{:?}", process.memory);
+    assert_eq!(process.rseq_bytes, None, "the C library was told not to register");
 }
 
 #[test]
 fn the_rseq_area_offered_at_birth_is_known() {
-    let held = Held::spawn(
-        Command::new("cat")
-            .env_remove("GLIBC_TUNABLES")
-            .stdout(Stdio::null()),
-    );
+    let held = Held::spawn(Command::new("cat").env_remove("GLIBC_TUNABLES").stdout(Stdio::null()));
     wait_for(held.pid(), "cat");
     // None on kernels before 6.3.
     let mine = Process::myself().unwrap().auxv().unwrap().get(&27).copied();
@@ -268,11 +199,7 @@ fn ends_outside_the_pod_are_seen() {
     assert_eq!(peers[0].fault, UnixFault::PeerOutside);
     // With its holder counted in, the same pair is no matter.
     let both = PodFacts::read(held.pid(), &[held.pid(), std::process::id() as i32]).unwrap();
-    assert!(
-        !both.outside_peers.iter().any(|p| p.inode == peers[0].inode),
-        "{:?}",
-        both.outside_peers
-    );
+    assert!(!both.outside_peers.iter().any(|p| p.inode == peers[0].inode), "{:?}", both.outside_peers);
     drop(outside);
     drop(held);
 
@@ -280,34 +207,16 @@ fn ends_outside_the_pod_are_seen() {
     let held = Held::spawn(Command::new("cat").stdout(Stdio::from(pty.slave)));
     wait_for(held.pid(), "cat");
     let terminals = facts(&held).outside_terminals;
-    assert!(
-        terminals
-            .iter()
-            .any(|t| t.starts_with("/dev/pts/") && t.contains("cat")),
-        "{terminals:?}"
-    );
+    assert!(terminals.iter().any(|t| t.starts_with("/dev/pts/") && t.contains("cat")), "{terminals:?}");
 }
 
 #[test]
 fn a_socket_handed_in_from_another_network_namespace_is_seen() {
     let (inside, _outside) = std::os::unix::net::UnixStream::pair().unwrap();
-    let held = Held::spawn(
-        Command::new("unshare")
-            .args(["--net", "cat"])
-            .stdout(Stdio::from(OwnedFd::from(inside))),
-    );
+    let held = Held::spawn(Command::new("unshare").args(["--net", "cat"]).stdout(Stdio::from(OwnedFd::from(inside))));
     wait_for(held.pid(), "cat");
     let peers = facts(&held).outside_peers;
-    assert!(
-        matches!(
-            peers.as_slice(),
-            [OutsidePeer {
-                fault: UnixFault::MadeOutside,
-                ..
-            }]
-        ),
-        "{peers:?}"
-    );
+    assert!(matches!(peers.as_slice(), [OutsidePeer { fault: UnixFault::MadeOutside, .. }]), "{peers:?}");
 }
 
 #[test]
@@ -323,52 +232,30 @@ fn nested_namespaces_are_named() {
         ("--pid", "pid_for_children"),
         ("--time", "time_for_children"),
     ] {
-        let nested = Held::spawn(
-            Command::new("unshare")
-                .args([flag, "cat"])
-                .stdout(Stdio::null()),
-        );
+        let nested = Held::spawn(Command::new("unshare").args([flag, "cat"]).stdout(Stdio::null()));
         wait_for(nested.pid(), "cat");
         let pod = PodFacts::read(plain.pid(), &[plain.pid(), nested.pid()]).unwrap();
         // Executing in a new time namespace moves the process into it, from 6.x on; the rest is named once.
-        assert!(
-            pod.processes[1].nested.iter().any(|n| n == expected),
-            "{flag}: {:?}",
-            pod.processes[1].nested
-        );
+        assert!(pod.processes[1].nested.iter().any(|n| n == expected), "{flag}: {:?}", pod.processes[1].nested);
         assert!(pod.processes[0].nested.is_empty());
     }
 }
 
 #[test]
 fn descendants_are_told_from_those_who_joined() {
-    let init = Held::spawn(
-        Command::new("sh")
-            .args(["-c", "sleep 60 & wait"])
-            .stdout(Stdio::null()),
-    );
+    let init = Held::spawn(Command::new("sh").args(["-c", "sleep 60 & wait"]).stdout(Stdio::null()));
     let child = child_of(init.pid());
     let joined = Held::spawn(Command::new("cat").stdout(Stdio::null()));
     let pod = PodFacts::read(init.pid(), &[child, joined.pid(), init.pid()]).unwrap();
     let flags: BTreeMap<i32, bool> = pod.processes.iter().map(|p| (p.pid, p.joined)).collect();
-    assert_eq!(
-        flags,
-        BTreeMap::from([(init.pid(), false), (child, false), (joined.pid(), true)])
-    );
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(child),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
+    assert_eq!(flags, BTreeMap::from([(init.pid(), false), (child, false), (joined.pid(), true)]));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 
 #[test]
 fn a_session_leader_outside_the_pid_namespace_is_seen() {
-    let unshare = Held::spawn(
-        Command::new("unshare")
-            .args(["--pid", "--fork", "--kill-child", "cat"])
-            .stdout(Stdio::null()),
-    );
+    let unshare =
+        Held::spawn(Command::new("unshare").args(["--pid", "--fork", "--kill-child", "cat"]).stdout(Stdio::null()));
     let init = child_of(unshare.pid());
     wait_for(init, "cat");
     let pod = PodFacts::read(init, &[]).unwrap();
@@ -376,9 +263,7 @@ fn a_session_leader_outside_the_pid_namespace_is_seen() {
     assert!(pod.processes[0].leader_outside);
 
     let unshare = Held::spawn(
-        Command::new("unshare")
-            .args(["--pid", "--fork", "--kill-child", "setsid", "cat"])
-            .stdout(Stdio::null()),
+        Command::new("unshare").args(["--pid", "--fork", "--kill-child", "setsid", "cat"]).stdout(Stdio::null()),
     );
     let init = child_of(unshare.pid());
     wait_for(init, "cat");
@@ -421,14 +306,7 @@ fn a_list_of_a_cgroup_is_read() {
     let held = Held::spawn(Command::new("cat").stdout(Stdio::null()));
     let mut list = tempfile::NamedTempFile::new().unwrap();
     std::io::Write::write_all(&mut list, format!("{}\n", held.pid()).as_bytes()).unwrap();
-    assert_eq!(
-        PodFacts::read_cgroup(held.pid(), list.path())
-            .unwrap()
-            .processes
-            .len(),
-        1
-    );
-    let missing =
-        PodFacts::read_cgroup(held.pid(), Path::new("/nonexistent/cgroup.procs")).unwrap_err();
+    assert_eq!(PodFacts::read_cgroup(held.pid(), list.path()).unwrap().processes.len(), 1);
+    let missing = PodFacts::read_cgroup(held.pid(), Path::new("/nonexistent/cgroup.procs")).unwrap_err();
     assert!(missing.to_string().contains("/nonexistent/cgroup.procs"));
 }

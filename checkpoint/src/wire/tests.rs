@@ -9,10 +9,7 @@ use super::*;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 enum Message {
-    Hello {
-        version: u16,
-        facts: BTreeMap<String, String>,
-    },
+    Hello { version: u16, facts: BTreeMap<String, String> },
     Blocks(Vec<(u64, u32)>),
     Blob(Vec<u8>),
     Ready,
@@ -89,10 +86,7 @@ fn a_message_at_the_limit_decodes_and_one_above_does_not_encode() {
     let above = Message::Blob(vec![0; MAX_CONTROL - 11]);
     assert!(matches!(encode_control(&above), Err(Error::TooLong { .. })));
     assert!(encode_data_header(&vec![0; MAX_DATA], false).is_ok());
-    assert!(matches!(
-        encode_data_header(&vec![0; MAX_DATA + 1], false),
-        Err(Error::TooLong { .. })
-    ));
+    assert!(matches!(encode_data_header(&vec![0; MAX_DATA + 1], false), Err(Error::TooLong { .. })));
 }
 
 #[test]
@@ -128,41 +122,23 @@ fn other_versions_name_the_host_to_upgrade() {
     let (mut header, _) = split(&encode_control(&Message::Ready).unwrap());
     header[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
     let newer = decode_header(&header).unwrap_err().to_string();
-    assert!(
-        newer.contains("version 2") && newer.ends_with("upgrade podd on this host"),
-        "{newer}"
-    );
+    assert!(newer.contains("version 2") && newer.ends_with("upgrade podd on this host"), "{newer}");
     header[4..6].copy_from_slice(&(OLDEST - 1).to_le_bytes());
     let older = decode_header(&header).unwrap_err().to_string();
-    assert!(
-        older.contains("version 0") && older.ends_with("upgrade podd on the peer"),
-        "{older}"
-    );
+    assert!(older.contains("version 0") && older.ends_with("upgrade podd on the peer"), "{older}");
 }
 
 #[test]
 fn strangers_kinds_and_flags_are_told_apart() {
-    assert!(matches!(
-        decode_header(b"SSH-2.0-OpenSSH_9.2p"),
-        Err(Error::Foreign { .. })
-    ));
+    assert!(matches!(decode_header(b"SSH-2.0-OpenSSH_9.2p"), Err(Error::Foreign { .. })));
     let header = encode_data_header(b"x", true).unwrap();
     for (at, value) in [(6, 0), (6, 3), (7, 2), (7, 0x80)] {
         let mut header = header;
         header[at] = value;
-        assert!(
-            matches!(decode_header(&header), Err(Error::UnknownKind { .. })),
-            "byte {at} = {value}"
-        );
+        assert!(matches!(decode_header(&header), Err(Error::UnknownKind { .. })), "byte {at} = {value}");
     }
     let data = decode_header(&header).unwrap();
-    assert!(matches!(
-        decode_control::<Message>(&data, b"x"),
-        Err(Error::WrongKind { .. })
-    ));
+    assert!(matches!(decode_control::<Message>(&data, b"x"), Err(Error::WrongKind { .. })));
     let control = decode_header(&split(&encode_control(&Message::Ready).unwrap()).0).unwrap();
-    assert!(matches!(
-        verify_data(&control, b""),
-        Err(Error::WrongKind { .. })
-    ));
+    assert!(matches!(verify_data(&control, b""), Err(Error::WrongKind { .. })));
 }

@@ -36,29 +36,16 @@ pub async fn run(args: Args, ctl: &Podctl<'_>) -> Outcome {
         compress: args.compress,
     };
     let progress = ctl.out.progress(&args.name);
-    let report: CheckpointReport = ctl
-        .daemon
-        .stream(&path(&["pods", &args.name, "checkpoint"]), &request, |p| {
-            progress.update(&p)
-        })
-        .await?;
+    let report: CheckpointReport =
+        ctl.daemon.stream(&path(&["pods", &args.name, "checkpoint"]), &request, |p| progress.update(&p)).await?;
     drop(progress);
     ctl.out.show(&report, in_words);
     Ok(DONE)
 }
 
 fn in_words(report: &CheckpointReport) -> String {
-    let CheckpointReport {
-        pod,
-        image,
-        bytes,
-        frozen_ms,
-    } = report;
-    format!(
-        "{pod} written to {image}: {}, frozen for {} ms",
-        words::bytes(*bytes),
-        words::ms(*frozen_ms)
-    )
+    let CheckpointReport { pod, image, bytes, frozen_ms } = report;
+    format!("{pod} written to {image}: {}, frozen for {} ms", words::bytes(*bytes), words::ms(*frozen_ms))
 }
 
 #[cfg(test)]
@@ -67,15 +54,8 @@ mod tests {
 
     #[test]
     fn report_in_words() {
-        let report = CheckpointReport {
-            pod: "web".into(),
-            image: "/i/web.img".into(),
-            bytes: 268_435_456,
-            frozen_ms: 150.2,
-        };
-        assert_eq!(
-            in_words(&report),
-            "web written to /i/web.img: 268 MB, frozen for 150 ms"
-        );
+        let report =
+            CheckpointReport { pod: "web".into(), image: "/i/web.img".into(), bytes: 268_435_456, frozen_ms: 150.2 };
+        assert_eq!(in_words(&report), "web written to /i/web.img: 268 MB, frozen for 150 ms");
     }
 }

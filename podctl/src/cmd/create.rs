@@ -25,15 +25,7 @@ pub async fn run(args: Args, ctl: &Podctl<'_>) -> Outcome {
 }
 
 /// Creates the pod, and starts it if `start`.
-pub(super) async fn create(
-    ctl: &Podctl<'_>,
-    spec: PodSpec,
-    start: bool,
-) -> Result<PodView, ApiError> {
+pub(super) async fn create(ctl: &Podctl<'_>, spec: PodSpec, start: bool) -> Result<PodView, ApiError> {
     let progress = ctl.out.progress(&spec.name);
-    ctl.daemon
-        .stream(&path(&["pods"]), &CreateRequest { spec, start }, |p| {
-            progress.update(&p)
-        })
-        .await
+    ctl.daemon.stream(&path(&["pods"]), &CreateRequest { spec, start }, |p| progress.update(&p)).await
 }

@@ -30,12 +30,7 @@ fn in_words(checks: &[Check]) -> String {
             Verdict::Warn => "warn",
             Verdict::Fail => "FAIL",
         };
-        [
-            check.name.clone(),
-            verdict.to_owned(),
-            check.fact.clone(),
-            check.cure.clone().unwrap_or_default(),
-        ]
+        [check.name.clone(), verdict.to_owned(), check.fact.clone(), check.cure.clone().unwrap_or_default()]
     });
     table(["CHECK", "RESULT", "FACT", "CURE"], rows)
 }
@@ -46,17 +41,9 @@ mod tests {
 
     #[test]
     fn a_failed_check_changes_the_exit_code() {
-        let check = |verdict| Check {
-            name: "criu".into(),
-            verdict,
-            fact: "4.2.1".into(),
-            cure: None,
-        };
+        let check = |verdict| Check { name: "criu".into(), verdict, fact: "4.2.1".into(), cure: None };
         assert_eq!(code(&[check(Verdict::Ok), check(Verdict::Warn)]), DONE);
         assert_eq!(code(&[check(Verdict::Ok), check(Verdict::Fail)]), FAILED);
-        assert_eq!(
-            in_words(&[check(Verdict::Fail)]),
-            "CHECK  RESULT  FACT   CURE\ncriu   FAIL    4.2.1  -\n"
-        );
+        assert_eq!(in_words(&[check(Verdict::Fail)]), "CHECK  RESULT  FACT   CURE\ncriu   FAIL    4.2.1  -\n");
     }
 }

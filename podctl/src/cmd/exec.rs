@@ -41,31 +41,20 @@ pub struct Args {
     #[arg(value_parser = pod_name)]
     name: String,
     /// Program and arguments.
-    #[arg(
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "CMD"
-    )]
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub command: Vec<String>,
 }
 
 pub async fn run(args: Args, ctl: &Podctl<'_>) -> Outcome {
     if args.tty && args.interactive && !terminal::on_stdin() {
-        return Err(error::usage(
-            "standard input is not a terminal".to_owned(),
-            "leave -t out",
-        ));
+        return Err(error::usage("standard input is not a terminal".to_owned(), "leave -t out"));
     }
     let url = path(&["pods", &args.name, "exec"]);
     let (interactive, tty) = (args.interactive, args.tty);
     let connection = ctl.daemon.upgrade(&url, &request(args)).await?;
     // Only now: an error before this should find an ordinary terminal.
     let raw = match tty && interactive {
-        true => Some(
-            RawMode::enter()
-                .map_err(|e| error::failed(format!("the terminal refuses raw mode: {e}"), None))?,
-        ),
+        true => Some(RawMode::enter().map_err(|e| error::failed(format!("the terminal refuses raw mode: {e}"), None))?),
         false => None,
     };
     let outcome = relay(connection, interactive, tty, ctl.out).await;
@@ -75,11 +64,10 @@ pub async fn run(args: Args, ctl: &Podctl<'_>) -> Outcome {
 
 fn request(args: Args) -> ExecRequest {
     let mut env: std::collections::BTreeMap<_, _> = args.env.into_iter().collect();
-    if args.tty {
-        if let Ok(term) = std::env::var("TERM") {
+    if args.tty
+        && let Ok(term) = std::env::var("TERM") {
             env.entry("TERM".to_owned()).or_insert(term);
         }
-    }
     ExecRequest {
         command: args.command,
         env,
@@ -95,8 +83,7 @@ async fn relay(connection: ExecConnection, interactive: bool, tty: bool, out: &O
     let (sender, frames) = mpsc::channel(4);
     let (leave, mut left) = mpsc::channel(1);
     // Before the first byte arrives: a signal from now on must not end podctl with the terminal still raw.
-    let signals = Signals::listen(tty)
-        .map_err(|e| error::failed(format!("signals cannot be received: {e}"), None))?;
+    let signals = Signals::listen(tty).map_err(|e| error::failed(format!("signals cannot be received: {e}"), None))?;
     tokio::spawn(send(frames, to_pod));
     tokio::spawn(signals.forward(sender.clone(), leave));
     if interactive {
@@ -115,9 +102,7 @@ async fn receive(from_pod: &mut (impl AsyncRead + Unpin), out: &Output) -> Outco
         let Frame { kind, payload } = match frames::read(from_pod).await {
             Ok(Some(frame)) => frame,
             Ok(None) => {
-                return Err(broken(
-                    "the connection closed before the command's exit code came",
-                ));
+                return Err(broken("the connection closed before the command's exit code came"));
             }
             Err(e) => return Err(broken(&e.to_string())),
         };
@@ -130,9 +115,7 @@ async fn receive(from_pod: &mut (impl AsyncRead + Unpin), out: &Output) -> Outco
                 return Ok(u8::try_from(code).unwrap_or(u8::MAX));
             }
             exec_stream::ERROR => {
-                return Err(
-                    serde_json::from_slice(&payload).unwrap_or_else(|e| broken(&e.to_string()))
-                );
+                return Err(serde_json::from_slice(&payload).unwrap_or_else(|e| broken(&e.to_string())));
             }
             other => return Err(broken(&format!("a frame of unknown kind {other} came"))),
         }
@@ -147,20 +130,14 @@ fn broken(why: &str) -> ApiError {
     ApiError {
         kind: ErrorKind::Unreachable,
         message: format!("the command's output broke off: {why}"),
-        cure: Some(
-            "look with `podctl ls` whether the pod still runs, and at `journalctl -u podd`"
-                .to_owned(),
-        ),
+        cure: Some("look with `podctl ls` whether the pod still runs, and at `journalctl -u podd`".to_owned()),
     }
 }
 
 async fn send(mut frames: mpsc::Receiver<Frame>, mut to_pod: impl AsyncWrite + Unpin) {
     while let Some(frame) = frames.recv().await {
         // The reading half says what happened.
-        if frames::write(&mut to_pod, frame.kind, &frame.payload)
-            .await
-            .is_err()
-        {
+        if frames::write(&mut to_pod, frame.kind, &frame.payload).await.is_err() {
             return;
         }
     }
@@ -176,10 +153,7 @@ fn read_stdin(sender: &mpsc::Sender<Frame>) {
             // A terminal that hung up: the end of input, as for any program.
             Err(_) => 0,
         };
-        let frame = Frame {
-            kind: exec_stream::STDIN,
-            payload: buffer[..count].to_vec(),
-        };
+        let frame = Frame { kind: exec_stream::STDIN, payload: buffer[..count].to_vec() };
         if sender.blocking_send(frame).is_err() || count == 0 {
             return;
         }
@@ -212,13 +186,8 @@ impl Signals {
     /// Passes signals on. With a terminal, hangup and terminate end podctl too: the shell in the pod ignores them,
     /// and the caller's terminal must be restored.
     async fn forward(self, sender: mpsc::Sender<Frame>, leave: mpsc::Sender<i32>) {
-        let Self {
-            tty,
-            mut window,
-            ending: [hup, int, quit, term, usr1, usr2],
-        } = self;
-        let (mut hup, mut int, mut quit, mut term, mut usr1, mut usr2) =
-            (hup, int, quit, term, usr1, usr2);
+        let Self { tty, mut window, ending: [hup, int, quit, term, usr1, usr2] } = self;
+        let (mut hup, mut int, mut quit, mut term, mut usr1, mut usr2) = (hup, int, quit, term, usr1, usr2);
         loop {
             let number = tokio::select! {
                 _ = window.recv() => {
@@ -237,15 +206,8 @@ impl Signals {
                 _ = usr1.1.recv() => usr1.0,
                 _ = usr2.1.recv() => usr2.0,
             };
-            let payload = u8::try_from(number)
-                .map(|byte| vec![byte])
-                .unwrap_or_default();
-            let sent = sender
-                .send(Frame {
-                    kind: exec_stream::SIGNAL,
-                    payload,
-                })
-                .await;
+            let payload = u8::try_from(number).map(|byte| vec![byte]).unwrap_or_default();
+            let sent = sender.send(Frame { kind: exec_stream::SIGNAL, payload }).await;
             if tty && (number == hup.0 || number == term.0) {
                 leave.send(number).await.ok();
             }

@@ -67,49 +67,24 @@ pub struct JoinArgs {
 pub async fn run(verb: Verb, ctl: &Podctl<'_>) -> Outcome {
     match verb {
         Verb::Init(InitArgs { name, listen }) => {
-            let request = HostInitRequest {
-                name,
-                listen: listen.to_string(),
-            };
+            let request = HostInitRequest { name, listen: listen.to_string() };
             let host: HostView = ctl.daemon.post(&path(&["host", "init"]), &request).await?;
-            ctl.out.show(&host, |host| {
-                format!("{} begins a fleet on {}", host.name, host.address)
-            });
+            ctl.out.show(&host, |host| format!("{} begins a fleet on {}", host.name, host.address));
         }
         Verb::Invite(InviteArgs { name, valid }) => {
-            let request = HostInviteRequest {
-                name: name.clone(),
-                valid_s: valid,
-            };
-            let invitation: Invitation = ctl
-                .daemon
-                .post(&path(&["host", "invite"]), &request)
-                .await?;
+            let request = HostInviteRequest { name: name.clone(), valid_s: valid };
+            let invitation: Invitation = ctl.daemon.post(&path(&["host", "invite"]), &request).await?;
             if !ctl.out.is_json() {
                 let minutes = words::age(Timestamp::now(), invitation.expires);
-                ctl.out
-                    .note(&format!("good once, for host {name}, for {minutes}"));
+                ctl.out.note(&format!("good once, for host {name}, for {minutes}"));
             }
-            ctl.out
-                .show(&invitation, |invitation| invitation.token.clone());
+            ctl.out.show(&invitation, |invitation| invitation.token.clone());
         }
-        Verb::Join(JoinArgs {
-            authority,
-            token,
-            name,
-            listen,
-        }) => {
+        Verb::Join(JoinArgs { authority, token, name, listen }) => {
             let (authority, listen) = (authority.to_string(), listen.to_string());
-            let request = HostJoinRequest {
-                authority,
-                token: token.trim().to_owned(),
-                name,
-                listen,
-            };
+            let request = HostJoinRequest { authority, token: token.trim().to_owned(), name, listen };
             let host: HostView = ctl.daemon.post(&path(&["host", "join"]), &request).await?;
-            ctl.out.show(&host, |host| {
-                format!("{} joined the fleet of {}", host.name, request.authority)
-            });
+            ctl.out.show(&host, |host| format!("{} joined the fleet of {}", host.name, request.authority));
         }
         Verb::Ls => {
             let hosts: Vec<HostView> = ctl.daemon.get(&path(&["hosts"])).await?;

@@ -17,10 +17,7 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args, ctl: &Podctl<'_>) -> Outcome {
-    each(ctl, &args.names, in_words, async |name| {
-        ctl.daemon.get::<PodDetail>(&path(&["pods", name])).await
-    })
-    .await
+    each(ctl, &args.names, in_words, async |name| ctl.daemon.get::<PodDetail>(&path(&["pods", name])).await).await
 }
 
 fn in_words(pod: &PodDetail) -> String {
@@ -31,47 +28,21 @@ fn in_words(pod: &PodDetail) -> String {
         ("state", ls::state(view)),
         ("host", view.host.clone()),
         ("epoch", view.epoch.to_string()),
-        (
-            "started",
-            view.started
-                .map(|time| time.to_string())
-                .unwrap_or_default(),
-        ),
+        ("started", view.started.map(|time| time.to_string()).unwrap_or_default()),
         ("restarts", view.restarts.to_string()),
-        (
-            "pid",
-            pod.pid.map(|pid| pid.to_string()).unwrap_or_default(),
-        ),
-        (
-            "ids",
-            format!("{} to {}", pod.id_base, u64::from(pod.id_base) + 65_535),
-        ),
+        ("pid", pod.pid.map(|pid| pid.to_string()).unwrap_or_default()),
+        ("ids", format!("{} to {}", pod.id_base, u64::from(pod.id_base) + 65_535)),
         ("writable layer", pod.writable_layer.clone()),
     ];
     lines.extend(pod.layers.iter().map(|layer| ("layer", layer.clone())));
     lines.extend(of_spec(&pod.spec));
     for m in &pod.migrations {
-        let blackout = m
-            .blackout_ms
-            .map(|ms| format!(", {} ms blackout", words::ms(ms)))
-            .unwrap_or_default();
-        let error = m
-            .error
-            .as_ref()
-            .map(|error| format!(", {error}"))
-            .unwrap_or_default();
-        lines.push((
-            "move",
-            format!(
-                "{} {} to {}: {}{blackout}{error}",
-                m.started, m.from, m.to, m.step
-            ),
-        ));
+        let blackout = m.blackout_ms.map(|ms| format!(", {} ms blackout", words::ms(ms))).unwrap_or_default();
+        let error = m.error.as_ref().map(|error| format!(", {error}")).unwrap_or_default();
+        lines.push(("move", format!("{} {} to {}: {}{blackout}{error}", m.started, m.from, m.to, m.step)));
     }
     let lines = lines.iter().filter(|(_, value)| !value.is_empty());
-    lines
-        .map(|(key, value)| format!("{:<16}{}\n", format!("{key}:"), printable(value)))
-        .collect::<String>()
+    lines.map(|(key, value)| format!("{:<16}{}\n", format!("{key}:"), printable(value))).collect::<String>()
 }
 
 fn of_spec(spec: &PodSpec) -> Vec<(&'static str, String)> {
@@ -85,73 +56,28 @@ fn of_spec(spec: &PodSpec) -> Vec<(&'static str, String)> {
         RestartPolicy::Always => "always",
     };
     let mut lines = vec![source, ("command", spec.command.join(" "))];
-    lines.extend(
-        spec.env
-            .iter()
-            .map(|(key, value)| ("env", format!("{key}={value}"))),
-    );
+    lines.extend(spec.env.iter().map(|(key, value)| ("env", format!("{key}={value}"))));
     lines.push(("user", spec.user.clone().unwrap_or_default()));
     lines.push(("workdir", spec.workdir.clone().unwrap_or_default()));
     lines.push(("hostname", spec.hostname.clone().unwrap_or_default()));
     if let Some(network) = &spec.network {
-        lines.extend(
-            network
-                .addresses
-                .iter()
-                .map(|address| ("ip", address.clone())),
-        );
-        lines.extend(
-            network
-                .gateways
-                .iter()
-                .map(|gateway| ("gateway", gateway.to_string())),
-        );
-        lines.push((
-            "mac",
-            network.mac.map(|byte| format!("{byte:02x}")).join(":"),
-        ));
+        lines.extend(network.addresses.iter().map(|address| ("ip", address.clone())));
+        lines.extend(network.gateways.iter().map(|gateway| ("gateway", gateway.to_string())));
+        lines.push(("mac", network.mac.map(|byte| format!("{byte:02x}")).join(":")));
     }
-    lines.push((
-        "memory",
-        spec.limits.memory.map(words::memory).unwrap_or_default(),
-    ));
-    lines.push((
-        "cpus",
-        spec.limits
-            .cpus
-            .map(|cpus| cpus.to_string())
-            .unwrap_or_default(),
-    ));
-    lines.push((
-        "pids",
-        spec.limits
-            .pids
-            .map(|pids| pids.to_string())
-            .unwrap_or_default(),
-    ));
+    lines.push(("memory", spec.limits.memory.map(words::memory).unwrap_or_default()));
+    lines.push(("cpus", spec.limits.cpus.map(|cpus| cpus.to_string()).unwrap_or_default()));
+    lines.push(("pids", spec.limits.pids.map(|pids| pids.to_string()).unwrap_or_default()));
     for volume in &spec.volumes {
         let mode = if volume.read_only { " (read-only)" } else { "" };
-        lines.push((
-            "volume",
-            format!(
-                "{} at {}{mode}",
-                volume.host.display(),
-                volume.pod.display()
-            ),
-        ));
+        lines.push(("volume", format!("{} at {}{mode}", volume.host.display(), volume.pod.display())));
     }
     lines.push(("capabilities", spec.cap_add.join(" ")));
     if spec.allow_new_privileges {
         lines.push(("new privileges", "allowed".to_owned()));
     }
     lines.push(("restart", restart.to_owned()));
-    lines.push((
-        "stop",
-        format!(
-            "signal {}, killed after {} s",
-            spec.stop_signal, spec.stop_timeout_s
-        ),
-    ));
+    lines.push(("stop", format!("signal {}, killed after {} s", spec.stop_signal, spec.stop_timeout_s)));
     lines.push(("log size", words::memory(spec.log_bytes)));
     lines
 }

@@ -19,19 +19,14 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args, ctl: &Podctl<'_>) -> Outcome {
-    let request = KillRequest {
-        signal: args.signal,
-    };
+    let request = KillRequest { signal: args.signal };
     each(ctl, &args.names, String::clone, async |name| {
-        ctl.daemon
-            .post::<_, serde_json::Value>(&path(&["pods", name, "kill"]), &request)
-            .await?;
+        ctl.daemon.post::<_, serde_json::Value>(&path(&["pods", name, "kill"]), &request).await?;
         Ok(name.to_owned())
     })
     .await
 }
 
 fn signal(text: &str) -> Result<i32, String> {
-    quantity::signal(text)
-        .ok_or_else(|| "write a signal's name or number, such as HUP or 1".to_owned())
+    quantity::signal(text).ok_or_else(|| "write a signal's name or number, such as HUP or 1".to_owned())
 }

@@ -25,18 +25,12 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args, ctl: &Podctl<'_>) -> Outcome {
-    let mut url = format!(
-        "{}?follow={}&timestamps={}",
-        path(&["pods", &args.name, "logs"]),
-        args.follow,
-        args.timestamps
-    );
+    let mut url =
+        format!("{}?follow={}&timestamps={}", path(&["pods", &args.name, "logs"]), args.follow, args.timestamps);
     if let Some(tail) = args.tail {
         url.push_str(&format!("&tail={tail}"));
     }
-    ctl.daemon
-        .lines(&url, |line| print(ctl.out, &line, args.timestamps))
-        .await?;
+    ctl.daemon.lines(&url, |line| print(ctl.out, &line, args.timestamps)).await?;
     Ok(DONE)
 }
 
@@ -46,11 +40,7 @@ pub(super) fn print(out: &Output, line: &LogLine, timestamps: bool) -> bool {
         out.value_line(line);
         return !out.gone();
     }
-    let stream = if line.stream == "stderr" {
-        Stream::Stderr
-    } else {
-        Stream::Stdout
-    };
+    let stream = if line.stream == "stderr" { Stream::Stderr } else { Stream::Stdout };
     let text = match timestamps {
         true => format!("{} {}\n", line.time, line.text),
         false => format!("{}\n", line.text),

@@ -31,39 +31,21 @@ fn in_words(pods: &[PodView], now: Timestamp) -> String {
         [
             pod.name.clone(),
             state(pod),
-            pod.started
-                .map(|started| words::age(started, now))
-                .unwrap_or_default(),
+            pod.started.map(|started| words::age(started, now)).unwrap_or_default(),
             pod.restarts.to_string(),
             pod.host.clone(),
             pod.addresses.join(" "),
             words::shortened(&pod.command.join(" "), 50),
         ]
     });
-    table(
-        [
-            "NAME",
-            "STATE",
-            "STARTED",
-            "RESTARTS",
-            "HOST",
-            "ADDRESSES",
-            "COMMAND",
-        ],
-        rows,
-    )
+    table(["NAME", "STATE", "STARTED", "RESTARTS", "HOST", "ADDRESSES", "COMMAND"], rows)
 }
 
 /// `exited (137, out of memory)`.
 pub(super) fn state(pod: &PodView) -> String {
     match pod.exit {
         Some(exit) if pod.state == "exited" => {
-            format!(
-                "{} ({}{})",
-                pod.state,
-                exit.code,
-                if exit.oom { ", out of memory" } else { "" }
-            )
+            format!("{} ({}{})", pod.state, exit.code, if exit.oom { ", out of memory" } else { "" })
         }
         Some(_) | None => pod.state.clone(),
     }
@@ -97,11 +79,7 @@ mod tests {
             state: "exited".into(),
             addresses: vec![],
             started: None,
-            exit: Some(ExitStatus {
-                code: 137,
-                signal: Some(9),
-                oom: true,
-            }),
+            exit: Some(ExitStatus { code: 137, signal: Some(9), oom: true }),
             restarts: 0,
             ..web.clone()
         };

@@ -28,28 +28,15 @@ pub struct Args {
 pub async fn run(args: Args, ctl: &Podctl<'_>) -> Outcome {
     let progress = ctl.out.progress(&format!("{} to {}", args.name, args.to));
     let url = path(&["pods", &args.name, "migrate"]);
-    let report: MigrateReport = ctl
-        .daemon
-        .stream(&url, &MigrateRequest { to: args.to }, |p| {
-            progress.update(&p)
-        })
-        .await?;
+    let report: MigrateReport =
+        ctl.daemon.stream(&url, &MigrateRequest { to: args.to }, |p| progress.update(&p)).await?;
     drop(progress);
     ctl.out.show(&report, in_words);
     Ok(DONE)
 }
 
 fn in_words(report: &MigrateReport) -> String {
-    let MigrateReport {
-        pod,
-        from,
-        to,
-        mode: _,
-        blackout_ms,
-        phases,
-        bytes,
-        rounds,
-    } = report;
+    let MigrateReport { pod, from, to, mode: _, blackout_ms, phases, bytes, rounds } = report;
     let parts = [
         ("freeze", phases.freeze_ms),
         ("dump", phases.dump_ms),
@@ -60,9 +47,7 @@ fn in_words(report: &MigrateReport) -> String {
     format!(
         "{pod} moved from {from} to {to}: {} ms blackout ({}); {} memory, {} files, {}",
         words::ms(*blackout_ms),
-        parts
-            .map(|(phase, ms)| format!("{phase} {}", words::ms(ms)))
-            .join(", "),
+        parts.map(|(phase, ms)| format!("{phase} {}", words::ms(ms))).join(", "),
         words::bytes(bytes.memory),
         words::bytes(bytes.files),
         words::count(*rounds, "round"),
@@ -92,11 +77,7 @@ mod tests {
                 restore_ms: 90.0,
                 announce_ms: 8.0,
             },
-            bytes: Bytes {
-                memory: 268_435_456,
-                files: 4_000_000,
-                wire: 272_500_000,
-            },
+            bytes: Bytes { memory: 268_435_456, files: 4_000_000, wire: 272_500_000 },
             rounds: 1,
         };
         assert_eq!(

@@ -13,8 +13,7 @@ pub struct Args {}
 
 pub async fn run(ctl: &Podctl<'_>) -> Outcome {
     let moves: Vec<MigrationView> = ctl.daemon.get(&path(&["migrations"])).await?;
-    ctl.out
-        .show(&moves, |moves| in_words(moves, Timestamp::now()));
+    ctl.out.show(&moves, |moves| in_words(moves, Timestamp::now()));
     Ok(DONE)
 }
 
@@ -27,16 +26,9 @@ fn in_words(moves: &[MigrationView], now: Timestamp) -> String {
             m.to.clone(),
             words::age(m.started, now),
             m.step.clone(),
-            m.blackout_ms
-                .map(|ms| format!("{} ms", words::ms(ms)))
-                .unwrap_or_default(),
+            m.blackout_ms.map(|ms| format!("{} ms", words::ms(ms))).unwrap_or_default(),
             m.error.clone().unwrap_or_default(),
         ]
     });
-    table(
-        [
-            "ID", "POD", "FROM", "TO", "STARTED", "STEP", "BLACKOUT", "ERROR",
-        ],
-        rows,
-    )
+    table(["ID", "POD", "FROM", "TO", "STARTED", "STEP", "BLACKOUT", "ERROR"], rows)
 }

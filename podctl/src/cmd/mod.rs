@@ -46,10 +46,7 @@ pub async fn run(cli: Cli, out: &Output) -> Outcome {
         return completion::run(args, out);
     }
     let socket = context::socket(cli.socket, cli.host.as_deref())?;
-    let ctl = Podctl {
-        daemon: Client::local(&socket),
-        out,
-    };
+    let ctl = Podctl { daemon: Client::local(&socket), out };
     match cli.verb {
         Verb::Run(args) => run::run(args, &ctl).await,
         Verb::Create(args) => create::run(args, &ctl).await,
@@ -110,9 +107,7 @@ async fn each<T: Serialize>(
 /// The requests `start`, `suspend` and `resume`: no body, progress, and the pod as result.
 async fn change(ctl: &Podctl<'_>, name: &str, verb: &str) -> Result<PodView, ApiError> {
     let progress = ctl.out.progress(name);
-    ctl.daemon
-        .stream(&path(&["pods", name, verb]), &(), |p| progress.update(&p))
-        .await
+    ctl.daemon.stream(&path(&["pods", name, verb]), &(), |p| progress.update(&p)).await
 }
 
 fn pod_name_of(pod: &PodView) -> String {
@@ -121,11 +116,7 @@ fn pod_name_of(pod: &PodView) -> String {
 
 /// A path as the daemon should understand it: relative to the caller's directory.
 fn absolute(path: &str) -> Result<String, ApiError> {
-    let absolute = std::path::absolute(path).map_err(|e| {
-        crate::error::usage(
-            format!("the path {path:?} cannot be used: {e}"),
-            "write an absolute path",
-        )
-    })?;
+    let absolute = std::path::absolute(path)
+        .map_err(|e| crate::error::usage(format!("the path {path:?} cannot be used: {e}"), "write an absolute path"))?;
     Ok(absolute.to_string_lossy().into_owned())
 }

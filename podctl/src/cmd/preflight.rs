@@ -21,19 +21,13 @@ pub struct Args {
 
 pub async fn run(args: Args, ctl: &Podctl<'_>) -> Outcome {
     let request = PreflightRequest { to: args.to };
-    let findings: Vec<Finding> = ctl
-        .daemon
-        .post(&path(&["pods", &args.name, "preflight"]), &request)
-        .await?;
+    let findings: Vec<Finding> = ctl.daemon.post(&path(&["pods", &args.name, "preflight"]), &request).await?;
     ctl.out.show(&findings, |findings| in_words(findings));
     Ok(code(&findings))
 }
 
 fn code(findings: &[Finding]) -> u8 {
-    match findings
-        .iter()
-        .any(|finding| finding.verdict == Verdict::No)
-    {
+    match findings.iter().any(|finding| finding.verdict == Verdict::No) {
         true => REFUSED,
         false => DONE,
     }
@@ -46,12 +40,7 @@ fn in_words(findings: &[Finding]) -> String {
             Verdict::GoWith => "go with",
             Verdict::No => "no",
         };
-        [
-            finding.rule.clone(),
-            verdict.to_owned(),
-            finding.fact.clone(),
-            finding.cure.clone().unwrap_or_default(),
-        ]
+        [finding.rule.clone(), verdict.to_owned(), finding.fact.clone(), finding.cure.clone().unwrap_or_default()]
     });
     table(["RULE", "VERDICT", "FACT", "CURE"], rows)
 }
@@ -70,19 +59,9 @@ mod tests {
         };
         let mut findings = vec![finding("cpu-features", Verdict::Go, "both have avx2", None)];
         assert_eq!(code(&findings), DONE);
-        findings.push(finding(
-            "rlimits",
-            Verdict::GoWith,
-            "nofile will be lowered",
-            None,
-        ));
+        findings.push(finding("rlimits", Verdict::GoWith, "nofile will be lowered", None));
         assert_eq!(code(&findings), DONE);
-        findings.push(finding(
-            "io-uring",
-            Verdict::No,
-            "redis (12) has a ring",
-            Some("start it with --no-uring"),
-        ));
+        findings.push(finding("io-uring", Verdict::No, "redis (12) has a ring", Some("start it with --no-uring")));
         assert_eq!(code(&findings), REFUSED);
         assert_eq!(
             in_words(&findings),

@@ -19,14 +19,9 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args, ctl: &Podctl<'_>) -> Outcome {
-    let request = RestoreRequest {
-        from: source(&args.from)?,
-    };
+    let request = RestoreRequest { from: source(&args.from)? };
     let progress = ctl.out.progress(&args.from);
-    let pod: PodView = ctl
-        .daemon
-        .stream(&path(&["restore"]), &request, |p| progress.update(&p))
-        .await?;
+    let pod: PodView = ctl.daemon.stream(&path(&["restore"]), &request, |p| progress.update(&p)).await?;
     drop(progress);
     ctl.out.show(&pod, pod_name_of);
     Ok(DONE)

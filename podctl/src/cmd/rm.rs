@@ -18,9 +18,7 @@ pub struct Args {
 
 pub async fn run(args: &Args, ctl: &Podctl<'_>) -> Outcome {
     each(ctl, &args.names, String::clone, async |name| {
-        ctl.daemon
-            .delete(&format!("{}?force={}", path(&["pods", name]), args.force))
-            .await?;
+        ctl.daemon.delete(&format!("{}?force={}", path(&["pods", name]), args.force)).await?;
         Ok(name.to_owned())
     })
     .await

@@ -59,9 +59,7 @@ async fn attach(ctl: &Podctl<'_>, name: &str) -> Outcome {
     let mut terminate = listen(SignalKind::terminate())?;
     let log = path(&["pods", name, "logs"]) + "?follow=true";
     let waiting = path(&["pods", name, "wait"]);
-    let follow = ctl
-        .daemon
-        .lines(&log, |line| logs::print(ctl.out, &line, false));
+    let follow = ctl.daemon.lines(&log, |line| logs::print(ctl.out, &line, false));
     let wait = ctl.daemon.post::<_, ExitStatus>(&waiting, &());
     tokio::pin!(follow, wait);
     let mut following = true;
@@ -81,16 +79,12 @@ async fn attach(ctl: &Podctl<'_>, name: &str) -> Outcome {
             _ = terminate.recv() => SignalKind::terminate().as_raw_value(),
         };
         if told {
-            ctl.out
-                .note(&format!("{name} runs on; `podctl stop {name}` ends it"));
+            ctl.out.note(&format!("{name} runs on; `podctl stop {name}` ends it"));
             return Ok(u8::try_from(128 + number).unwrap_or(error::FAILED));
         }
         told = true;
         ctl.daemon
-            .post::<_, serde_json::Value>(
-                &path(&["pods", name, "kill"]),
-                &KillRequest { signal: number },
-            )
+            .post::<_, serde_json::Value>(&path(&["pods", name, "kill"]), &KillRequest { signal: number })
             .await?;
     };
     if following {

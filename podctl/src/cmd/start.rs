@@ -12,8 +12,5 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args, ctl: &Podctl<'_>) -> Outcome {
-    each(ctl, &args.names, pod_name_of, async |name| {
-        change(ctl, name, "start").await
-    })
-    .await
+    each(ctl, &args.names, pod_name_of, async |name| change(ctl, name, "start").await).await
 }

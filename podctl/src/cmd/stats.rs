@@ -43,10 +43,7 @@ pub async fn run(args: &Args, ctl: &Podctl<'_>) -> Outcome {
         if code != DONE {
             return Ok(code);
         }
-        before = stats
-            .into_iter()
-            .map(|stats| (stats.name.clone(), stats))
-            .collect();
+        before = stats.into_iter().map(|stats| (stats.name.clone(), stats)).collect();
         tokio::time::sleep(INTERVAL).await;
     }
 }
@@ -56,19 +53,14 @@ async fn read(args: &Args, ctl: &Podctl<'_>) -> Result<(Vec<PodStats>, u8), ApiE
     let mut names = args.names.clone();
     if names.is_empty() {
         let pods: Vec<PodView> = ctl.daemon.get(&path(&["pods"])).await?;
-        names = pods
-            .into_iter()
-            .filter(|pod| pod.state == "running")
-            .map(|pod| pod.name)
-            .collect();
+        names = pods.into_iter().filter(|pod| pod.state == "running").map(|pod| pod.name).collect();
     }
     let mut all = Vec::new();
     let mut codes = Vec::new();
     for name in &names {
         match ctl.daemon.get(&path(&["pods", name, "stats"])).await {
             Ok(stats) => all.push(stats),
-            Err(error)
-                if args.names.is_empty() && exit_code(error.kind) == crate::error::FAILED => {}
+            Err(error) if args.names.is_empty() && exit_code(error.kind) == crate::error::FAILED => {}
             Err(error) => {
                 ctl.out.error(&error);
                 codes.push(exit_code(error.kind));
@@ -82,10 +74,7 @@ fn in_words(all: &[PodStats], before: &BTreeMap<String, PodStats>) -> String {
     let rows = all.iter().map(|stats| {
         [
             stats.name.clone(),
-            before
-                .get(&stats.name)
-                .and_then(|before| percent(before, stats))
-                .unwrap_or_default(),
+            before.get(&stats.name).and_then(|before| percent(before, stats)).unwrap_or_default(),
             words::cpu_time(stats.cpu_usec),
             words::memory(stats.memory),
             stats.memory_limit.map(words::memory).unwrap_or_default(),
@@ -94,12 +83,7 @@ fn in_words(all: &[PodStats], before: &BTreeMap<String, PodStats>) -> String {
             words::bytes(stats.tx_bytes),
         ]
     });
-    table(
-        [
-            "NAME", "CPU", "CPU TIME", "MEMORY", "LIMIT", "PIDS", "RECEIVED", "SENT",
-        ],
-        rows,
-    )
+    table(["NAME", "CPU", "CPU TIME", "MEMORY", "LIMIT", "PIDS", "RECEIVED", "SENT"], rows)
 }
 
 /// Of one core; none if the clock went back or the counter began anew.
@@ -127,11 +111,7 @@ mod tests {
             tx_bytes: 268_435_456,
             time: "2024-02-29T12:00:00Z".parse().unwrap(),
         };
-        let second = PodStats {
-            cpu_usec: 2_250_000,
-            time: "2024-02-29T12:00:01Z".parse().unwrap(),
-            ..first.clone()
-        };
+        let second = PodStats { cpu_usec: 2_250_000, time: "2024-02-29T12:00:01Z".parse().unwrap(), ..first.clone() };
         assert_eq!(
             in_words(std::slice::from_ref(&first), &BTreeMap::new()),
             "\

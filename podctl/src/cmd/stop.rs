@@ -18,19 +18,12 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args, ctl: &Podctl<'_>) -> Outcome {
-    let request = StopRequest {
-        timeout_s: args.timeout,
-    };
-    each(ctl, &args.names, pod_name_of, async |name| {
-        ctl.daemon
-            .post(&path(&["pods", name, "stop"]), &request)
-            .await
-    })
-    .await
+    let request = StopRequest { timeout_s: args.timeout };
+    each(ctl, &args.names, pod_name_of, async |name| ctl.daemon.post(&path(&["pods", name, "stop"]), &request).await)
+        .await
 }
 
 fn seconds(text: &str) -> Result<u32, String> {
-    let seconds =
-        podd::pod::file::quantity::seconds(text).and_then(|seconds| u32::try_from(seconds).ok());
+    let seconds = podd::pod::file::quantity::seconds(text).and_then(|seconds| u32::try_from(seconds).ok());
     seconds.ok_or_else(|| "write seconds, or a duration such as 2m".to_owned())
 }

@@ -35,10 +35,5 @@ fn in_words(processes: &[ProcessView]) -> String {
             words::shortened(&process.command, 80),
         ]
     });
-    table(
-        [
-            "PID", "PARENT", "HOST PID", "UID", "STATE", "MEMORY", "THREADS", "CPU TIME", "COMMAND",
-        ],
-        rows,
-    )
+    table(["PID", "PARENT", "HOST PID", "UID", "STATE", "MEMORY", "THREADS", "CPU TIME", "COMMAND"], rows)
 }

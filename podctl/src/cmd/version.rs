@@ -23,29 +23,16 @@ pub async fn run(ctl: &Podctl<'_>) -> Outcome {
         Ok(version) => (Some(version), None),
         Err(error) => (None, Some(error)),
     };
-    let versions = Versions {
-        podctl: env!("CARGO_PKG_VERSION"),
-        api: API_VERSION,
-        daemon,
-    };
+    let versions = Versions { podctl: env!("CARGO_PKG_VERSION"), api: API_VERSION, daemon };
     ctl.out.show(&versions, in_words);
     error.map_or(Ok(DONE), Err)
 }
 
 fn in_words(versions: &Versions) -> String {
     let mut text = format!("podctl {} (API {})\n", versions.podctl, versions.api);
-    if let Some(Version {
-        podd,
-        api,
-        host,
-        kernel,
-        criu,
-    }) = &versions.daemon
-    {
+    if let Some(Version { podd, api, host, kernel, criu }) = &versions.daemon {
         let criu = criu.as_deref().unwrap_or("not usable");
-        text.push_str(&format!(
-            "podd {podd} (API {api}) on {host}: kernel {kernel}, CRIU {criu}\n"
-        ));
+        text.push_str(&format!("podd {podd} (API {api}) on {host}: kernel {kernel}, CRIU {criu}\n"));
     }
     text
 }

@@ -16,18 +16,11 @@ pub struct ProgressLine {
 impl ProgressLine {
     pub(super) fn new(what: &str, hidden: bool) -> Self {
         // indicatif's own stderr target draws on terminals only.
-        let target = if hidden {
-            ProgressDrawTarget::hidden()
-        } else {
-            ProgressDrawTarget::stderr()
-        };
+        let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(None, target);
         bar.set_style(style("{spinner} {msg}"));
         bar.enable_steady_tick(Duration::from_millis(100));
-        Self {
-            what: what.to_owned(),
-            bar,
-        }
+        Self { what: what.to_owned(), bar }
     }
 
     pub fn update(&self, progress: &Progress) {
@@ -53,11 +46,7 @@ fn message(what: &str, progress: &Progress) -> String {
     match (progress.done, progress.total) {
         (0, 0) => format!("{what}: {phase}"),
         (done, 0) => format!("{what}: {phase} {}", words::bytes(done)),
-        (done, total) => format!(
-            "{what}: {phase} {} of {}",
-            words::bytes(done),
-            words::bytes(total)
-        ),
+        (done, total) => format!("{what}: {phase} {} of {}", words::bytes(done), words::bytes(total)),
     }
 }
 
@@ -71,16 +60,7 @@ mod tests {
 
     #[test]
     fn messages_name_phase_and_bytes() {
-        let said = |done, total| {
-            message(
-                "web",
-                &Progress {
-                    phase: "memory".to_owned(),
-                    done,
-                    total,
-                },
-            )
-        };
+        let said = |done, total| message("web", &Progress { phase: "memory".to_owned(), done, total });
         assert_eq!(said(0, 0), "web: memory");
         assert_eq!(said(12_000_000, 0), "web: memory 12 MB");
         assert_eq!(said(12_000_000, 268_435_456), "web: memory 12 MB of 268 MB");

@@ -30,18 +30,12 @@ fn read_until(from: &mut (impl Read + AsFd), needle: &str) -> String {
         if text.contains(needle) {
             return text;
         }
-        assert!(
-            start.elapsed() < PATIENCE,
-            "{needle:?} did not come, but {text:?}"
-        );
+        assert!(start.elapsed() < PATIENCE, "{needle:?} did not come, but {text:?}");
         let mut fds = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
         if poll(&mut fds, PollTimeout::from(200_u16)).unwrap() > 0 {
             let mut buffer = [0; 4096];
             let count = from.read(&mut buffer).unwrap_or(0);
-            assert!(
-                count > 0,
-                "{needle:?} did not come before the end, but {text:?}"
-            );
+            assert!(count > 0, "{needle:?} did not come before the end, but {text:?}");
             seen.extend_from_slice(&buffer[..count]);
         }
     }
@@ -65,9 +59,7 @@ fn ended(child: &mut Child) -> Option<i32> {
 fn bytes_and_exit_code_pass_through() {
     let fake = Fake::start();
     let mut child = fake
-        .podctl(&[
-            "exec", "-i", "-e", "A=1", "-u", "33", "web", "--", "cat", "-v",
-        ])
+        .podctl(&["exec", "-i", "-e", "A=1", "-u", "33", "web", "--", "cat", "-v"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -81,12 +73,7 @@ fn bytes_and_exit_code_pass_through() {
     });
     let output = child.wait_with_output().unwrap();
     writer.join().unwrap();
-    assert!(
-        output.stdout == sent,
-        "{} of {} bytes came back",
-        output.stdout.len(),
-        sent.len()
-    );
+    assert!(output.stdout == sent, "{} of {} bytes came back", output.stdout.len(), sent.len());
     assert_eq!(output.status.code(), Some(7));
     assert_eq!(output.stderr, b"ready None\r\n");
     assert_eq!(
@@ -107,16 +94,9 @@ fn signals_are_passed_on() {
         .spawn()
         .unwrap();
     read_until(child.stderr.as_mut().unwrap(), "ready");
-    for (sent, number) in [
-        (Signal::SIGTERM, 15),
-        (Signal::SIGINT, 2),
-        (Signal::SIGHUP, 1),
-    ] {
+    for (sent, number) in [(Signal::SIGTERM, 15), (Signal::SIGINT, 2), (Signal::SIGHUP, 1)] {
         signal(&child, sent);
-        read_until(
-            child.stdout.as_mut().unwrap(),
-            &format!("frame 5 [{number}]"),
-        );
+        read_until(child.stdout.as_mut().unwrap(), &format!("frame 5 [{number}]"));
     }
     // A reader that leaves ends it, as it would end a command in a local pipe.
     drop(child.stdout.take());
@@ -130,17 +110,9 @@ fn failures_of_the_command_are_errors() {
     let output = fake.run(&["exec", "web", "fail"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("podctl: web has ended"));
-    let output = fake
-        .podctl(&["exec", "-i", "web", "vanish"])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let output = fake.podctl(&["exec", "-i", "web", "vanish"]).stdin(Stdio::null()).output().unwrap();
     assert_eq!(output.status.code(), Some(4));
-    let output = fake
-        .podctl(&["exec", "-it", "web", "sh"])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let output = fake.podctl(&["exec", "-it", "web", "sh"]).stdin(Stdio::null()).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("not a terminal"));
 }
@@ -164,11 +136,7 @@ impl Session {
             .stderr(terminal.try_clone().unwrap())
             .spawn()
             .unwrap();
-        let mut session = Self {
-            child,
-            master,
-            terminal,
-        };
+        let mut session = Self { child, master, terminal };
         assert!(session.line_mode(), "before");
         session.expect("ready Some((100, 40))");
         assert!(!session.line_mode(), "raw while the command runs");
@@ -193,12 +161,7 @@ impl Session {
 }
 
 fn resize(master: &File, columns: u16, rows: u16) {
-    let size = rustix::termios::Winsize {
-        ws_col: columns,
-        ws_row: rows,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let size = rustix::termios::Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
     rustix::termios::tcsetwinsize(master, size).unwrap();
 }
 

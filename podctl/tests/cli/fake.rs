@@ -29,19 +29,11 @@ impl Fake {
         let folder = tempfile::tempdir().unwrap();
         let seen = Seen::default();
         let app = router(seen.clone());
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let path = folder.path().join("podd.sock");
         let listener = runtime.block_on(async { tokio::net::UnixListener::bind(path).unwrap() });
         runtime.spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self {
-            folder,
-            seen,
-            _runtime: runtime,
-        }
+        Self { folder, seen, _runtime: runtime }
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -108,8 +100,7 @@ fn refusal(name: &str) -> Option<Response> {
         "failed" => 500,
         _ => 503,
     };
-    let body =
-        json!({ "kind": kind, "message": format!("{name} is {kind}"), "cure": "try another" });
+    let body = json!({ "kind": kind, "message": format!("{name} is {kind}"), "cure": "try another" });
     Some((StatusCode::from_u16(status).unwrap(), Json(body)).into_response())
 }
 
@@ -157,25 +148,13 @@ const LOG: &str = concat!(
 
 fn events(result: &Value) -> String {
     let progress = json!({ "event": "progress", "phase": "memory", "done": 1, "total": 2 });
-    format!(
-        "{progress}\n{}\n",
-        json!({ "event": "result", "value": result })
-    )
+    format!("{progress}\n{}\n", json!({ "event": "result", "value": result }))
 }
 
-async fn record(
-    State(seen): State<Seen>,
-    request: Request,
-    next: axum::middleware::Next,
-) -> Response {
+async fn record(State(seen): State<Seen>, request: Request, next: axum::middleware::Next) -> Response {
     let (parts, body) = request.into_parts();
     let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
-    let line = format!(
-        "{} {} {}",
-        parts.method,
-        parts.uri,
-        String::from_utf8_lossy(&body)
-    );
+    let line = format!("{} {} {}", parts.method, parts.uri, String::from_utf8_lossy(&body));
     seen.lock().unwrap().push(line.trim_end().to_owned());
     next.run(Request::from_parts(parts, body.into())).await
 }
@@ -184,53 +163,31 @@ async fn record(
 /// `fail` sends an error.
 async fn exec(mut request: Request) -> Response {
     let upgrade = hyper::upgrade::on(&mut request);
-    let body = axum::body::to_bytes(request.into_body(), 1 << 20)
-        .await
-        .unwrap();
+    let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
     let asked: podd::api::ExecRequest = serde_json::from_slice(&body).unwrap();
     tokio::spawn(async move {
         let mut io = TokioIo::new(upgrade.await.unwrap());
         let command = asked.command[0].as_str();
-        frames::write(
-            &mut io,
-            exec_stream::STDERR,
-            format!("ready {:?}\r\n", asked.tty).as_bytes(),
-        )
-        .await
-        .unwrap();
+        frames::write(&mut io, exec_stream::STDERR, format!("ready {:?}\r\n", asked.tty).as_bytes()).await.unwrap();
         if command == "fail" {
-            let error =
-                json!({ "kind": "conflict", "message": "web has ended", "cure": null }).to_string();
-            return frames::write(&mut io, exec_stream::ERROR, error.as_bytes())
-                .await
-                .unwrap();
+            let error = json!({ "kind": "conflict", "message": "web has ended", "cure": null }).to_string();
+            return frames::write(&mut io, exec_stream::ERROR, error.as_bytes()).await.unwrap();
         }
         while let Ok(Some(frame)) = frames::read(&mut io).await {
-            if command == "vanish" || (frame.kind == exec_stream::STDIN && frame.payload.is_empty())
-            {
+            if command == "vanish" || (frame.kind == exec_stream::STDIN && frame.payload.is_empty()) {
                 break;
             }
             let bytes = match command {
                 "report" => format!("frame {} {:?}\r\n", frame.kind, frame.payload).into_bytes(),
                 _ => frame.payload,
             };
-            if frames::write(&mut io, exec_stream::STDOUT, &bytes)
-                .await
-                .is_err()
-                || bytes == b"frame 0 [113]\r\n"
-            {
+            if frames::write(&mut io, exec_stream::STDOUT, &bytes).await.is_err() || bytes == b"frame 0 [113]\r\n" {
                 break;
             }
         }
         if command != "vanish" {
-            frames::write(&mut io, exec_stream::EXIT, &7_i32.to_be_bytes())
-                .await
-                .ok();
+            frames::write(&mut io, exec_stream::EXIT, &7_i32.to_be_bytes()).await.ok();
         }
     });
-    (
-        StatusCode::SWITCHING_PROTOCOLS,
-        [("connection", "upgrade"), ("upgrade", frames::PROTOCOL)],
-    )
-        .into_response()
+    (StatusCode::SWITCHING_PROTOCOLS, [("connection", "upgrade"), ("upgrade", frames::PROTOCOL)]).into_response()
 }

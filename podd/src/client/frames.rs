@@ -28,10 +28,7 @@ pub async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Fram
     let [kind, length @ ..] = head;
     let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
     if length > MAX {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("a frame of {length} bytes"),
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} bytes")));
     }
     let mut payload = vec![0; length];
     from.read_exact(&mut payload).await?;
@@ -40,9 +37,7 @@ pub async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Fram
 
 /// Writes and flushes a frame. An `InvalidInput` error if the payload is larger than [`MAX`].
 pub async fn write(to: &mut (impl AsyncWrite + Unpin), kind: u8, payload: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(payload.len())
-        .ok()
-        .filter(|_| payload.len() <= MAX);
+    let length = u32::try_from(payload.len()).ok().filter(|_| payload.len() <= MAX);
     let length = length.ok_or(io::ErrorKind::InvalidInput)?;
     // One buffer, so that a small frame is one packet.
     let mut bytes = Vec::with_capacity(5 + payload.len());

@@ -14,20 +14,13 @@ pub(super) struct Lines {
 
 impl Lines {
     pub(super) fn new(body: Incoming) -> Self {
-        Self {
-            body,
-            buffer: Vec::new(),
-            searched: 0,
-        }
+        Self { body, buffer: Vec::new(), searched: 0 }
     }
 
     /// The next line that is not empty, without its end; none at the end of the body. A last line may lack its end.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, String> {
         loop {
-            if let Some(end) = self.buffer[self.searched..]
-                .iter()
-                .position(|byte| *byte == b'\n')
-            {
+            if let Some(end) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
                 let rest = self.buffer.split_off(self.searched + end + 1);
                 let mut line = std::mem::replace(&mut self.buffer, rest);
                 line.pop();

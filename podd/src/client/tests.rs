@@ -23,13 +23,7 @@ impl Fake {
         let socket = folder.path().join("podd.sock");
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        (
-            Self {
-                _folder: folder,
-                server,
-            },
-            Client::local(&socket),
-        )
+        (Self { _folder: folder, server }, Client::local(&socket))
     }
 }
 
@@ -48,31 +42,14 @@ fn error(status: u16, kind: &str) -> (StatusCode, axum::Json<Value>) {
 async fn requests_carry_json_both_ways() {
     let app = Router::new()
         .route("/v1/a", get(|| async { axum::Json(json!([1, 2])) }))
-        .route(
-            "/v1/b",
-            post(|axum::Json(body): axum::Json<Value>| async move {
-                axum::Json(json!({ "got": body }))
-            }),
-        )
-        .route(
-            "/v1/none",
-            post(|body: String| async move { axum::Json(json!(body.len())) }),
-        )
+        .route("/v1/b", post(|axum::Json(body): axum::Json<Value>| async move { axum::Json(json!({ "got": body })) }))
+        .route("/v1/none", post(|body: String| async move { axum::Json(json!(body.len())) }))
         .route("/v1/d", delete(|| async { StatusCode::NO_CONTENT }))
         .route("/v1/c", delete(|| async { axum::Json(Value::Null) }));
     let (_fake, client) = Fake::start(app).await;
     assert_eq!(client.get::<Vec<u8>>("/v1/a").await.unwrap(), [1, 2]);
-    assert_eq!(
-        client
-            .post::<_, Value>("/v1/b", &json!({"x": 1}))
-            .await
-            .unwrap(),
-        json!({"got": {"x": 1}})
-    );
-    assert_eq!(
-        client.post::<_, Value>("/v1/none", &()).await.unwrap(),
-        json!(0)
-    );
+    assert_eq!(client.post::<_, Value>("/v1/b", &json!({"x": 1})).await.unwrap(), json!({"got": {"x": 1}}));
+    assert_eq!(client.post::<_, Value>("/v1/none", &()).await.unwrap(), json!(0));
     client.delete("/v1/c").await.unwrap();
     client.delete("/v1/d").await.unwrap();
 }
@@ -81,51 +58,30 @@ async fn requests_carry_json_both_ways() {
 async fn errors_keep_kind_message_and_cure() {
     let app = Router::new()
         .route("/v1/refused", get(|| async { error(412, "refused") }))
-        .route(
-            "/v1/plain",
-            get(|| async { (StatusCode::CONFLICT, "no\x1b[2J json") }),
-        )
+        .route("/v1/plain", get(|| async { (StatusCode::CONFLICT, "no\x1b[2J json") }))
         .route("/v1/html", get(|| async { "<html>" }));
     let (_fake, client) = Fake::start(app).await;
     let refused = client.get::<Value>("/v1/refused").await.unwrap_err();
     assert_eq!(
-        (
-            refused.kind,
-            refused.message.as_str(),
-            refused.cure.as_deref()
-        ),
+        (refused.kind, refused.message.as_str(), refused.cure.as_deref()),
         (ErrorKind::Refused, "it is refused", Some("do it"))
     );
     let plain = client.get::<Value>("/v1/plain").await.unwrap_err();
     assert_eq!(plain.kind, ErrorKind::Conflict);
-    assert!(
-        plain.message.contains("409") && plain.message.contains("no[2J json"),
-        "{}",
-        plain.message
-    );
+    assert!(plain.message.contains("409") && plain.message.contains("no[2J json"), "{}", plain.message);
     let html = client.get::<Value>("/v1/html").await.unwrap_err();
     assert_eq!(html.kind, ErrorKind::Failed);
     assert!(html.cure.unwrap().contains("podctl version"));
-    assert_eq!(
-        client.get::<Value>("/v1/nothing").await.unwrap_err().kind,
-        ErrorKind::NotFound
-    );
+    assert_eq!(client.get::<Value>("/v1/nothing").await.unwrap_err().kind, ErrorKind::NotFound);
 }
 
 #[tokio::test]
 async fn no_daemon_is_unreachable_with_a_cure() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("podd.sock");
-    let error = Client::local(&socket)
-        .get::<Value>("/v1/version")
-        .await
-        .unwrap_err();
+    let error = Client::local(&socket).get::<Value>("/v1/version").await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unreachable);
-    assert!(
-        error.message.contains(socket.to_str().unwrap()),
-        "{}",
-        error.message
-    );
+    assert!(error.message.contains(socket.to_str().unwrap()), "{}", error.message);
     assert!(error.cure.unwrap().contains("systemctl start podd"));
 
     let denied = no_connection(socket, &std::io::ErrorKind::PermissionDenied.into());
@@ -139,10 +95,7 @@ async fn a_daemon_that_dies_is_unreachable() {
     let socket = folder.path().join("podd.sock");
     let listener = tokio::net::UnixListener::bind(&socket).unwrap();
     let dying = tokio::spawn(async move { drop(listener.accept().await.unwrap()) });
-    let error = Client::local(&socket)
-        .post::<_, Value>("/v1/x", &json!({}))
-        .await
-        .unwrap_err();
+    let error = Client::local(&socket).post::<_, Value>("/v1/x", &json!({})).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unreachable);
     dying.await.unwrap();
 }
@@ -156,30 +109,24 @@ async fn streams_end_with_a_result_or_an_error() {
         })
     };
     let app = Router::new()
-        .route("/v1/good", chunked(&[
-            "{\"event\":\"progress\",\"phase\":\"memory\",\"done\":1,\"total\":2}\n{\"event\":\"pro",
-            "gress\",\"phase\":\"memory\",\"done\":2,\"total\":2}\n\n{\"event\":\"result\",\"value\":{\"a\":7}}",
-        ]))
+        .route(
+            "/v1/good",
+            chunked(&[
+                "{\"event\":\"progress\",\"phase\":\"memory\",\"done\":1,\"total\":2}\n{\"event\":\"pro",
+                "gress\",\"phase\":\"memory\",\"done\":2,\"total\":2}\n\n{\"event\":\"result\",\"value\":{\"a\":7}}",
+            ]),
+        )
         .route("/v1/bad", chunked(&["{\"event\":\"error\",\"kind\":\"failed\",\"message\":\"m\",\"cure\":null}\n"]))
         .route("/v1/cut", chunked(&["{\"event\":\"progress\",\"phase\":\"x\",\"done\":0,\"total\":0}\n"]))
         .route("/v1/odd", chunked(&["{\"event\":\"dance\"}\n"]));
     let (_fake, client) = Fake::start(app).await;
     let mut seen = Vec::new();
-    let value: Value = client
-        .stream("/v1/good", &(), |p| seen.push((p.phase, p.done)))
-        .await
-        .unwrap();
+    let value: Value = client.stream("/v1/good", &(), |p| seen.push((p.phase, p.done))).await.unwrap();
     assert_eq!(value, json!({"a": 7}));
     assert_eq!(seen, [("memory".to_owned(), 1), ("memory".to_owned(), 2)]);
     let kind = |path: &'static str| {
         let client = client.clone();
-        async move {
-            client
-                .stream::<_, Value>(path, &(), |_| ())
-                .await
-                .unwrap_err()
-                .kind
-        }
+        async move { client.stream::<_, Value>(path, &(), |_| ()).await.unwrap_err().kind }
     };
     assert_eq!(kind("/v1/bad").await, ErrorKind::Failed);
     assert_eq!(kind("/v1/cut").await, ErrorKind::Unreachable);
@@ -223,21 +170,11 @@ async fn echo(mut request: Request) -> impl IntoResponse {
             if frame.payload.is_empty() {
                 break;
             }
-            frames::write(&mut io, exec_stream::STDOUT, &frame.payload)
-                .await
-                .unwrap();
+            frames::write(&mut io, exec_stream::STDOUT, &frame.payload).await.unwrap();
         }
-        frames::write(&mut io, exec_stream::EXIT, &7_u32.to_be_bytes())
-            .await
-            .unwrap();
+        frames::write(&mut io, exec_stream::EXIT, &7_u32.to_be_bytes()).await.unwrap();
     });
-    (
-        StatusCode::SWITCHING_PROTOCOLS,
-        [
-            (header::CONNECTION, "upgrade"),
-            (header::UPGRADE, frames::PROTOCOL),
-        ],
-    )
+    (StatusCode::SWITCHING_PROTOCOLS, [(header::CONNECTION, "upgrade"), (header::UPGRADE, frames::PROTOCOL)])
 }
 
 #[tokio::test]
@@ -249,44 +186,21 @@ async fn upgrade_gives_a_raw_connection() {
     let (_fake, client) = Fake::start(app).await;
     let mut io = client.upgrade("/v1/exec", &json!({})).await.unwrap();
     let big = vec![b'x'; exec_stream::MAX];
-    frames::write(&mut io, exec_stream::STDIN, &big)
-        .await
-        .unwrap();
-    assert_eq!(
-        frames::read(&mut io).await.unwrap(),
-        Some(frames::Frame {
-            kind: exec_stream::STDOUT,
-            payload: big
-        })
-    );
-    frames::write(&mut io, exec_stream::STDIN, &[])
-        .await
-        .unwrap();
+    frames::write(&mut io, exec_stream::STDIN, &big).await.unwrap();
+    assert_eq!(frames::read(&mut io).await.unwrap(), Some(frames::Frame { kind: exec_stream::STDOUT, payload: big }));
+    frames::write(&mut io, exec_stream::STDIN, &[]).await.unwrap();
     let exit = frames::read(&mut io).await.unwrap().unwrap();
-    assert_eq!(
-        (exit.kind, exit.payload),
-        (exec_stream::EXIT, vec![0, 0, 0, 7])
-    );
+    assert_eq!((exit.kind, exit.payload), (exec_stream::EXIT, vec![0, 0, 0, 7]));
     assert_eq!(frames::read(&mut io).await.unwrap(), None);
 
-    assert_eq!(
-        client.upgrade("/v1/none", &()).await.unwrap_err().kind,
-        ErrorKind::Conflict
-    );
-    assert_eq!(
-        client.upgrade("/v1/ok", &()).await.unwrap_err().kind,
-        ErrorKind::Failed
-    );
+    assert_eq!(client.upgrade("/v1/none", &()).await.unwrap_err().kind, ErrorKind::Conflict);
+    assert_eq!(client.upgrade("/v1/ok", &()).await.unwrap_err().kind, ErrorKind::Failed);
 }
 
 #[tokio::test]
 async fn frames_are_bounded() {
     let mut sink = Vec::new();
-    assert!(
-        frames::write(&mut sink, 0, &vec![0; exec_stream::MAX + 1])
-            .await
-            .is_err()
-    );
+    assert!(frames::write(&mut sink, 0, &vec![0; exec_stream::MAX + 1]).await.is_err());
     let mut lying: &[u8] = &[0, 0xff, 0xff, 0xff, 0xff, 1];
     assert!(frames::read(&mut lying).await.is_err());
     let mut short: &[u8] = &[0, 0, 0, 0, 9, 1];

@@ -51,31 +51,11 @@ pub(super) struct Feature {
 }
 
 pub(super) const FEATURES: [Feature; 5] = [
-    Feature {
-        name: "veth",
-        option: "CONFIG_VETH",
-        why: "the pods' network",
-    },
-    Feature {
-        name: "bridge",
-        option: "CONFIG_BRIDGE",
-        why: "the pods' network",
-    },
-    Feature {
-        name: "tcp_diag",
-        option: "CONFIG_INET_TCP_DIAG",
-        why: "CRIU finds TCP sockets with it",
-    },
-    Feature {
-        name: "udp_diag",
-        option: "CONFIG_INET_UDP_DIAG",
-        why: "CRIU finds UDP sockets with it",
-    },
-    Feature {
-        name: "unix_diag",
-        option: "CONFIG_UNIX_DIAG",
-        why: "CRIU finds unix sockets with it",
-    },
+    Feature { name: "veth", option: "CONFIG_VETH", why: "the pods' network" },
+    Feature { name: "bridge", option: "CONFIG_BRIDGE", why: "the pods' network" },
+    Feature { name: "tcp_diag", option: "CONFIG_INET_TCP_DIAG", why: "CRIU finds TCP sockets with it" },
+    Feature { name: "udp_diag", option: "CONFIG_INET_UDP_DIAG", why: "CRIU finds UDP sockets with it" },
+    Feature { name: "unix_diag", option: "CONFIG_UNIX_DIAG", why: "CRIU finds unix sockets with it" },
 ];
 
 impl Facts {
@@ -83,12 +63,8 @@ impl Facts {
         let release = host.kernel.release.clone();
         let config = config(&release);
         let lists = Lists::read(&release);
-        let support = FEATURES
-            .iter()
-            .map(|f| (f.name, support(f, config.as_ref(), &lists)))
-            .collect();
-        let (cgroup_freeze, cgroup_kill) =
-            host.cgroups.v2.as_deref().map(freezer).unwrap_or_default();
+        let support = FEATURES.iter().map(|f| (f.name, support(f, config.as_ref(), &lists))).collect();
+        let (cgroup_freeze, cgroup_kill) = host.cgroups.v2.as_deref().map(freezer).unwrap_or_default();
         Facts {
             support,
             checkpoint_restore: Path::new("/proc/sys/kernel/ns_last_pid").exists(),
@@ -122,11 +98,7 @@ fn config(release: &str) -> Option<BTreeMap<String, char>> {
     const MAX_BYTES: u64 = 4 << 20;
     let mut text = String::new();
     let packed = std::fs::File::open("/proc/config.gz").ok();
-    let unpacked = packed.map(|f| {
-        flate2::read::GzDecoder::new(f)
-            .take(MAX_BYTES)
-            .read_to_string(&mut text)
-    });
+    let unpacked = packed.map(|f| flate2::read::GzDecoder::new(f).take(MAX_BYTES).read_to_string(&mut text));
     if !matches!(unpacked, Some(Ok(_))) {
         text = std::fs::read_to_string(format!("/boot/config-{release}")).ok()?;
     }
@@ -154,17 +126,10 @@ struct Lists {
 
 impl Lists {
     fn read(release: &str) -> Lists {
-        let list = |file: &str| {
-            std::fs::read_to_string(format!("/lib/modules/{release}/{file}")).unwrap_or_default()
-        };
-        let loaded = std::fs::read_dir("/sys/module")
-            .into_iter()
-            .flatten()
-            .flatten();
+        let list = |file: &str| std::fs::read_to_string(format!("/lib/modules/{release}/{file}")).unwrap_or_default();
+        let loaded = std::fs::read_dir("/sys/module").into_iter().flatten().flatten();
         Lists {
-            loaded: loaded
-                .map(|e| e.file_name().to_string_lossy().into_owned())
-                .collect(),
+            loaded: loaded.map(|e| e.file_name().to_string_lossy().into_owned()).collect(),
             built_in: list("modules.builtin"),
             loadable: list("modules.dep"),
         }
@@ -193,23 +158,10 @@ mod tests {
     #[test]
     fn support_is_read_from_lists_and_configuration() {
         let veth = &FEATURES[0];
-        let none = Lists {
-            loaded: vec![],
-            built_in: String::new(),
-            loadable: String::new(),
-        };
-        let loaded = Lists {
-            loaded: vec!["veth".into()],
-            ..none_again()
-        };
-        let loadable = Lists {
-            loadable: "kernel/drivers/net/veth.ko.xz:\n".into(),
-            ..none_again()
-        };
-        let built_in = Lists {
-            built_in: "kernel/drivers/net/veth.ko\n".into(),
-            ..none_again()
-        };
+        let none = Lists { loaded: vec![], built_in: String::new(), loadable: String::new() };
+        let loaded = Lists { loaded: vec!["veth".into()], ..none_again() };
+        let loadable = Lists { loadable: "kernel/drivers/net/veth.ko.xz:\n".into(), ..none_again() };
+        let built_in = Lists { built_in: "kernel/drivers/net/veth.ko\n".into(), ..none_again() };
         let yes = parse_config("CONFIG_VETH=y\nCONFIG_X=\"m\"\n");
         let module = parse_config("# CONFIG_Y is not set\nCONFIG_VETH=m\n");
         assert_eq!(yes.len(), 1);
@@ -223,20 +175,11 @@ mod tests {
             (Some(&module), &none, Support::Missing),
             (Some(&BTreeMap::new()), &none, Support::Missing),
         ] {
-            assert_eq!(
-                support(veth, config, lists),
-                expected,
-                "{config:?} {:?}",
-                lists.loadable
-            );
+            assert_eq!(support(veth, config, lists), expected, "{config:?} {:?}", lists.loadable);
         }
     }
 
     fn none_again() -> Lists {
-        Lists {
-            loaded: vec![],
-            built_in: String::new(),
-            loadable: String::new(),
-        }
+        Lists { loaded: vec![], built_in: String::new(), loadable: String::new() }
     }
 }

@@ -19,9 +19,11 @@ use super::stop::delete;
 use crate::api::ApiError;
 use crate::error::{Attempt, Result};
 use crate::layers::Hold;
-use crate::peer::{Message, Peer, unexpected};
+use crate::peer::{Message, Peer, known, unexpected};
 use crate::shim::{Mode, Status, client};
 use crate::supervisor::{Claim, Daemon};
+use crate::sys::hold::deliver;
+use crate::sys::network::outer_name;
 use crate::sys::process::ProcessId;
 
 /// Serves one connection of another podd until it ends.
@@ -39,14 +41,19 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
                 peer.send(&answer).await?;
             }
             Message::Query { migration } => peer.send(&given_or_not(daemon, from, &migration)?).await?,
-            Message::Commit { migration } => {
-                let answer = commit_by_id(daemon, from, &migration).await;
+            Message::Commit { migration, frames } => {
+                let answer = commit_by_id(daemon, from, &migration, &frames).await;
                 peer.send(&answer.unwrap_or_else(|e| refused(&e))).await?;
             }
-            Message::Prepare { migration, record } => match reserve(daemon, from, &migration, &record) {
-                Ok((claim, migration)) => return arrive(daemon, claim, migration, peer).await,
-                Err(e) => peer.send(&refused(&e)).await?,
-            },
+            Message::Prepare { migration, record } => {
+                // We must be able to call the source back, should the connection break.
+                let reserved = known(daemon, from).await.and_then(|_| reserve(daemon, from, &migration, &record));
+                match reserved {
+                    Ok((claim, migration)) => return arrive(daemon, claim, migration, peer).await,
+                    Err(e) => peer.send(&refused(&e)).await?,
+                }
+            }
+            Message::AskHosts => peer.send(&Message::Hosts { hosts: daemon.store.hosts()? }).await?,
             other => return Err(unexpected(&other)),
         }
     }
@@ -97,6 +104,7 @@ fn reserve(daemon: &Daemon, from: &str, id: &str, record: &str) -> Result<(Claim
         let epoch = pod.record().epoch;
         return Err(ApiError::conflict(format!("this pod is known here under epoch {epoch}")));
     }
+    let _turn = super::create::turn();
     super::create::check_free(daemon, &record.spec)?;
     let migration = Migration {
         id: id.to_owned(),
@@ -125,10 +133,16 @@ async fn arrive(daemon: &Arc<Daemon>, claim: Claim, mut migration: Migration, mu
     }
     // From here on, silence means that the source may have given us the pod: only its word counts.
     match peer.receive().await {
-        Ok(Message::Commit { migration: id }) if id == migration.id => {
-            let answer = commit(daemon, &claim, &mut migration).await?;
+        Ok(Message::Commit { migration: id, frames }) if id == migration.id => {
+            let answer = commit(daemon, &claim, &mut migration, &frames).await?;
+            let link = outer_name(&claim.record().id);
             drop(claim);
-            peer.send(&answer).await
+            peer.send(&answer).await?;
+            // Until the neighbours have learnt the new place, some packets still go to the old one.
+            if let Ok(Message::Late { frames }) = peer.receive_within(Duration::from_secs(5)).await {
+                deliver(&link, &frames).attempt("deliver late packets")?;
+            }
+            Ok(())
         }
         _ => settle(daemon, claim, migration).await,
     }
@@ -238,7 +252,9 @@ fn store_chunk(images: &Path, open: &mut BTreeMap<String, File>, name: &str, off
 
 /// A name that stays in its folder.
 fn safe_name(name: &str) -> Result<&str> {
-    let good = !name.is_empty() && name.len() < 128 && !name.starts_with('.')
+    let good = !name.is_empty()
+        && name.len() < 128
+        && !name.starts_with('.')
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
     if good { Ok(name) } else { Err(ApiError::failed(format!("{name:?} is not the name of an image file"))) }
 }
@@ -260,17 +276,19 @@ pub async fn settle(daemon: &Arc<Daemon>, claim: Claim, mut migration: Migration
             Err(e) => Err(e),
         };
         match answer {
-            Ok(Message::Given) => return commit(daemon, &claim, &mut migration).await.map(drop),
+            Ok(Message::Given) => return commit(daemon, &claim, &mut migration, &[]).await.map(drop),
             Ok(Message::NotGiven) => return discard(daemon, &claim, &mut migration, "the source kept the pod").await,
             Ok(_) => {}
-            Err(e) => tracing::warn!(pod = migration.pod, host = migration.peer, error = %e, "holding the pod until its source answers"),
+            Err(e) => {
+                tracing::warn!(pod = migration.pod, host = migration.peer, error = %e, "holding the pod until its source answers")
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(5));
     }
 }
 
-async fn commit_by_id(daemon: &Arc<Daemon>, from: &str, id: &str) -> Result<Message> {
+async fn commit_by_id(daemon: &Arc<Daemon>, from: &str, id: &str, frames: &[Vec<u8>]) -> Result<Message> {
     let known = |m: Option<Migration>| m.filter(|m| m.role == Role::Target && m.peer == from);
     let lost = |reason: &str| Message::Lost { reason: reason.to_owned() };
     let Some(migration) = known(daemon.store.migration(id)?) else { return Ok(lost("it knows nothing of this move")) };
@@ -284,7 +302,7 @@ async fn commit_by_id(daemon: &Arc<Daemon>, from: &str, id: &str) -> Result<Mess
     let claim = daemon.claim_in_turn(pod, "migrated").await;
     // Whoever held the claim before us may have settled it.
     match known(daemon.store.migration(id)?) {
-        Some(mut migration) => commit(daemon, &claim, &mut migration).await,
+        Some(mut migration) => commit(daemon, &claim, &mut migration, frames).await,
         None => Ok(lost("it knows nothing of this move")),
     }
 }
@@ -293,7 +311,12 @@ async fn commit_by_id(daemon: &Arc<Daemon>, from: &str, id: &str) -> Result<Mess
 ///
 /// # Errors
 /// The store's: nothing may be said to the source then.
-pub async fn commit(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration) -> Result<Message> {
+pub async fn commit(
+    daemon: &Arc<Daemon>,
+    claim: &Claim,
+    migration: &mut Migration,
+    frames: &[Vec<u8>],
+) -> Result<Message> {
     let begun = Instant::now();
     match migration.step {
         Step::Held | Step::Committed => {}
@@ -306,13 +329,15 @@ pub async fn commit(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migrati
     let init = match held(daemon, claim, migration).await {
         Ok(init) => init,
         Err(e) if migration.step == Step::Committed => {
-            // It may have run here already: what the source still holds is older, and must not come back over it.
-            tracing::error!(pod = migration.pod, error = %e, "the pod ended just after the handover");
+            // It is ours, and it may have run and answered clients: its end is that of a pod of this host. The source
+            // must not go on from an older state.
+            tracing::error!(pod = migration.pod, error = %e, "the pod ended just after it had come");
             migration.step = Step::Running;
             migration.error = Some(e.message);
             daemon.journal(migration, None)?;
             ended(daemon, claim, false).await?;
             restart_later(daemon, &migration.pod_id);
+            let _ = std::fs::remove_dir_all(flight(daemon, &migration.id));
             return Ok(Message::Thawed { announce_ms: 0.0 });
         }
         Err(e) => {
@@ -327,7 +352,7 @@ pub async fn commit(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migrati
     migration.step = Step::Committed;
     daemon.journal(migration, Some(&record))?;
     claim.publish(record.clone());
-    thaw(daemon, &record)?;
+    thaw(daemon, &record, frames)?;
     let announce_ms = milliseconds(begun);
     migration.step = Step::Running;
     daemon.journal(migration, None)?;
@@ -353,6 +378,7 @@ async fn held(daemon: &Arc<Daemon>, claim: &Claim, migration: &Migration) -> Res
         return Ok(init);
     }
     if migration.step == Step::Committed {
+        // It may have run here already: an older state must not come back over it.
         return Err(ApiError::failed("its processes died on the target just after the handover"));
     }
     let images = flight(daemon, &migration.id);

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use checkpoint::files::{Mode, Sender};
 use checkpoint::host::HostFacts;
@@ -11,13 +10,14 @@ use checkpoint::image::{Compression, Kind, Meta, Writer};
 use checkpoint::wire;
 use jiff::Timestamp;
 
-use super::freeze::{Flight, dump, freeze, milliseconds, thaw};
-use super::start::clear_up;
+use super::freeze::{Flight, dump, freeze, hold, milliseconds, thaw};
+use super::start::{clear_up, ensure_shim};
 use super::state::{PodRecord, PodState};
 use super::stop::not_running;
 use crate::api::{ApiError, CheckpointReport};
 use crate::error::{Attempt, Result};
 use crate::supervisor::{Claim, Daemon};
+use crate::sys::hold::Hold;
 
 /// Name of the image part with the writable layer.
 pub const FILES: &str = "files";
@@ -50,18 +50,25 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
         None => daemon.config.state.join("images").join(format!("{}.img", record.id)),
     };
     if options.output.is_some() && image.exists() {
-        return Err(ApiError::conflict(format!("{} exists already", image.display())).cure("name another file, or remove it"));
+        return Err(
+            ApiError::conflict(format!("{} exists already", image.display())).cure("name another file, or remove it")
+        );
     }
     let folder = image.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).attempt(format!("make the folder of {}", image.display()))?;
+    if !folder.is_dir() {
+        return Err(
+            ApiError::failed(format!("there is no folder {}", folder.display())).cure("make it, or name another file")
+        );
+    }
     let flight = Flight::new(daemon, &format!("{}-dump", record.id))?;
-    let begun = Instant::now();
-    freeze(daemon, &record).await?;
-    let written = write(daemon, &record, &flight, &image, &options).await;
+    ensure_shim(daemon, &record).await?;
+    let hold = hold(daemon, &record);
+    let begun = freeze(daemon, &record, hold.as_ref())?;
+    let written = write(daemon, &record, hold.as_ref(), &flight, &image, &options).await;
     let bytes = match written {
         Ok(bytes) => bytes,
         Err(e) => {
-            thaw(daemon, &record)?;
+            thaw(daemon, &record, &hold.as_ref().map(Hold::take).unwrap_or_default())?;
             return Err(e);
         }
     };
@@ -75,7 +82,14 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
 }
 
 /// Dumps and writes; thaws as soon as nothing more is needed of a pod that is left running.
-async fn write(daemon: &Daemon, record: &PodRecord, flight: &Flight, image: &Path, options: &Options) -> Result<u64> {
+async fn write(
+    daemon: &Daemon,
+    record: &PodRecord,
+    hold: Option<&Hold>,
+    flight: &Flight,
+    image: &Path,
+    options: &Options,
+) -> Result<u64> {
     dump(daemon, record, flight.path()).await?;
     let upper = daemon.config.pod_state(&record.id).join("upper");
     let meta = meta(daemon, record)?;
@@ -91,11 +105,13 @@ async fn write(daemon: &Daemon, record: &PodRecord, flight: &Flight, image: &Pat
         Ok::<_, ApiError>(writer)
     })?;
     if options.leave_running {
-        thaw(daemon, record)?;
+        thaw(daemon, record, &hold.map(Hold::take).unwrap_or_default())?;
     }
     tokio::task::block_in_place(|| {
-        let mut names: Vec<_> =
-            std::fs::read_dir(flight.path()).attempt("read the dump")?.filter_map(|e| Some(e.ok()?.file_name())).collect();
+        let mut names: Vec<_> = std::fs::read_dir(flight.path())
+            .attempt("read the dump")?
+            .filter_map(|e| Some(e.ok()?.file_name()))
+            .collect();
         names.sort();
         for name in names {
             let Some(name) = name.to_str().filter(|n| !n.ends_with(".log")) else { continue };

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use rand::Rng;
@@ -13,8 +14,9 @@ use super::state::{PodRecord, PodState, Process};
 use crate::api::{ApiError, Progress};
 use crate::error::{Attempt, Result};
 use crate::layers::ImageConfig;
-use crate::supervisor::{Claim, Daemon, Pod};
+use crate::supervisor::{Claim, Daemon};
 use crate::sys::namespaces::ID_COUNT;
+use crate::sys::network;
 
 /// Ids that systemd sets aside for containers (systemd.io, "Users, Groups, UIDs and GIDs").
 const ID_RANGE: std::ops::Range<u32> = 0x0008_0000..0x6fff_0000;
@@ -35,12 +37,22 @@ pub fn create(daemon: &Daemon, spec: PodSpec, progress: &mut dyn FnMut(Progress)
     let image = daemon
         .layers
         .import(&spec.source, &mut |done, total| progress(Progress { phase: "layers".into(), done, total }))
-        .map_err(|e| ApiError::failed(e.to_string()))?;
+        .map_err(|e| {
+            let error = ApiError::failed(e.to_string());
+            match e.cure() {
+                Some(cure) => error.cure(cure),
+                None => error,
+            }
+        })?;
+    let process = process(&spec, &image.config)?;
+    // Again, now that nobody else is about to take a name, an address or ids: the import may have taken long.
+    let _turn = turn();
+    check_free(daemon, &spec)?;
     let id = format!("{:016x}", rand::rng().random::<u64>());
     let record = PodRecord {
         id_base: free_id_base(daemon),
         layers: image.layers.iter().map(ToString::to_string).collect(),
-        process: process(&spec, &image.config)?,
+        process,
         epoch: 1,
         created: Timestamp::now(),
         started: None,
@@ -56,15 +68,20 @@ pub fn create(daemon: &Daemon, spec: PodSpec, progress: &mut dyn FnMut(Progress)
         let _ = fs::remove_dir_all(&folder);
         return Err(e);
     }
-    let pod: std::sync::Arc<Pod> = daemon.insert(record.clone());
-    drop(pod);
+    daemon.insert(record.clone());
     daemon.claim(&record.id, "created")
 }
 
-/// Refuses a name or address that another pod of this host has.
+/// Held between looking whether something is free and recording that it is taken.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Refuses a name or address that another pod of this host has, or the host itself.
 ///
 /// # Errors
-/// Which pod has it.
+/// Who has it.
 pub fn check_free(daemon: &Daemon, spec: &PodSpec) -> Result<()> {
     let wanted = spec.network.iter().flat_map(|n| &n.addresses).map(|a| bare(a)).collect::<Vec<_>>();
     for other in daemon.pods().iter().map(|p| p.record()) {
@@ -78,7 +95,17 @@ pub fn check_free(daemon: &Daemon, spec: &PodSpec) -> Result<()> {
                 .cure("choose another address"));
         }
     }
-    Ok(())
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let own = network::addresses_in_use().attempt("read the host's addresses")?;
+    match wanted.iter().find(|a| a.parse().is_ok_and(|a: std::net::IpAddr| own.contains(&a))) {
+        Some(address) => {
+            Err(ApiError::conflict(format!("the address {address} belongs to this host"))
+                .cure("choose another address"))
+        }
+        None => Ok(()),
+    }
 }
 
 fn bare(cidr: &str) -> &str {
@@ -106,8 +133,10 @@ fn process(spec: &PodSpec, image: &ImageConfig) -> Result<Process> {
         image.entrypoint.iter().chain(&spec.command).cloned().collect()
     };
     if command.is_empty() {
-        return Err(ApiError::usage("there is nothing to run: neither a command was given nor does the image name one")
-            .cure("add `-- CMD ARGS...`"));
+        return Err(ApiError::usage(
+            "there is nothing to run: neither a command was given nor does the image name one",
+        )
+        .cure("add `-- CMD ARGS...`"));
     }
     let mut env: std::collections::BTreeMap<String, String> =
         DEFAULT_ENV.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();

@@ -84,10 +84,7 @@ impl PodFile {
     /// Reads TOML. Unknown keys and wrong types are errors that name the line; values are not judged yet.
     pub fn parse(toml: &str) -> Result<Self, PodFileError> {
         if toml.len() > MAX_FILE {
-            return Err(PodFileError::Syntax {
-                line: 1,
-                message: "it is larger than 1 MiB".into(),
-            });
+            return Err(PodFileError::Syntax { line: 1, message: "it is larger than 1 MiB".into() });
         }
         toml::from_str(toml).map_err(|e| PodFileError::syntax(toml, &e))
     }
@@ -127,11 +124,7 @@ impl PodFile {
     pub fn resolved(mut self, base: &Path) -> Self {
         self.rootfs = self.rootfs.map(|path| paths::absolute(base, &path));
         self.image = self.image.map(|image| paths::image_absolute(base, &image));
-        self.volumes = self
-            .volumes
-            .iter()
-            .map(|volume| paths::volume_absolute(base, volume))
-            .collect();
+        self.volumes = self.volumes.iter().map(|volume| paths::volume_absolute(base, volume)).collect();
         self
     }
 
@@ -143,9 +136,7 @@ impl PodFile {
 
 /// A string, or a number kept as its digits: `memory = 1048576` and `user = 33` are fine.
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    deserializer
-        .deserialize_any(Text("a string or a whole number"))
-        .map(|mut words| words.pop())
+    deserializer.deserialize_any(Text("a string or a whole number")).map(|mut words| words.pop())
 }
 
 /// A list of strings, or one string.

@@ -3,52 +3,119 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::start::{announce, await_workers, ensure_shim};
+use super::start::{announce, await_workers};
 use super::state::{PodRecord, PodState};
+use super::stop::not_running;
 use crate::error::{Attempt, Result};
 use crate::shim::{Request, client};
 use crate::supervisor::Daemon;
+use crate::sys::backlog;
+use crate::sys::hold::{Hold, deliver};
+use crate::sys::network::{self, outer_name};
+use crate::sys::process::ProcessId;
 
 /// Time for all processes to stand still.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+/// Time for programs to accept the connections that wait for them.
+const ACCEPT_LIMIT: Duration = Duration::from_secs(2);
+/// Time for handshakes to end: more than most round trips. One that hangs was perhaps never meant to end.
+const HANDSHAKE_LIMIT: Duration = Duration::from_millis(300);
 /// Time for a dump.
 const DUMP_LIMIT: Duration = Duration::from_secs(300);
 /// Deleted-but-open files up to this size travel inside the image, in bytes.
 pub const GHOST_LIMIT: u32 = 256 << 20;
 
-/// Freezes the pod's processes, then cuts its link; returns the milliseconds it took. On failure the pod runs on.
+/// Something that catches what comes for the pod until it is thawed, if the host can do that.
+#[must_use]
+pub fn hold(daemon: &Daemon, record: &PodRecord) -> Option<Hold> {
+    let network = record.spec.network.as_ref()?;
+    let made = tokio::task::block_in_place(|| Hold::new(&record.id, &daemon.config.network.bridge, network.mac));
+    made.inspect_err(|e| {
+        tracing::warn!(pod = record.spec.name, error = %e, "packets that come while it is frozen will be lost and sent again");
+    })
+    .ok()
+}
+
+/// Freezes the pod's processes, then cuts its link; returns when it began to stand still. On failure the pod runs on.
 ///
 /// In this order: an answer that a still running process sends into a cut link would be repeated only a second after
 /// the restore, since a restored connection knows no round-trip time (RFC 6298, 2.1).
 ///
 /// # Errors
-/// Processes that do not stand still.
-pub async fn freeze(daemon: &Daemon, record: &PodRecord) -> Result<f64> {
-    if let PodState::Running { init, .. } = record.state {
-        ensure_shim(daemon, record, init).await.attempt(format!("find the shim of {}", record.spec.name))?;
-    }
-    let begun = Instant::now();
+/// Processes that do not stand still, or do not accept connections.
+pub fn freeze(daemon: &Daemon, record: &PodRecord, hold: Option<&Hold>) -> Result<Instant> {
+    let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
     let frozen = tokio::task::block_in_place(|| {
-        daemon.cgroup(&record.id).freeze(FREEZE_LIMIT)?;
-        daemon.unplug(record)
+        let since = freeze_processes(daemon, record, init, hold)?;
+        daemon.unplug(record)?;
+        Ok::<_, std::io::Error>(since)
     });
     if frozen.is_err() {
-        let _ = thaw(daemon, record);
+        let _ = thaw(daemon, record, &hold.map(Hold::take).unwrap_or_default());
     }
-    frozen.attempt(format!("freeze {}", record.spec.name))?;
-    Ok(milliseconds(begun))
+    frozen.attempt(format!("freeze {}", record.spec.name))
 }
 
-/// Plugs the link, tells the neighbours, and lets the processes go on. Safe to repeat.
+/// Freezes them at a moment at which no connection waits to be accepted.
+fn freeze_processes(
+    daemon: &Daemon,
+    record: &PodRecord,
+    init: ProcessId,
+    hold: Option<&Hold>,
+) -> std::io::Result<Instant> {
+    let cgroup = daemon.cgroup(&record.id);
+    let begun = Instant::now();
+    if let Some(hold) = hold {
+        let outer = outer_name(&record.id);
+        // Only from now on does the hold get anything but noise.
+        drop(hold.take());
+        network::deafen(&outer)?;
+        settle(&outer, init, hold, begun)?;
+    }
+    loop {
+        let since = Instant::now();
+        cgroup.freeze(FREEZE_LIMIT)?;
+        // Connections within the pod, and without a hold all others, may have come in between.
+        match backlog::of(init.pid)?.unaccepted {
+            0 => return Ok(since),
+            n if begun.elapsed() > ACCEPT_LIMIT => {
+                return Err(std::io::Error::other(format!(
+                    "{n} connections wait for a program in it to accept them, which it did not within {} s",
+                    ACCEPT_LIMIT.as_secs()
+                )));
+            }
+            _ => cgroup.thaw()?,
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// While requests for new connections wait in the hold, those under way get established and accepted.
+fn settle(outer: &str, init: ProcessId, hold: &Hold, begun: Instant) -> std::io::Result<()> {
+    loop {
+        hold.pass(outer)?;
+        let backlog = backlog::of(init.pid)?;
+        let handshakes = backlog.half_open > 0 && begun.elapsed() < HANDSHAKE_LIMIT;
+        if !handshakes && (backlog.unaccepted == 0 || begun.elapsed() > ACCEPT_LIMIT) {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Plugs the link, tells the neighbours, delivers what came meanwhile, and lets the processes go on. Safe to repeat.
 ///
 /// # Errors
 /// The link or the cgroup is gone.
-pub fn thaw(daemon: &Daemon, record: &PodRecord) -> Result<()> {
+pub fn thaw(daemon: &Daemon, record: &PodRecord, frames: &[Vec<u8>]) -> Result<()> {
     tokio::task::block_in_place(|| {
         // First the link: what the pod sends in its first moment must not be lost.
         let plugged = daemon.plug(record);
         if let PodState::Running { init, .. } = record.state {
             announce(record, init);
+        }
+        if let Err(e) = deliver(&outer_name(&record.id), frames) {
+            tracing::warn!(pod = record.spec.name, error = %e, "could not deliver what came during the move");
         }
         daemon.cgroup(&record.id).thaw()?;
         plugged
@@ -61,11 +128,12 @@ pub fn thaw(daemon: &Daemon, record: &PodRecord) -> Result<()> {
 /// # Errors
 /// CRIU's reason; the pod is still frozen and unharmed.
 pub async fn dump(daemon: &Daemon, record: &PodRecord, images: &Path) -> Result<()> {
+    let request = Request::Dump { images: images.to_owned(), limit_s: DUMP_LIMIT.as_secs(), ghost_limit: GHOST_LIMIT };
     let bundle = daemon.config.bundle(&record.id);
-    let request =
-        Request::Dump { images: images.to_owned(), limit_s: DUMP_LIMIT.as_secs(), ghost_limit: GHOST_LIMIT };
     let dumped = client::order(&bundle, &request, DUMP_LIMIT + Duration::from_secs(10)).await;
-    if dumped.is_err() && let Err(e) = await_workers(daemon, record).await {
+    if dumped.is_err()
+        && let Err(e) = await_workers(daemon, record).await
+    {
         tracing::warn!(pod = record.spec.name, error = %e, "thawing the pod all the same");
     }
     dumped.attempt(format!("dump {}", record.spec.name))

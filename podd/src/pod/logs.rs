@@ -39,13 +39,18 @@ pub struct Log {
     file: Option<File>,
     inode: u64,
     partial: Vec<u8>,
+    /// Beginnings of lines that the pod's init has written in parts.
+    begun: Vec<LogLine>,
 }
+
+/// A line longer than this is shown in parts.
+const LONGEST: usize = 1 << 20;
 
 impl Log {
     /// The log of the pod with this writable layer, from its beginning.
     #[must_use]
     pub fn new(upper: &Path) -> Self {
-        Self { upper: upper.to_owned(), file: None, inode: 0, partial: Vec::new() }
+        Self { upper: upper.to_owned(), file: None, inode: 0, partial: Vec::new(), begun: Vec::new() }
     }
 
     /// All complete lines that have come since the last call.
@@ -78,18 +83,38 @@ impl Log {
         let _ = file.take(64 << 20).read_to_end(&mut bytes);
         let end = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
         self.partial = bytes.split_off(end);
-        lines.extend(bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(parse));
+        for record in bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+            let (part, whole) = parse(record);
+            lines.extend(self.joined(part, whole));
+        }
+    }
+
+    /// The whole line, once its last part is there.
+    fn joined(&mut self, part: LogLine, whole: bool) -> Option<LogLine> {
+        let at = self.begun.iter().position(|b| b.stream == part.stream);
+        let line = match at.map(|at| self.begun.swap_remove(at)) {
+            Some(mut begun) => {
+                begun.text.push_str(&part.text);
+                begun
+            }
+            None => part,
+        };
+        if whole || line.text.len() > LONGEST {
+            return Some(line);
+        }
+        self.begun.push(line);
+        None
     }
 }
 
-/// A line in the Kubernetes CRI log format: `TIME STREAM F|P TEXT`.
-fn parse(line: &[u8]) -> LogLine {
-    let line = String::from_utf8_lossy(line);
-    let mut fields = line.splitn(4, ' ');
+/// A record in the Kubernetes CRI log format, `TIME STREAM F|P TEXT`, and whether it ends its line.
+fn parse(record: &[u8]) -> (LogLine, bool) {
+    let record = String::from_utf8_lossy(record);
+    let mut fields = record.splitn(4, ' ');
     match (fields.next(), fields.next(), fields.next(), fields.next()) {
-        (Some(time), Some(stream @ ("stdout" | "stderr")), Some("F" | "P"), Some(text)) => {
-            LogLine { time: time.to_owned(), stream: stream.to_owned(), text: text.to_owned() }
+        (Some(time), Some(stream @ ("stdout" | "stderr")), Some(tag @ ("F" | "P")), Some(text)) => {
+            (LogLine { time: time.to_owned(), stream: stream.to_owned(), text: text.to_owned() }, tag == "F")
         }
-        _ => LogLine { time: String::new(), stream: "stdout".into(), text: line.into_owned() },
+        _ => (LogLine { time: String::new(), stream: "stdout".into(), text: record.into_owned() }, true),
     }
 }

@@ -14,15 +14,17 @@ use jiff::Timestamp;
 use rand::Rng;
 use tokio::sync::mpsc;
 
-use super::freeze::{Flight, dump, freeze, milliseconds, thaw};
+use super::freeze::{Flight, dump, freeze, hold, milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
 use super::preflight::{TargetFacts, refuse_unless_go, towards};
+use super::start::ensure_shim;
 use super::state::{PodRecord, PodState};
 use super::stop::{delete, not_running};
 use crate::api::{ApiError, Bytes, MigrateReport, Phases, Progress};
 use crate::error::{Attempt, Result};
 use crate::peer::{Message, Peer, unexpected};
 use crate::supervisor::{Claim, Daemon};
+use crate::sys::hold::Hold;
 
 /// Data goes in pieces of this size: as large as a frame may be.
 const PIECE: usize = 1 << 20;
@@ -74,6 +76,8 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell)
         bytes: Bytes::default(),
         rounds: 1,
         frozen_since: None,
+        hold: None,
+        flight: None,
         peer: Peer::call(daemon, to).await?,
     };
     let begun = Instant::now();
@@ -96,7 +100,7 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell)
     };
     daemon.journal(&migration, None)?;
     if let Err(error) = run.until_ready(&record, &mut migration).await {
-        return Err(abort(daemon, &record, &mut migration, error));
+        return Err(abort(daemon, &record, &mut migration, error, run.hold.as_ref()));
     }
 
     // ======== THE HANDOVER ========
@@ -109,14 +113,14 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell)
         let on_disk = daemon.store.migration(&migration.id)?;
         if on_disk.is_some_and(|m| m.step != Step::Given) {
             migration.step = Step::Freezing;
-            return Err(abort(daemon, &record, &mut migration, e.into()));
+            return Err(abort(daemon, &record, &mut migration, e.into(), run.hold.as_ref()));
         }
     }
     claim.publish(given);
     run.say("handover", 0, 0);
-    let Run { phases, bytes, rounds, frozen_since, peer, .. } = run;
+    let Run { phases, bytes, rounds, frozen_since, peer, hold, flight: _flight, .. } = run;
     let sent = peer.sent;
-    let announce_ms = conclude(daemon, claim, &mut migration, Some(peer), |m, announce_ms| {
+    let announce_ms = conclude(daemon, claim, &mut migration, Some(peer), hold, |m, announce_ms| {
         let report = MigrateReport {
             pod: record.spec.name.clone(),
             from: daemon.config.host.clone(),
@@ -135,15 +139,25 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell)
 }
 
 /// Undoes a move that has not been handed over: recorded first, then the pod goes on.
-pub fn abort(daemon: &Daemon, record: &PodRecord, migration: &mut Migration, error: ApiError) -> ApiError {
+pub fn abort(
+    daemon: &Daemon,
+    record: &PodRecord,
+    migration: &mut Migration,
+    error: ApiError,
+    hold: Option<&Hold>,
+) -> ApiError {
     let was_frozen = migration.step == Step::Freezing;
     migration.step = Step::Aborted;
     migration.error = Some(error.message.clone());
     if let Err(e) = daemon.journal(migration, None) {
         // Without the record the target could later be told something else: stay frozen, and say so.
-        return ApiError::failed(format!("{}; and the abort could not be recorded, so the pod stays frozen: {e}", error.message));
+        return ApiError::failed(format!(
+            "{}; and the abort could not be recorded, so the pod stays frozen: {e}",
+            error.message
+        ));
     }
-    if was_frozen && let Err(e) = thaw(daemon, record) {
+    let frames = hold.map(Hold::take).unwrap_or_default();
+    if was_frozen && let Err(e) = thaw(daemon, record, &frames) {
         return ApiError::failed(format!("{}; and the pod could not be thawed: {}", error.message, e.message));
     }
     error
@@ -158,29 +172,46 @@ pub async fn conclude(
     claim: &Claim,
     migration: &mut Migration,
     mut peer: Option<Peer>,
+    hold: Option<Hold>,
     report: impl FnOnce(&mut Migration, f64),
 ) -> Result<()> {
-    let commit = Message::Commit { migration: migration.id.clone() };
+    let mut frames = Vec::new();
     let mut pause = Duration::from_millis(50);
     let answer = loop {
-        let answer = match peer.take() {
-            Some(mut peer) => peer.ask(&commit).await,
-            None => match Peer::call(daemon, &migration.peer).await {
-                Ok(mut peer) => peer.ask(&commit).await,
-                Err(e) => Err(e),
-            },
+        let connected = match peer.take() {
+            Some(peer) => Ok(peer),
+            None => Peer::call(daemon, &migration.peer).await,
+        };
+        let answer = match connected {
+            Ok(mut connection) => {
+                frames.extend(hold.as_ref().map(Hold::take).unwrap_or_default());
+                let commit = Message::Commit { migration: migration.id.clone(), frames: frames.clone() };
+                let answer = connection.ask(&commit).await;
+                peer = Some(connection);
+                answer
+            }
+            Err(e) => Err(e),
         };
         match answer {
             Ok(answer @ (Message::Thawed { .. } | Message::Lost { .. })) => break answer,
             Ok(other) => tracing::warn!(pod = migration.pod, error = %unexpected(&other), "commit not answered"),
-            Err(e) => tracing::warn!(pod = migration.pod, host = migration.peer, error = %e, "commit not answered; asking again"),
+            Err(e) => {
+                tracing::warn!(pod = migration.pod, host = migration.peer, error = %e, "commit not answered; asking again")
+            }
         }
+        peer = None;
+        // What waits for longer than this has been sent again by its sender.
+        frames.clear();
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(5));
     };
     match answer {
         Message::Thawed { announce_ms } => {
             report(migration, announce_ms);
+            let late = hold.as_ref().map(Hold::take).unwrap_or_default();
+            if let Some(mut peer) = peer {
+                let _ = peer.send(&Message::Late { frames: late }).await;
+            }
             // The target runs it: our copy may go. Recorded after the deletion, so that a crash repeats the deletion.
             delete(daemon, &claim.record()).await?;
             migration.step = Step::Done;
@@ -210,7 +241,9 @@ fn take_back(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, rea
     };
     record.state = match alive {
         Some(init) => PodState::Running { init, boot: daemon.boot.clone() },
-        None => PodState::Lost { reason: "this host lost its frozen processes while the other one declined them".into() },
+        None => {
+            PodState::Lost { reason: "this host lost its frozen processes while the other one declined them".into() }
+        }
     };
     migration.step = Step::Returned;
     migration.error = Some(reason.to_owned());
@@ -218,7 +251,7 @@ fn take_back(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, rea
     claim.publish(record.clone());
     if let Some(init) = alive {
         super::start::watch(daemon, &record.id, init);
-        thaw(daemon, &record)?;
+        thaw(daemon, &record, &[])?;
     }
     Ok(record)
 }
@@ -231,6 +264,9 @@ struct Run<'a> {
     bytes: Bytes,
     rounds: u32,
     frozen_since: Option<Instant>,
+    hold: Option<Hold>,
+    /// Kept until the move is over: deleting it takes time that the frozen pod would have to wait.
+    flight: Option<Flight>,
     peer: Peer,
 }
 
@@ -248,21 +284,25 @@ impl Run<'_> {
                 break;
             }
         }
+        self.hold = hold(self.daemon, record);
+        self.flight = Some(Flight::new(self.daemon, &format!("{}-out", migration.id))?);
         self.phases.prepare_ms = milliseconds(begun);
 
+        ensure_shim(self.daemon, record).await?;
         // Before the freeze, so that after a crash recovery knows to thaw.
         migration.step = Step::Freezing;
         self.daemon.journal(migration, None)?;
         self.say("freeze", 0, 0);
-        self.frozen_since = Some(Instant::now());
         self.peer.hasten();
-        self.phases.freeze_ms = freeze(self.daemon, record).await?;
-        let flight = Flight::new(self.daemon, &format!("{}-out", migration.id))?;
-        self.dump_and_send(record, &mut sender, &flight).await?;
+        let since = freeze(self.daemon, record, self.hold.as_ref())?;
+        self.frozen_since = Some(since);
+        self.phases.freeze_ms = milliseconds(since);
+        let images = self.flight.as_ref().map_or(Path::new(""), Flight::path).to_owned();
+        self.dump_and_send(record, &mut sender, &images).await?;
 
         let begun = Instant::now();
         self.say("restore", 0, 0);
-        let restore = Message::Restore { files: sizes(flight.path()).attempt("read the dump")? };
+        let restore = Message::Restore { files: sizes(&images).attempt("read the dump")? };
         match self.peer.ask(&restore).await? {
             Message::Ready { .. } => self.phases.restore_ms = milliseconds(begun),
             other => return Err(unexpected(&other)),
@@ -296,7 +336,12 @@ impl Run<'_> {
     }
 
     /// One pass over the writable layer.
-    async fn send_files(&mut self, sender: &mut Option<Sender>, mode: Mode, changed: BTreeSet<PathBuf>) -> Result<PassReport> {
+    async fn send_files(
+        &mut self,
+        sender: &mut Option<Sender>,
+        mode: Mode,
+        changed: BTreeSet<PathBuf>,
+    ) -> Result<PassReport> {
         self.say("files", self.bytes.files, 0);
         self.peer.queue(&Message::Files).await?;
         self.stream_pass(sender, mode, changed).await
@@ -332,16 +377,16 @@ impl Run<'_> {
 
     /// While CRIU dumps into memory, the pages go over as they are written; then the last file changes. (Not before:
     /// for files that are open under a name they have lost, CRIU makes new names in the writable layer.)
-    async fn dump_and_send(&mut self, record: &PodRecord, sender: &mut Option<Sender>, flight: &Flight) -> Result<()> {
+    async fn dump_and_send(&mut self, record: &PodRecord, sender: &mut Option<Sender>, images: &Path) -> Result<()> {
         self.say("memory", 0, 0);
         let begun = Instant::now();
         let mapped = shared_writable_files(&self.daemon.cgroup(&record.id).pids());
         // Paths as the pod sees them, relative to its root.
         let mapped = mapped.iter().filter_map(|p| Some(p.strip_prefix("/").ok()?.to_owned())).collect();
         let daemon = self.daemon.clone();
-        let (images, dumped) = (flight.path().to_owned(), record.clone());
+        let (folder, dumped) = (images.to_owned(), record.clone());
         let mut dumping = tokio::spawn(async move {
-            let result = dump(&daemon, &dumped, &images).await;
+            let result = dump(&daemon, &dumped, &folder).await;
             (result, Instant::now())
         });
         let mut sent = SentFiles::default();
@@ -352,14 +397,14 @@ impl Run<'_> {
                 ended = &mut dumping => break ended.attempt("dump the pod")?,
                 () = tokio::time::sleep(Duration::from_millis(2)) => {
                     if streamed.is_ok() {
-                        streamed = self.send_new(flight.path(), &mut sent, |name| name.starts_with("pages-")).await;
+                        streamed = self.send_new(images, &mut sent, |name| name.starts_with("pages-")).await;
                     }
                 }
             }
         };
         dumped.and(streamed)?;
         self.phases.dump_ms = dump_end.duration_since(begun).as_secs_f64() * 1000.0;
-        self.send_new(flight.path(), &mut sent, |name| !name.ends_with(".log")).await?;
+        self.send_new(images, &mut sent, |name| !name.ends_with(".log")).await?;
         self.send_files(sender, Mode::Frozen, mapped).await?;
         self.phases.transfer_ms = milliseconds(dump_end);
         Ok(())

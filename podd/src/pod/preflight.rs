@@ -87,7 +87,8 @@ pub fn host_facts(daemon: &Daemon, except: Option<&str>) -> Result<HostFacts> {
 
 fn pod_facts(daemon: &Daemon, record: &PodRecord) -> Result<PodFacts> {
     let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
-    PodFacts::read(init.pid, &daemon.cgroup(&record.id).pids()).attempt(format!("look at the processes of {}", record.spec.name))
+    PodFacts::read(init.pid, &daemon.cgroup(&record.id).pids())
+        .attempt(format!("look at the processes of {}", record.spec.name))
 }
 
 fn request(record: &PodRecord, volumes: Option<&[bool]>, writable_bytes: u64, layer_bytes: u64) -> Request {

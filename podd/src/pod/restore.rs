@@ -25,7 +25,11 @@ use crate::supervisor::{Claim, Daemon};
 pub async fn resume(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
     let record = claim.record();
     let PodState::Suspended { image: path, .. } = &record.state else {
-        return Err(ApiError::conflict(format!("{} is not suspended: it is {}", record.spec.name, record.state.word())));
+        return Err(ApiError::conflict(format!(
+            "{} is not suspended: it is {}",
+            record.spec.name,
+            record.state.word()
+        )));
     };
     let image = open(path)?;
     let flight = Flight::new(daemon, &format!("{}-restore", record.id))?;
@@ -37,7 +41,7 @@ pub async fn resume(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
     let init = give_birth(daemon, &record, Mode::Restore { images: flight.path().to_owned() }).await?;
     // Recorded before the thaw: from the first instruction on, the image is out of date.
     let running = live(daemon, claim, init)?;
-    thaw(daemon, &running)?;
+    thaw(daemon, &running, &[])?;
     if path.starts_with(daemon.config.state.join("images")) {
         let _ = std::fs::remove_file(path);
     }
@@ -86,7 +90,9 @@ pub async fn restore(daemon: &Arc<Daemon>, from: &str) -> Result<PodRecord> {
 
 /// Opens an image and checks every byte of it.
 fn open(path: &Path) -> Result<Image> {
-    let image = Image::open(path).map_err(|e| ApiError::failed(e.to_string()))?;
+    let image = Image::open(path).map_err(|e| {
+        ApiError::failed(e.to_string()).cure("name a file on podd's host that `podctl checkpoint` has written")
+    })?;
     tokio::task::block_in_place(|| image.verify()).map_err(|e| ApiError::failed(e.to_string()))?;
     Ok(image)
 }
@@ -107,8 +113,10 @@ fn check_fits(daemon: &Daemon, record: &PodRecord, image: &Image) -> Result<()> 
             .cure("a pod is restored once; remove the other one first"));
     }
     if !image.manifest().parts.iter().any(|p| p.kind == Kind::Files) {
-        return Err(ApiError::failed("this image holds no files: it was made by `podctl suspend` and belongs to its host")
-            .cure("use `podctl checkpoint` for an image that can be restored elsewhere"));
+        return Err(ApiError::failed(
+            "this image holds no files: it was made by `podctl suspend` and belongs to its host",
+        )
+        .cure("use `podctl checkpoint` for an image that can be restored elsewhere"));
     }
     for layer in &record.layers {
         let digest = layer.parse().attempt("read the image's list of layers")?;
@@ -129,8 +137,11 @@ fn check_fits(daemon: &Daemon, record: &PodRecord, image: &Image) -> Result<()> 
     if missing.is_empty() {
         Ok(())
     } else {
-        Err(ApiError::failed(format!("this host's CPU lacks features of the one it was taken on: {}", missing.join(" ")))
-            .cure("restore it on a host with the same or a newer CPU"))
+        Err(ApiError::failed(format!(
+            "this host's CPU lacks features of the one it was taken on: {}",
+            missing.join(" ")
+        ))
+        .cure("restore it on a host with the same or a newer CPU"))
     }
 }
 

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::io::unix::AsyncFd;
 
 use super::spec::RestartPolicy;
 use super::state::{PodRecord, PodState};
 use crate::api::{ApiError, ExitStatus};
 use crate::error::{Attempt, Result};
 use crate::shim::{Mode, Request, ShimConfig, Status, client};
-use crate::supervisor::{Claim, Daemon, Pod};
+use crate::supervisor::{CLEARED_UP, Claim, Daemon, Pod};
 use crate::sys::network;
 use crate::sys::process::ProcessId;
 
@@ -30,7 +29,8 @@ pub const KILL_LIMIT: Duration = Duration::from_secs(20);
 pub async fn start(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
     let record = claim.record();
     if !record.state.can_start() {
-        let error = ApiError::conflict(format!("{} cannot be started: it is {}", record.spec.name, record.state.word()));
+        let error =
+            ApiError::conflict(format!("{} cannot be started: it is {}", record.spec.name, record.state.word()));
         return Err(match record.state {
             PodState::Suspended { .. } => error.cure(format!("`podctl resume {}` continues it", record.spec.name)),
             _ => error,
@@ -100,7 +100,12 @@ pub async fn await_workers(daemon: &Daemon, record: &PodRecord) -> io::Result<()
 ///
 /// # Errors
 /// The pod has ended, or no shim can be started.
-pub async fn ensure_shim(daemon: &Daemon, record: &PodRecord, init: ProcessId) -> io::Result<()> {
+pub async fn ensure_shim(daemon: &Daemon, record: &PodRecord) -> Result<()> {
+    let PodState::Running { init, .. } = record.state else { return Err(super::stop::not_running(record)) };
+    replace_dead_shim(daemon, record, init).await.attempt(format!("give {} a shim", record.spec.name))
+}
+
+async fn replace_dead_shim(daemon: &Daemon, record: &PodRecord, init: ProcessId) -> io::Result<()> {
     let bundle = daemon.config.bundle(&record.id);
     if client::shim(&bundle).is_ok_and(ProcessId::is_alive) {
         return Ok(());
@@ -211,11 +216,9 @@ pub fn watch(daemon: &Arc<Daemon>, id: &str, init: ProcessId) {
     tokio::spawn(keep_shim(daemon.clone(), id.clone(), init));
     tokio::spawn(async move {
         // An error means that it is gone already.
-        if let Ok(pidfd) = init.pidfd().and_then(AsyncFd::new) {
-            let _ = pidfd.readable().await;
-        }
+        let _ = init.ended().await;
         let Ok(pod) = daemon.pod(&id) else { return };
-        let claim = daemon.claim_in_turn(pod.clone(), "cleared up").await;
+        let claim = daemon.claim_in_turn(pod.clone(), CLEARED_UP).await;
         // Its owner may have ended it on purpose (stop, suspend, a move) and said so in the record.
         if !matches!(pod.record().state, PodState::Running { init: now, .. } if now == init) {
             return;
@@ -243,7 +246,7 @@ async fn keep_shim(daemon: Arc<Daemon>, id: String, init: ProcessId) {
         if !matches!(record.state, PodState::Running { init: now, .. } if now == init) || !init.is_alive() {
             return;
         }
-        if let Err(e) = ensure_shim(&daemon, &record, init).await {
+        if let Err(e) = ensure_shim(&daemon, &record).await {
             tracing::error!(pod = record.spec.name, error = %e, "the pod has lost its shim, and gets no other one");
             return;
         }
@@ -292,36 +295,47 @@ async fn exit_status(daemon: &Daemon, record: &PodRecord) -> Option<ExitStatus> 
         };
         break;
     }
+    let written = super::logs::exit_file(&daemon.config.pod_state(&record.id).join("upper"), oom);
     match status {
+        // The init passes on the code; that a signal ended the command, only its record says.
+        Some(Status::Ended { code, signal: None }) if written.is_some_and(|w| w.code == code) => written,
         Some(Status::Ended { code, signal }) => Some(ExitStatus { code, signal, oom }),
-        _ => super::logs::exit_file(&daemon.config.pod_state(&record.id).join("upper"), oom),
+        _ => written,
     }
 }
 
-/// Follows the restart policy, with growing pauses.
-async fn restart_if_wanted(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
-    let record = pod.record();
-    let wanted = match (&record.state, record.spec.restart) {
+/// Whether the restart policy wants the pod to be started again.
+#[must_use]
+pub fn will_restart(record: &PodRecord) -> bool {
+    match (&record.state, record.spec.restart) {
         (PodState::Exited { asked: true, .. }, _) | (_, RestartPolicy::No) => false,
         (PodState::Exited { exit, .. }, RestartPolicy::OnFailure) => exit.code != 0,
         (PodState::Exited { .. } | PodState::Lost { .. }, RestartPolicy::Always)
         | (PodState::Lost { .. }, RestartPolicy::OnFailure) => true,
         _ => false,
-    };
-    if !wanted {
-        return;
     }
-    let pause = Duration::from_millis(100 << record.restarts.min(9)).min(Duration::from_secs(60));
-    tokio::time::sleep(pause).await;
-    let claim = daemon.claim_in_turn(pod.clone(), "restarted").await;
-    if !pod.record().state.can_start() || daemon.pod(&record.id).is_err() {
-        return;
+}
+
+/// Follows the restart policy, with growing pauses, until the pod runs or nobody wants it to.
+async fn restart_if_wanted(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
+    while will_restart(&pod.record()) {
+        tokio::time::sleep(pause(&pod.record())).await;
+        let claim = daemon.claim_in_turn(pod.clone(), "restarted").await;
+        let record = pod.record();
+        // In the meantime it may have been started, stopped or removed.
+        if !will_restart(&record) || daemon.pod(&record.id).is_err() {
+            return;
+        }
+        let restarted = match claim.update(daemon, |r| r.restarts += 1) {
+            Ok(_) => start(daemon, &claim).await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = restarted {
+            tracing::error!(pod = record.spec.name, error = %e, "the restart policy could not start the pod");
+        }
     }
-    let restarted = match claim.update(daemon, |r| r.restarts += 1) {
-        Ok(_) => start(daemon, &claim).await,
-        Err(e) => Err(e),
-    };
-    if let Err(e) = restarted {
-        tracing::error!(pod = record.spec.name, error = %e, "the restart policy could not start the pod");
-    }
+}
+
+fn pause(record: &PodRecord) -> Duration {
+    Duration::from_millis(100 << record.restarts.min(10)).min(Duration::from_secs(60))
 }

@@ -3,19 +3,26 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::start::{KILL_LIMIT, clear_up, ended};
+use super::start::{KILL_LIMIT, clear_up, ended, will_restart};
 use super::state::{PodRecord, PodState};
 use crate::api::ApiError;
 use crate::error::{Attempt, Result};
 use crate::supervisor::{Claim, Daemon};
 use crate::sys::process::wait_ended;
 
-/// Sends the stop signal, waits, kills what is left.
+/// Sends the stop signal, waits, kills what is left. Of a pod that the restart policy is about to start again, it only
+/// ends the policy's work.
 ///
 /// # Errors
 /// It does not run.
 pub async fn stop(daemon: &Arc<Daemon>, claim: &Claim, timeout_s: Option<u32>) -> Result<PodRecord> {
     let record = claim.record();
+    if let PodState::Exited { exit, .. } = record.state
+        && will_restart(&record)
+    {
+        // In the pause before its next start: it stays as it is.
+        return claim.update(daemon, |r| r.state = PodState::Exited { exit, asked: true });
+    }
     let PodState::Running { init, .. } = record.state else { return Err(not_running(&record)) };
     let limit = Duration::from_secs(timeout_s.unwrap_or(record.spec.stop_timeout_s).into());
     let cgroup = daemon.cgroup(&record.id);
@@ -92,5 +99,11 @@ pub async fn delete(daemon: &Daemon, record: &PodRecord) -> Result<()> {
 /// The refusal for a pod without processes.
 #[must_use]
 pub fn not_running(record: &PodRecord) -> ApiError {
-    ApiError::conflict(format!("{} is not running: it is {}", record.spec.name, record.state.word()))
+    let name = &record.spec.name;
+    let error = ApiError::conflict(format!("{name} is not running: it is {}", record.state.word()));
+    match record.state {
+        PodState::Suspended { .. } => error.cure(format!("`podctl resume {name}` lets it go on")),
+        _ if record.state.can_start() => error.cure(format!("`podctl start {name}` starts it")),
+        _ => error,
+    }
 }

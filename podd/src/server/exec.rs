@@ -168,7 +168,9 @@ impl Session {
                 }
             }
             (exec_stream::SIGNAL, &[number]) => {
-                if let (Some(pid), Ok(signal)) = (self.child.id(), nix::sys::signal::Signal::try_from(i32::from(number))) {
+                if let (Some(pid), Ok(signal)) =
+                    (self.child.id(), nix::sys::signal::Signal::try_from(i32::from(number)))
+                {
                     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), signal);
                 }
             }

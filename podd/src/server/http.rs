@@ -7,8 +7,9 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{FromRequest, Path, Query, Request, State};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use jiff::Timestamp;
@@ -58,6 +59,10 @@ pub fn router(daemon: Arc<Daemon>) -> axum::Router {
         .route("/v1/host/invite", post(host_invite))
         .route("/v1/host/join", post(host_join))
         .route("/v1/migrations", get(migrations))
+        .method_not_allowed_fallback(async || {
+            let error = ApiError::usage("this path of the API has no such method");
+            (StatusCode::METHOD_NOT_ALLOWED, Json(error))
+        })
         .fallback(async || ApiError::not_found("there is no such path in the API").into_response())
         .with_state(daemon)
 }
@@ -87,6 +92,20 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Said<T> {
             Ok(Json(value)) => Ok(Self(value)),
             Err(JsonRejection::JsonDataError(e)) => Err(ApiError::usage(e.body_text())),
             Err(e) => Err(ApiError::usage(e.to_string())),
+        }
+    }
+}
+
+/// Parameters after the `?`; what is not understood becomes an [`ApiError`].
+pub struct Asked<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
+        match Query::from_request_parts(parts, state).await {
+            Ok(Query(value)) => Ok(Self(value)),
+            Err(e) => Err(ApiError::usage(e.body_text())),
         }
     }
 }
@@ -188,8 +207,8 @@ struct RemoveQuery {
     force: bool,
 }
 
-async fn remove(State(daemon): App, Path(name): Path<String>, Query(query): Query<RemoveQuery>) -> Answer {
-    let claim = daemon.claim(&name, "removed")?;
+async fn remove(State(daemon): App, Path(name): Path<String>, Asked(query): Asked<RemoveQuery>) -> Answer {
+    let claim = daemon.claim_once_tidy(&name, "removed").await?;
     apart(async move { stop::remove(&daemon, &claim, query.force).await }).await?;
     json(())
 }
@@ -200,11 +219,16 @@ async fn apart<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send +
 }
 
 /// Streams an action on one pod whose result is the pod's view.
-fn on_pod<F>(daemon: Arc<Daemon>, name: &str, what: &'static str, act: impl FnOnce(Arc<Daemon>, Claim) -> F) -> Answer
+async fn on_pod<F>(
+    daemon: Arc<Daemon>,
+    name: &str,
+    what: &'static str,
+    act: impl FnOnce(Arc<Daemon>, Claim) -> F,
+) -> Answer
 where
     F: Future<Output = Result<PodRecord>> + Send + 'static,
 {
-    let claim = daemon.claim(name, what)?;
+    let claim = daemon.claim_once_tidy(name, what).await?;
     let work = act(daemon.clone(), claim);
     Ok(stream(async move |_| {
         let record = work.await?;
@@ -213,11 +237,11 @@ where
 }
 
 async fn start_pod(State(daemon): App, Path(name): Path<String>) -> Answer {
-    on_pod(daemon, &name, "started", async |daemon, claim| start::start(&daemon, &claim).await)
+    on_pod(daemon, &name, "started", async |daemon, claim| start::start(&daemon, &claim).await).await
 }
 
 async fn resume(State(daemon): App, Path(name): Path<String>) -> Answer {
-    on_pod(daemon, &name, "resumed", async |daemon, claim| restore::resume(&daemon, &claim).await)
+    on_pod(daemon, &name, "resumed", async |daemon, claim| restore::resume(&daemon, &claim).await).await
 }
 
 async fn suspend(State(daemon): App, Path(name): Path<String>) -> Answer {
@@ -226,10 +250,11 @@ async fn suspend(State(daemon): App, Path(name): Path<String>) -> Answer {
         checkpoint::checkpoint(&daemon, &claim, options).await?;
         Ok(claim.record())
     })
+    .await
 }
 
 async fn stop_pod(State(daemon): App, Path(name): Path<String>, Said(request): Said<StopRequest>) -> Answer {
-    let claim = daemon.claim(&name, "stopped")?;
+    let claim = daemon.claim_once_tidy(&name, "stopped").await?;
     let stopping = daemon.clone();
     let record = apart(async move { stop::stop(&stopping, &claim, request.timeout_s).await }).await?;
     json(daemon.view(&*daemon.pod(&record.id)?))
@@ -253,7 +278,11 @@ async fn wait(State(daemon): App, Path(name): Path<String>) -> Answer {
     }
 }
 
-async fn checkpoint_pod(State(daemon): App, Path(name): Path<String>, Said(request): Said<CheckpointRequest>) -> Answer {
+async fn checkpoint_pod(
+    State(daemon): App,
+    Path(name): Path<String>,
+    Said(request): Said<CheckpointRequest>,
+) -> Answer {
     let claim = daemon.claim(&name, "checkpointed")?;
     let options = checkpoint::Options {
         output: request.output.map(Into::into),
@@ -291,7 +320,7 @@ struct LogsQuery {
     tail: Option<usize>,
 }
 
-async fn logs_of(State(daemon): App, Path(name): Path<String>, Query(query): Query<LogsQuery>) -> Answer {
+async fn logs_of(State(daemon): App, Path(name): Path<String>, Asked(query): Asked<LogsQuery>) -> Answer {
     let id = daemon.pod(&name)?.record().id;
     let mut log = logs::Log::new(&daemon.config.pod_state(&id).join("upper"));
     let (lines, body) = mpsc::channel(64);
@@ -303,7 +332,10 @@ async fn logs_of(State(daemon): App, Path(name): Path<String>, Query(query): Que
         if send_lines(&lines, first).await.is_err() {
             return;
         }
-        while query.follow {
+        if !query.follow {
+            return;
+        }
+        loop {
             // Looked at before the log: what came until the end is still shown.
             let alive = daemon.pod(&id).is_ok_and(|p| !p.record().state.can_remove());
             if send_lines(&lines, tokio::task::block_in_place(|| log.read())).await.is_err() || !alive {
@@ -355,6 +387,8 @@ async fn doctor(State(daemon): App) -> Answer {
 }
 
 async fn hosts(State(daemon): App) -> Answer {
+    // As far as we can: without the authority, those whom we know.
+    let _ = crate::peer::learn_hosts(&daemon).await;
     let mut hosts = Vec::new();
     for host in daemon.store.hosts()? {
         let this = daemon.identity().is_ok_and(|i| i.name == host.name);
@@ -392,7 +426,8 @@ async fn host_init(State(daemon): App, Said(request): Said<HostInitRequest>) -> 
 
 async fn host_invite(State(daemon): App, Said(request): Said<HostInviteRequest>) -> Answer {
     if known_hosts(&daemon)?.iter().any(|h| h.name == request.name) {
-        return Err(ApiError::conflict(format!("a host named {:?} has joined already", request.name)).cure("choose another name"));
+        return Err(ApiError::conflict(format!("a host named {:?} has joined already", request.name))
+            .cure("choose another name"));
     }
     json(trust::invite(&daemon.config.state.join("pki"), &request.name, request.valid_s, Timestamp::now())?)
 }
@@ -401,7 +436,8 @@ async fn host_join(State(daemon): App, Said(request): Said<HostJoinRequest>) -> 
     check_own_name(&daemon, &request.name)?;
     let pki = daemon.config.state.join("pki");
     let joined =
-        trust::join(address(&request.authority)?, &request.token, &request.name, address(&request.listen)?, &pki).await?;
+        trust::join(address(&request.authority)?, &request.token, &request.name, address(&request.listen)?, &pki)
+            .await?;
     for host in &joined.hosts {
         daemon.store.put_host(&Host { name: host.name.clone(), address: host.address })?;
     }

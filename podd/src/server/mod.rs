@@ -25,9 +25,7 @@ use crate::sys::{mounts, network, process};
 /// What keeps it from starting.
 pub fn main(config: Option<&Path>) -> Result<(), Box<dyn std::error::Error>> {
     tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
-        )
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
         .with_writer(io::stderr)
         .with_ansi(false)
         .init();
@@ -59,7 +57,12 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
 
 /// Folders, memory for images, the bridge, the store.
 fn prepare(config: Config) -> Result<Daemon, Box<dyn std::error::Error>> {
-    for folder in [config.state.join("pods"), config.state.join("images"), config.run.join("pods"), config.flight()] {
+    // CRIU opens some image files as the root of the pod's user namespace, who is somebody else here: whatever umask we
+    // were started with, closed folders protect them, not their modes.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    let run = |name| config.run.join(name);
+    for folder in [config.state.join("pods"), config.state.join("images"), run("pods"), run("volumes"), config.flight()]
+    {
         std::fs::create_dir_all(&folder).map_err(|e| format!("cannot make {}: {e}", folder.display()))?;
     }
     std::fs::set_permissions(&config.state, std::fs::Permissions::from_mode(0o700))?;

@@ -39,9 +39,9 @@ impl External {
     }
 }
 
-/// Every external mount of a pod.
+/// Every external mount of a pod. A restore finds its volumes in `shown` (see [`super::root::shown`]).
 #[must_use]
-pub fn mounts(volumes: &[Volume]) -> Vec<External> {
+pub fn mounts(volumes: &[Volume], shown: &Path) -> Vec<External> {
     let devices = DEVICES.iter().map(|name| External {
         key: format!("dev-{name}"),
         inside: Path::new("/dev").join(name),
@@ -55,7 +55,7 @@ pub fn mounts(volumes: &[Volume]) -> Vec<External> {
     let volumes = volumes.iter().enumerate().map(|(i, volume)| External {
         key: format!("volume-{i}"),
         inside: volume.pod.clone(),
-        outside: volume.host.clone(),
+        outside: shown.join(i.to_string()),
     });
     devices.chain(masks).chain(volumes).collect()
 }

@@ -7,7 +7,6 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use nix::mount::MsFlags;
@@ -40,7 +39,7 @@ pub fn become_init(config: &ShimConfig, root: &Path, go: &OwnedFd) -> io::Result
     step("make mounts private", mounts::propagation("/", MsFlags::MS_PRIVATE))?;
     // Mounts that come from a more privileged namespace are locked in place (mount_namespaces(7)); a bind of one is
     // not, and can become the root.
-    step("take the root", mounts::bind(root, root, false))?;
+    step("take the root", mounts::bind(root, root))?;
     build_view(root)?;
     step("change the root", mounts::pivot(root))?;
     nix::unistd::sethostname(&config.hostname)?;
@@ -70,7 +69,7 @@ pub fn become_init(config: &ShimConfig, root: &Path, go: &OwnedFd) -> io::Result
 fn build_view(root: &Path) -> io::Result<()> {
     let inside = fs::File::open(root)?;
     let target = |path: &str, folder| {
-        let fd = step(&format!("make {path}"), mounts::make_target(inside.as_fd(), Path::new(path), folder))?;
+        let fd = step(&format!("make {path}"), mounts::make_target(inside.as_fd(), Path::new(path), folder, None))?;
         Ok::<_, io::Error>((mounts::by_descriptor(&fd), fd))
     };
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -84,22 +83,24 @@ fn build_view(root: &Path) -> io::Result<()> {
     mounts::file_system("tmpfs", &target("/dev/shm", true)?.0, quiet, "mode=1777")?;
     for device in DEVICES {
         let path = format!("/dev/{device}");
-        let bound = mounts::bind(Path::new(&path), &target(&path, false)?.0, false);
+        let bound = mounts::bind(Path::new(&path), &target(&path, false)?.0);
         step(&format!("show {path}"), bound)?;
     }
+    let dev = mounts::open_inside(inside.as_fd(), Path::new("/dev"))?;
     for (name, to) in
         [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
     {
-        symlink(to, root.join("dev").join(name))?;
+        // By descriptor: a path could lead out through a link in the pod's root, and this is still the host's tree.
+        rustix::fs::symlinkat(to, &dev, name)?;
     }
     for path in MASKED {
-        step(&format!("mask {path}"), mounts::bind(Path::new("/dev/null"), &target(path, false)?.0, false))?;
+        step(&format!("mask {path}"), mounts::bind(Path::new("/dev/null"), &target(path, false)?.0))?;
     }
     for path in READ_ONLY {
         let (by_fd, _fd) = target(path, true)?;
-        step(&format!("bind {path}"), mounts::bind(&by_fd, &by_fd, false))?;
-        // The new mount lies over the one that the descriptor means, so it is reached by name.
-        let over = root.join(path.trim_start_matches('/'));
+        step(&format!("bind {path}"), mounts::bind(&by_fd, &by_fd))?;
+        // The new mount lies over the one that the descriptor means, so it is opened again.
+        let (over, _fd) = target(path, true)?;
         let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | quiet;
         let remounted = nix::mount::mount(None::<&str>, &over, None::<&str>, flags, None::<&str>);
         step(&format!("make {path} read-only"), remounted.map_err(io::Error::from))?;

@@ -7,7 +7,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use super::ShimConfig;
+use nix::mount::MsFlags;
+
+use super::{Mode, ShimConfig};
 use crate::sys::mounts;
 use crate::sys::namespaces::user_namespace;
 
@@ -33,20 +35,43 @@ pub fn assemble(config: &ShimConfig) -> io::Result<PathBuf> {
     }
     // Both folders must lie on one mount, and its name must not tell where it is on the host.
     fs::create_dir_all("rw")?;
-    step("show the writable layer", mounts::bind(&config.writable, Path::new("rw"), false))?;
+    step("show the writable layer", mounts::bind(&config.writable, Path::new("rw")))?;
     fs::create_dir_all(ROOT)?;
     step("mount the overlay", mounts::overlay(&lower, "rw/upper", "rw/work", ROOT))?;
     let root = config.bundle.join(ROOT);
     let inside = fs::File::open(&root)?;
-    for volume in &config.volumes {
+    if config.mode != Mode::Start && !config.volumes.is_empty() {
+        let shown = shown(config);
+        fs::create_dir_all(&shown)?;
+        step("make a place for volumes", mounts::file_system("tmpfs", &shown, MsFlags::empty(), "mode=711,size=1m"))?;
+    }
+    for (i, volume) in config.volumes.iter().enumerate() {
         let source = volume.host.metadata().map_err(|e| {
             io::Error::new(e.kind(), format!("the volume's host path {} cannot be used: {e}", volume.host.display()))
         })?;
-        let target = mounts::make_target(inside.as_fd(), &volume.pod, source.is_dir())?;
-        let bound = mounts::bind(&volume.host, &mounts::by_descriptor(&target), volume.read_only);
-        step(&format!("show the volume {}", volume.host.display()), bound)?;
+        let what = format!("show the volume {} at {}", volume.host.display(), volume.pod.display());
+        let target = mounts::make_target(inside.as_fd(), &volume.pod, source.is_dir(), Some(config.id_base));
+        let target = match (&config.mode, step(&what, target)?) {
+            (Mode::Start, target) => target,
+            (Mode::Restore { .. }, _) => {
+                let place = fs::File::open(shown(config))?;
+                mounts::make_target(place.as_fd(), Path::new(&i.to_string()), source.is_dir(), None)?
+            }
+        };
+        step(&what, mounts::show(&volume.host, target.as_fd(), volume.read_only))?;
     }
     Ok(root)
+}
+
+/// Where a restore finds the pod's volumes, under their numbers: not in the root, as CRIU binds that without what is
+/// mounted in it, which the kernel forbids in the pod's user namespace (mount_namespaces(7), locked mounts); and not at
+/// their own paths, which the pod's root, nobody on this host, need not be able to reach.
+///
+/// The folder is one for all pods, but what is mounted there is in each shim's own mount namespace.
+#[must_use]
+pub fn shown(config: &ShimConfig) -> PathBuf {
+    let run = config.bundle.ancestors().nth(2).unwrap_or(&config.bundle);
+    run.join("volumes")
 }
 
 /// Says what failed.

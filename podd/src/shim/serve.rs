@@ -77,7 +77,10 @@ impl Shim {
             if fds.get(1).and_then(PollFd::any).unwrap_or(false) {
                 self.keep_exit();
             }
-            if asked && let Ok((stream, _)) = listener.accept() && self.answer(stream).unwrap_or(false) {
+            if asked
+                && let Ok((stream, _)) = listener.accept()
+                && self.answer(stream).unwrap_or(false)
+            {
                 return Ok(());
             }
         }
@@ -125,7 +128,9 @@ impl Shim {
                 pid: init.pid,
                 images,
                 freeze_cgroup: cgroup.freezer(),
-                external: external::mounts(&self.config.volumes).iter().map(external::External::for_dump).collect(),
+                external: (external::mounts(&self.config.volumes, &root::shown(&self.config)).iter())
+                    .map(external::External::for_dump)
+                    .collect(),
                 ghost_limit,
             };
             criu::dump(&self.config.criu, &what, limit).map_err(|e| e.to_string())

@@ -11,10 +11,10 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, pipe2};
 
-use super::{CLONE_NEWTIME, ShimConfig};
 use super::external;
 use super::first::become_init;
-use super::root::{ROOT, step};
+use super::root::{ROOT, shown, step};
+use super::{CLONE_NEWTIME, ShimConfig};
 use crate::sys::cgroup::{Cgroup, Hierarchies};
 use crate::sys::namespaces::write_id_maps;
 use crate::sys::network;
@@ -100,7 +100,10 @@ pub fn restore(config: &ShimConfig, root: &Path, images: &Path) -> io::Result<i3
     let request = criu::Restore {
         images,
         root,
-        external: external::mounts(&config.volumes).iter().map(external::External::for_restore).collect(),
+        external: external::mounts(&config.volumes, &shown(config))
+            .iter()
+            .map(external::External::for_restore)
+            .collect(),
         cgroup_procs: cgroup.procs_files().collect(),
     };
     let mut on_hook = |hook: criu::Hook<'_>| match (hook.name, hook.root_pid) {
@@ -110,9 +113,9 @@ pub fn restore(config: &ShimConfig, root: &Path, images: &Path) -> io::Result<i3
         // Every process is restored and held by CRIU at the edge of user space. CRIU leaves the cgroup, then the
         // freezer is shut, so that they stand still when CRIU lets go of them. Were they held by CRIU alone, its
         // death would set them free on two hosts at once.
-        ("pre-resume", _) => Cgroup::expel(&hierarchies, hook.criu_pid)
-            .and_then(|()| cgroup.request_freeze())
-            .map_err(|e| e.to_string()),
+        ("pre-resume", _) => {
+            Cgroup::expel(&hierarchies, hook.criu_pid).and_then(|()| cgroup.request_freeze()).map_err(|e| e.to_string())
+        }
         _ => Ok(()),
     };
     let restored = criu::restore(&config.criu, &request, RESTORE_LIMIT, &mut on_hook).map_err(io::Error::other);

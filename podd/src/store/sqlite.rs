@@ -85,10 +85,8 @@ impl Store for Sqlite {
             )?
             .execute(params![migration.id, json(migration)?])?;
         if migration.step.is_final() {
-            transaction.execute(
-                "DELETE FROM migrations WHERE rowid <= (SELECT max(rowid) FROM migrations) - ?1",
-                [HISTORY],
-            )?;
+            transaction
+                .execute("DELETE FROM migrations WHERE rowid <= (SELECT max(rowid) FROM migrations) - ?1", [HISTORY])?;
         }
         if let Some(pod) = pod {
             write_pod(&transaction, pod)?;

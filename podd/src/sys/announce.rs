@@ -86,7 +86,7 @@ fn icmpv6_checksum(source: Ipv6Addr, target: Ipv6Addr, message: &[u8]) -> u16 {
 }
 
 /// A raw socket bound to an interface.
-fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
+pub(super) fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
     let protocol = libc::ETH_P_ALL as u16;
     // SAFETY: no pointers are passed.
     let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };

@@ -65,13 +65,8 @@ pub fn parse(names: &[String]) -> Result<CapsHashSet, CapabilityError> {
         .iter()
         .map(|name| {
             let upper = name.trim().to_ascii_uppercase();
-            let full = if upper.starts_with("CAP_") {
-                upper
-            } else {
-                format!("CAP_{upper}")
-            };
-            full.parse()
-                .map_err(|_| CapabilityError::Unknown { name: name.clone() })
+            let full = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
+            full.parse().map_err(|_| CapabilityError::Unknown { name: name.clone() })
         })
         .collect()
 }
@@ -126,24 +121,15 @@ mod tests {
     #[test]
     fn names_in_any_form() {
         let set = parse(&names(&["net_raw", "CAP_NET_RAW", "Cap_Sys_Time"])).unwrap();
-        assert_eq!(
-            set,
-            [Capability::CAP_NET_RAW, Capability::CAP_SYS_TIME].into()
-        );
-        assert_eq!(
-            kept(&names(&["MKNOD", "chown"])).unwrap().len(),
-            DEFAULT.len() + 1
-        );
+        assert_eq!(set, [Capability::CAP_NET_RAW, Capability::CAP_SYS_TIME].into());
+        assert_eq!(kept(&names(&["MKNOD", "chown"])).unwrap().len(), DEFAULT.len() + 1);
     }
 
     #[test]
     fn an_unknown_name_lists_the_valid_ones() {
         for name in ["NET-RAW", "", "CAP_", "ALL", "__NONEXHAUSTIVE"] {
             let message = parse(&names(&[name])).unwrap_err().to_string();
-            assert!(
-                message.contains(&format!("{name:?}")) && message.contains("CAP_NET_RAW"),
-                "{message}"
-            );
+            assert!(message.contains(&format!("{name:?}")) && message.contains("CAP_NET_RAW"), "{message}");
         }
     }
 
@@ -155,32 +141,15 @@ mod tests {
             for set in [CapSet::Effective, CapSet::Permitted, CapSet::Bounding] {
                 assert_eq!(caps::read(None, set).unwrap(), DEFAULT.into(), "{set:?}");
             }
-            assert!(
-                caps::set(None, CapSet::Permitted, &[Capability::CAP_SYS_ADMIN].into()).is_err()
-            );
-            Command::new("cat")
-                .arg("/proc/self/status")
-                .output()
-                .unwrap()
-                .stdout
+            assert!(caps::set(None, CapSet::Permitted, &[Capability::CAP_SYS_ADMIN].into()).is_err());
+            Command::new("cat").arg("/proc/self/status").output().unwrap().stdout
         })
         .join()
         .unwrap();
-        let mask = DEFAULT
-            .iter()
-            .fold(0, |mask, capability| mask | capability.bitmask());
+        let mask = DEFAULT.iter().fold(0, |mask, capability| mask | capability.bitmask());
         let status = String::from_utf8(status).unwrap();
-        for (set, mask) in [
-            ("CapPrm", mask),
-            ("CapEff", mask),
-            ("CapBnd", mask),
-            ("CapInh", 0),
-            ("CapAmb", 0),
-        ] {
-            assert!(
-                status.contains(&format!("{set}:\t{mask:016x}\n")),
-                "{set} {mask:016x} {status}"
-            );
+        for (set, mask) in [("CapPrm", mask), ("CapEff", mask), ("CapBnd", mask), ("CapInh", 0), ("CapAmb", 0)] {
+            assert!(status.contains(&format!("{set}:\t{mask:016x}\n")), "{set} {mask:016x} {status}");
         }
     }
 }

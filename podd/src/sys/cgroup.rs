@@ -52,10 +52,8 @@ impl Hierarchies {
         let v2 = v2.ok_or_else(|| {
             io::Error::new(io::ErrorKind::Unsupported, "no cgroup v2 hierarchy is mounted (mount -t cgroup2 ...)")
         })?;
-        let v2_controllers = fs::read_to_string(v2.join("cgroup.controllers"))?
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect();
+        let v2_controllers =
+            fs::read_to_string(v2.join("cgroup.controllers"))?.split_whitespace().map(str::to_owned).collect();
         Ok(Self { v2, v2_controllers, v1 })
     }
 
@@ -291,8 +289,7 @@ impl Cgroup {
         });
         let memory = number(&self.v2.join("memory.current"))
             .or_else(|| number(&self.v1.get("memory")?.join("memory.usage_in_bytes")));
-        let pids = number(&self.v2.join("pids.current"))
-            .or_else(|| number(&self.v1.get("pids")?.join("pids.current")));
+        let pids = number(&self.v2.join("pids.current")).or_else(|| number(&self.v1.get("pids")?.join("pids.current")));
         let oom_kills = field(&self.v2.join("memory.events"), "oom_kill")
             .or_else(|| field(&self.v1.get("memory")?.join("memory.oom_control"), "oom_kill"));
         Usage {

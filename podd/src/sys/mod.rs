@@ -1,8 +1,10 @@
 //! Every syscall and every unsafe block of the daemon.
 
 pub mod announce;
+pub mod backlog;
 pub mod capabilities;
 pub mod cgroup;
+pub mod hold;
 pub mod mounts;
 pub mod namespaces;
 pub mod network;

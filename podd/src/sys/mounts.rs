@@ -1,10 +1,8 @@
 //! Mounts: a pod's root from layers, and the view that its processes get.
 
-use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::libc;
@@ -34,33 +32,9 @@ pub fn propagation(path: &str, kind: MsFlags) -> io::Result<()> {
 /// The file system cannot do it (ext4, xfs, btrfs since 5.12-5.15; tmpfs since 6.3).
 pub fn id_mapped_bind(source: &Path, target: &Path, user_namespace: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
     use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
-    let tree = open_tree(
-        rustix::fs::CWD,
-        source,
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
-    )?;
+    let tree = open_tree(rustix::fs::CWD, source, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP | read_only,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: u64::try_from(user_namespace.as_raw_fd()).map_err(io::Error::other)?,
-    };
-    // SAFETY: tree is an open descriptor, the path is an empty C string, and the structure lives through the call
-    // with its true size.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    set_attributes(&tree, libc::MOUNT_ATTR_IDMAP | read_only, Some(user_namespace))?;
     Ok(move_mount(&tree, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
@@ -79,17 +53,46 @@ pub fn overlay(lower: &[String], upper: &str, work: &str, target: &str) -> io::R
     Ok(mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))?)
 }
 
-/// Binds `source` at `target`, read-only if asked.
+/// Binds `source` at `target`.
 ///
 /// # Errors
 /// `mount(2)`'s.
-pub fn bind(source: &Path, target: &Path, read_only: bool) -> io::Result<()> {
-    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
-    if read_only {
-        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        mount(None::<&str>, target, None::<&str>, flags, None::<&str>)?;
-    }
-    Ok(())
+pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
+    Ok(mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?)
+}
+
+/// Shows a host path at an open target: without devices, and read-only if asked. It appears only when it is so: there
+/// is no moment at which it could be written to. What is mounted below it is left out, since CRIU could not dump it.
+///
+/// # Errors
+/// `open_tree(2)`'s and `mount_setattr(2)`'s.
+pub fn show(source: &Path, target: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
+    use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(rustix::fs::CWD, source, flags)?;
+    let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    set_attributes(&tree, libc::MOUNT_ATTR_NODEV | read_only, None)?;
+    let both_open = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(&tree, "", target, "", both_open)?)
+}
+
+/// Sets attributes of a mount that is not attached yet.
+fn set_attributes(tree: &OwnedFd, set: u64, ids: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let userns_fd = ids.map_or(Ok(0), |fd| u64::try_from(fd.as_raw_fd())).map_err(io::Error::other)?;
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd };
+    // SAFETY: tree is an open descriptor, the path is an empty C string, and the structure lives through the call
+    // with its true size.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Mounts a file system.
@@ -136,34 +139,59 @@ pub fn open_inside(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     )?)
 }
 
-/// Makes sure that a mount target exists inside a root, as a folder or as an empty file; opens it.
+/// Makes sure that a mount target exists inside a root, as a folder or as an empty file; opens it. What is made belongs
+/// to `owner` (uid and gid), or to the caller.
 ///
 /// # Errors
-/// A parent is not a folder, or I/O errors.
-pub fn make_target(root: BorrowedFd<'_>, path: &Path, folder: bool) -> io::Result<OwnedFd> {
+/// A parent is not a folder, part of the path is a link, or I/O errors. A link could be followed safely inside the
+/// root; but the mount would then have another name than the one under which a dump and its restore speak of it.
+pub fn make_target(root: BorrowedFd<'_>, path: &Path, folder: bool, owner: Option<u32>) -> io::Result<OwnedFd> {
     let mut at = open_inside(root, Path::new("."))?;
-    let parts: Vec<_> = path.components().filter_map(|c| match c {
-        std::path::Component::Normal(name) => Some(name),
-        _ => None,
-    }).collect();
+    let parts: Vec<_> = path
+        .components()
+        .filter_map(|c| match c {
+            std::path::Component::Normal(name) => Some(name),
+            _ => None,
+        })
+        .collect();
     let mut so_far = std::path::PathBuf::from("/");
     for (i, part) in parts.iter().enumerate() {
         so_far.push(part);
         let last = i + 1 == parts.len();
-        at = match open_inside(root, &so_far) {
+        at = match open_without_links(root, &so_far) {
             Ok(fd) => fd,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 if last && !folder {
-                    rustix::fs::openat(&at, *part, OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC, 0o644.into())?;
+                    rustix::fs::openat(
+                        &at,
+                        *part,
+                        OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC,
+                        0o644.into(),
+                    )?;
                 } else {
                     rustix::fs::mkdirat(&at, *part, 0o755.into())?;
                 }
-                open_inside(root, &so_far)?
+                if let Some(id) = owner {
+                    let (uid, gid) = (rustix::fs::Uid::from_raw(id), rustix::fs::Gid::from_raw(id));
+                    rustix::fs::chownat(&at, *part, Some(uid), Some(gid), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
+                }
+                open_without_links(root, &so_far)?
             }
             Err(e) => return Err(e),
         };
     }
     Ok(at)
+}
+
+fn open_without_links(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+    rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).map_err(|e| match e {
+        rustix::io::Errno::LOOP => io::Error::other(format!(
+            "{} is a symbolic link in the pod's root: nothing is mounted through links (name the folder itself)",
+            path.display()
+        )),
+        e => e.into(),
+    })
 }
 
 /// The path by which a mount call reaches an open file, free of races.
@@ -194,8 +222,11 @@ pub fn is_mount_point(path: &Path) -> io::Result<bool> {
 /// # Errors
 /// The pod has no `/dev/pts`.
 pub fn open_terminal(root: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
-    let path = CString::new(root.join("dev/pts/ptmx").as_os_str().as_bytes())?;
-    let master = rustix::fs::open(path.as_c_str(), OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+    // As the pod's own processes would find it: a link in there must not lead to a terminal of the host.
+    let root = fs::File::open(root)?;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let master = rustix::fs::openat2(&root, "dev/pts/ptmx", flags, Mode::empty(), resolve)?;
     let unlock: libc::c_int = 0;
     // SAFETY: master is an open terminal master; TIOCSPTLCK reads one int.
     if unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlock) } != 0 {

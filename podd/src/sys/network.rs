@@ -4,6 +4,8 @@
 //! sending and retransmitting, and nothing leaves the host. (Setting the link down instead would tell applications
 //! and could make the kernel wait a second for the carrier.)
 
+mod uplink;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,7 +13,7 @@ use futures_util::TryStreamExt;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
-use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::namespaces::in_network_of;
 use crate::pod::spec::Network;
@@ -47,43 +49,16 @@ pub fn ensure_bridge(bridge: &str, uplink: Option<&str>) -> io::Result<()> {
         let index = match index_of(&netlink, bridge).await? {
             Some(index) => index,
             None => {
-                netlink.link().add(LinkBridge::new(bridge).build()).execute().await.map_err(other)?;
+                // A MAC of its own: a bridge without one takes that of a port, and changes it as pods come and go.
+                let mac: [u8; 6] = rand::random();
+                let mac = [mac[0] & 0xfc | 0x02, mac[1], mac[2], mac[3], mac[4], mac[5]];
+                let link = LinkBridge::new(bridge).address(mac.to_vec()).build();
+                netlink.link().add(link).execute().await.map_err(other)?;
                 index_of(&netlink, bridge).await?.ok_or_else(|| io::Error::other("the new bridge is gone"))?
             }
         };
         if let Some(name) = uplink {
-            let up = link(&netlink, name)
-                .await?
-                .ok_or_else(|| io::Error::other(format!("the uplink {name} does not exist")))?;
-            let enslaved = up.attributes.iter().any(|a| *a == LinkAttribute::Controller(index));
-            if !enslaved {
-                // The bridge takes over the uplink's MAC, or its own would change with each pod that comes.
-                let mac = up.attributes.iter().find_map(|a| match a {
-                    LinkAttribute::Address(mac) => Some(mac.clone()),
-                    _ => None,
-                });
-                let mut change = LinkUnspec::new_with_index(index).up();
-                if let Some(mac) = mac {
-                    change = change.address(mac);
-                }
-                netlink.link().set(change.build()).execute().await.map_err(other)?;
-                let addresses: Vec<AddressMessage> = netlink
-                    .address()
-                    .get()
-                    .set_link_index_filter(up.header.index)
-                    .execute()
-                    .try_collect()
-                    .await
-                    .map_err(other)?;
-                for message in addresses.into_iter().filter(|m| !is_link_local(m)) {
-                    let Some(ip) = address_of(&message) else { continue };
-                    let prefix = message.header.prefix_len;
-                    netlink.address().del(message).execute().await.map_err(other)?;
-                    add_address(&netlink, index, (ip, prefix)).await?;
-                }
-                let join = LinkUnspec::new_with_index(up.header.index).controller(index).up();
-                netlink.link().set(join.build()).execute().await.map_err(other)?;
-            }
+            uplink::hand_over(&netlink, name, index).await?;
         }
         let up = LinkUnspec::new_with_index(index).up();
         netlink.link().set(up.build()).execute().await.map_err(other)
@@ -111,10 +86,7 @@ pub fn make_link(outer: &str, pid: i32, network: Option<&Network>) -> io::Result
                 .build();
             netlink.link().add(veth).execute().await.map_err(other)?;
             let index = index_of(&netlink, outer).await?.ok_or_else(|| io::Error::other("the new link is gone"))?;
-            // Without this the host itself would answer the pod's ARP and neighbour requests while it is unplugged.
-            let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{outer}/disable_ipv6"), "1");
-            let quiet = LinkUnspec::new_with_index(index).arp(false).up();
-            netlink.link().set(quiet.build()).execute().await.map_err(other)
+            set_quiet(&netlink, outer, index).await
         });
         result.map_err(|e| io::Error::other(format!("cannot make the link {outer}: {e}")))?;
     }
@@ -151,6 +123,24 @@ fn resolve_quickly() {
     }
 }
 
+/// Sets a link up that never speaks for the host itself.
+///
+/// # Errors
+/// Netlink's, or there is no such link.
+pub fn quiet(name: &str) -> io::Result<()> {
+    here(async |netlink| match index_of(&netlink, name).await? {
+        Some(index) => set_quiet(&netlink, name, index).await,
+        None => Err(io::Error::other(format!("the link {name} does not exist"))),
+    })
+}
+
+/// Without this the host would answer the pod's ARP and neighbour requests while the pod is unplugged.
+async fn set_quiet(netlink: &Handle, name: &str, index: u32) -> io::Result<()> {
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
+    let quiet = LinkUnspec::new_with_index(index).arp(false).up();
+    netlink.link().set(quiet.build()).execute().await.map_err(other)
+}
+
 /// Joins the pod's link to the bridge.
 ///
 /// # Errors
@@ -161,8 +151,31 @@ pub fn plug(outer: &str, bridge: &str) -> io::Result<()> {
             return Err(io::Error::other(format!("the link {outer} or the bridge {bridge} does not exist")));
         };
         let join = LinkUnspec::new_with_index(outer).controller(bridge);
-        netlink.link().set(join.build()).execute().await.map_err(other)
+        netlink.link().set(join.build()).execute().await.map_err(other)?;
+        // It may have been there all the time, and deaf.
+        hear(&netlink, outer, true).await
     })
+}
+
+/// Makes a plugged pod deaf: what it sends goes out, nothing comes in. What is meant for it is flooded to the bridge's
+/// other ports. Unplugging and plugging end this.
+///
+/// # Errors
+/// Netlink's, or there is no such link.
+pub fn deafen(outer: &str) -> io::Result<()> {
+    here(async |netlink| match index_of(&netlink, outer).await? {
+        Some(index) => hear(&netlink, index, false).await,
+        None => Err(io::Error::other(format!("the link {outer} does not exist"))),
+    })
+}
+
+/// A port that the bridge does not know any address of, and to which it floods nothing, gets nothing.
+async fn hear(netlink: &Handle, port: u32, on: bool) -> io::Result<()> {
+    let mut change = LinkBridgePort::new(port).learning(on).flood(on).mcast_flood(on).bcast_flood(on);
+    if !on {
+        change = change.fdb_flush();
+    }
+    netlink.link().set_port(change.build()).execute().await.map_err(other)
 }
 
 /// Cuts the pod's link off the bridge; no error if there is no such link.
@@ -253,10 +266,7 @@ fn is_link_local(message: &AddressMessage) -> bool {
 /// Talks to netlink in this thread's network namespace, on a thread of its own: callers may be inside a runtime.
 fn here<T: Send>(work: impl AsyncFnOnce(Handle) -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
-        scope
-            .spawn(|| block_on(work))
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the network thread panicked")))
+        scope.spawn(|| block_on(work)).join().unwrap_or_else(|_| Err(io::Error::other("the network thread panicked")))
     })
 }
 

@@ -56,6 +56,17 @@ impl ProcessId {
         if Self::of(self.pid)? == self { Ok(fd) } else { Err(Errno::ESRCH.into()) }
     }
 
+    /// Waits for its end, without a thread.
+    ///
+    /// # Errors
+    /// It is gone already.
+    pub async fn ended(self) -> io::Result<()> {
+        // SAFETY: the descriptor is owned by the AsyncFd until both are dropped, so it cannot be closed or reused
+        // while it is registered.
+        let pidfd = unsafe { tokio::io::unix::AsyncFd::register(self.pidfd()?) }?;
+        pidfd.readable().await.map(drop)
+    }
+
     /// Sends a signal, to this process and no other.
     ///
     /// # Errors

@@ -26,8 +26,8 @@ use nix::libc;
 use seccompiler::SeccompCmpArgLen::Dword;
 use seccompiler::SeccompCmpOp::{Eq, MaskedEq, Ne};
 use seccompiler::{
-    BackendError, BpfProgram, BpfProgramRef, SeccompAction, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, sock_filter,
+    BackendError, BpfProgram, BpfProgramRef, SeccompAction, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    sock_filter,
 };
 
 mod calls;
@@ -39,13 +39,7 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 const LAST_CALL: u32 = 450;
 /// CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET. (NEWTIME cannot be given to clone.)
 const NAMESPACES: u64 = 0x7e02_0000;
-const FAMILIES: [i32; 5] = [
-    libc::AF_UNIX,
-    libc::AF_INET,
-    libc::AF_INET6,
-    libc::AF_NETLINK,
-    libc::AF_PACKET,
-];
+const FAMILIES: [i32; 5] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_PACKET];
 /// SCTP, SMC and MPTCP: CRIU cannot dump them. Go and others fall back to TCP.
 const PROTOCOLS: [u64; 3] = [132, 256, 262];
 /// Typing into a terminal (TIOCSTI, and TIOCLINUX's paste), and line disciplines, which load kernel modules.
@@ -65,9 +59,7 @@ pub enum SeccompError {
     #[error("cannot compile the seccomp profile")]
     Compile(#[from] BackendError),
     /// The kernel did not take it.
-    #[error(
-        "cannot install the seccomp filter (needs no_new_privs, or SYS_ADMIN in the user namespace)"
-    )]
+    #[error("cannot install the seccomp filter (needs no_new_privs, or SYS_ADMIN in the user namespace)")]
     Install(#[source] Errno),
 }
 
@@ -76,59 +68,31 @@ pub enum SeccompError {
 pub fn profile(kept: &CapsHashSet) -> Result<BpfProgram, SeccompError> {
     // Each part refuses something with an error of its own and lets the rest go on to the next one.
     let parts = [
-        refuse(
-            calls::ABSENT.iter().map(|call| (*call, vec![])).collect(),
-            libc::ENOSYS,
-        )?,
+        refuse(calls::ABSENT.iter().map(|call| (*call, vec![])).collect(), libc::ENOSYS)?,
         refuse(not_portable()?, libc::EINVAL)?,
         refuse(
-            Rules::from([(
-                libc::SYS_socket,
-                vec![all(FAMILIES.map(|family| (0, Ne, family as u64)))?],
-            )]),
+            Rules::from([(libc::SYS_socket, vec![all(FAMILIES.map(|family| (0, Ne, family as u64)))?])]),
             libc::EAFNOSUPPORT,
         )?,
-        refuse(
-            Rules::from([(libc::SYS_socket, any(2, PROTOCOLS)?)]),
-            libc::EPROTONOSUPPORT,
-        )?,
+        refuse(Rules::from([(libc::SYS_socket, any(2, PROTOCOLS)?)]), libc::EPROTONOSUPPORT)?,
     ];
     let mut program = unknown_calls();
     for part in parts {
         append(&mut program, part);
     }
-    program.extend(compile(
-        allowed(kept)?,
-        SeccompAction::Errno(libc::EPERM as u32),
-        SeccompAction::Allow,
-    )?);
+    program.extend(compile(allowed(kept)?, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow)?);
     Ok(program)
 }
 
 /// Applies a filter to the current thread, for good. Does not set `no_new_privs`: see the order above.
 pub fn install(program: BpfProgramRef<'_>) -> Result<(), SeccompError> {
     // Not by seccompiler, which would set no_new_privs.
-    let length = program
-        .len()
-        .try_into()
-        .map_err(|_| BackendError::FilterTooLarge(program.len()))?;
+    let length = program.len().try_into().map_err(|_| BackendError::FilterTooLarge(program.len()))?;
     // Same layout: seccompiler only derives more traits for its type.
-    let program = libc::sock_fprog {
-        len: length,
-        filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut(),
-    };
+    let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut() };
     // SAFETY: the program and the structure that points to it outlive the call, and the kernel only reads them.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            0,
-            &program,
-        )
-    };
-    Errno::result(result)
-        .map(drop)
-        .map_err(SeccompError::Install)
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &program) };
+    Errno::result(result).map(drop).map_err(SeccompError::Install)
 }
 
 fn allowed(kept: &CapsHashSet) -> Result<Rules, BackendError> {
@@ -142,63 +106,38 @@ fn allowed(kept: &CapsHashSet) -> Result<Rules, BackendError> {
     if !kept.contains(&Capability::CAP_SYS_ADMIN) {
         rules.insert(libc::SYS_clone, vec![all([(0, MaskedEq(NAMESPACES), 0)])?]);
     }
-    rules.insert(
-        libc::SYS_ioctl,
-        vec![all(TERMINAL_REQUESTS.map(|request| (1, Ne, request)))?],
-    );
+    rules.insert(libc::SYS_ioctl, vec![all(TERMINAL_REQUESTS.map(|request| (1, Ne, request)))?]);
     rules.insert(libc::SYS_personality, any(0, PERSONALITIES)?);
     Ok(rules)
 }
 
 fn not_portable() -> Result<Rules, BackendError> {
     Ok(Rules::from([
-        (
-            libc::SYS_mmap,
-            vec![all([(3, MaskedEq(MAP_TYPE), MAP_DROPPABLE)])?],
-        ),
+        (libc::SYS_mmap, vec![all([(3, MaskedEq(MAP_TYPE), MAP_DROPPABLE)])?]),
         (libc::SYS_madvise, any(2, GUARD_ADVICE)?),
     ]))
 }
 
 /// One rule: every condition (argument, comparison, value) holds. The low 32 bits, as all that the kernel looks at in
 /// these arguments.
-fn all<const N: usize>(
-    conditions: [(u8, SeccompCmpOp, u64); N],
-) -> Result<SeccompRule, BackendError> {
-    let conditions = conditions.into_iter().map(|(argument, comparison, value)| {
-        SeccompCondition::new(argument, Dword, comparison, value)
-    });
+fn all<const N: usize>(conditions: [(u8, SeccompCmpOp, u64); N]) -> Result<SeccompRule, BackendError> {
+    let conditions = conditions
+        .into_iter()
+        .map(|(argument, comparison, value)| SeccompCondition::new(argument, Dword, comparison, value));
     SeccompRule::new(conditions.collect::<Result<_, _>>()?)
 }
 
 /// Alternatives: the argument is one of these values.
 fn any<const N: usize>(argument: u8, values: [u64; N]) -> Result<Vec<SeccompRule>, BackendError> {
-    values
-        .into_iter()
-        .map(|value| all([(argument, Eq, value)]))
-        .collect()
+    values.into_iter().map(|value| all([(argument, Eq, value)])).collect()
 }
 
 fn refuse(rules: Rules, error: i32) -> Result<BpfProgram, BackendError> {
-    compile(
-        rules,
-        SeccompAction::Allow,
-        SeccompAction::Errno(error as u32),
-    )
+    compile(rules, SeccompAction::Allow, SeccompAction::Errno(error as u32))
 }
 
-fn compile(
-    rules: Rules,
-    otherwise: SeccompAction,
-    matched: SeccompAction,
-) -> Result<BpfProgram, BackendError> {
-    SeccompFilter::new(
-        rules,
-        otherwise,
-        matched,
-        std::env::consts::ARCH.try_into()?,
-    )?
-    .try_into()
+fn compile(rules: Rules, otherwise: SeccompAction, matched: SeccompAction) -> Result<BpfProgram, BackendError> {
+    SeccompFilter::new(rules, otherwise, matched, std::env::consts::ARCH.try_into()?)?.try_into()
 }
 
 /// Appends a part that refuses: where it allows, the program goes on behind it.
@@ -206,12 +145,7 @@ fn append(program: &mut BpfProgram, mut part: BpfProgram) {
     let length = part.len();
     for (position, instruction) in part.iter_mut().enumerate() {
         if instruction.code == RETURN && instruction.k == libc::SECCOMP_RET_ALLOW {
-            *instruction = sock_filter {
-                code: JUMP,
-                jt: 0,
-                jf: 0,
-                k: (length - position - 1) as u32,
-            };
+            *instruction = sock_filter { code: JUMP, jt: 0, jf: 0, k: (length - position - 1) as u32 };
         }
     }
     program.extend(part);
@@ -220,21 +154,11 @@ fn append(program: &mut BpfProgram, mut part: BpfProgram) {
 /// ENOSYS for numbers beyond the last known one, among them those of the x32 interface. seccompiler compares numbers
 /// for equality only, so this is written by hand. (A foreign architecture's calls get this answer or die in the next part.)
 fn unknown_calls() -> BpfProgram {
-    let instruction = |code: u32, jt, jf, k| sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    };
+    let instruction = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
     vec![
         instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
         instruction(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 0, 1, LAST_CALL),
-        instruction(
-            libc::BPF_RET | libc::BPF_K,
-            0,
-            0,
-            libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32,
-        ),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
     ]
 }
 

@@ -6,9 +6,9 @@ use std::path::Path;
 use jiff::Timestamp;
 use rand::TryRngCore;
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams,
-    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
+    SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -60,8 +60,7 @@ pub(super) fn make_request(key: &KeyPair, host: &str) -> Result<String, TrustErr
 
 /// The key of a request whose signature is right. Whatever else it asks for is not looked at.
 pub(super) fn requested_key(pem: &str) -> Result<rcgen::PublicKey, String> {
-    let request =
-        CertificateSigningRequestParams::from_pem(pem).map_err(|error| error.to_string())?;
+    let request = CertificateSigningRequestParams::from_pem(pem).map_err(|error| error.to_string())?;
     let key = request.public_key;
     if key.algorithm() != &PKCS_ECDSA_P256_SHA256 || key.der_bytes().len() != P256_POINT {
         return Err("the key is not an ECDSA P-256 key".to_owned());
@@ -78,17 +77,10 @@ impl Authority {
         let path = pki.join(files::CA);
         let facts = Facts::of_pem(&ca).map_err(|why| TrustError::damaged(&path, why))?;
         if facts.public_key != key.public_key_der() {
-            return Err(TrustError::damaged(
-                &path,
-                "its key is not the one in ca.key",
-            ));
+            return Err(TrustError::damaged(&path, "its key is not the one in ca.key"));
         }
         let issuer = CertificateParams::from_ca_cert_pem(&ca)?.self_signed(&key)?;
-        Ok(Self {
-            issuer,
-            key,
-            until: facts.validity.not_after,
-        })
+        Ok(Self { issuer, key, until: facts.validity.not_after })
     }
 
     /// A host's certificate as PEM: name, address and nothing else, never longer than the CA's own.
@@ -100,11 +92,7 @@ impl Authority {
         now: Timestamp,
     ) -> Result<String, TrustError> {
         if now >= self.until {
-            return Err(TrustError::Expired {
-                whose: "the fleet's CA".to_owned(),
-                date: self.until,
-                now,
-            });
+            return Err(TrustError::Expired { whose: "the fleet's CA".to_owned(), date: self.until, now });
         }
         let mut dates = validity(now, HOST_YEARS);
         dates.not_after = dates.not_after.min(self.until);
@@ -113,10 +101,7 @@ impl Authority {
         params.distinguished_name = name(host);
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         set_dates(&mut params, dates)?;
         Ok(params.signed_by(key, &self.issuer, &self.key)?.pem())
     }
@@ -153,13 +138,11 @@ impl Facts {
 /// The CA has signed this certificate (dates are not looked at).
 pub(super) fn issued_by(certificate: &[u8], ca: &[u8]) -> Result<bool, String> {
     let (certificate, ca) = (parse(certificate)?, parse(ca)?);
-    Ok(certificate.issuer() == ca.subject()
-        && certificate.verify_signature(Some(ca.public_key())).is_ok())
+    Ok(certificate.issuer() == ca.subject() && certificate.verify_signature(Some(ca.public_key())).is_ok())
 }
 
 pub(super) fn der_of(pem: &str) -> Result<CertificateDer<'static>, String> {
-    CertificateDer::from_pem_slice(pem.as_bytes())
-        .map_err(|error| format!("no certificate in it ({error})"))
+    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| format!("no certificate in it ({error})"))
 }
 
 /// SHA-256.
@@ -169,9 +152,7 @@ pub(super) fn digest(bytes: &[u8]) -> [u8; 32] {
 
 pub(super) fn random<const N: usize>() -> Result<[u8; N], TrustError> {
     let mut bytes = [0; N];
-    rand::rngs::OsRng
-        .try_fill_bytes(&mut bytes)
-        .map_err(|error| TrustError::Random(error.to_string()))?;
+    rand::rngs::OsRng.try_fill_bytes(&mut bytes).map_err(|error| TrustError::Random(error.to_string()))?;
     Ok(bytes)
 }
 
@@ -189,21 +170,12 @@ fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
 
 fn host_in(certificate: &X509Certificate<'_>) -> Option<String> {
     let san = certificate.subject_alternative_name().ok()??;
-    let mut names = san
-        .value
-        .general_names
-        .iter()
-        .filter_map(|name| match name {
-            GeneralName::DNSName(name) => Some(*name),
-            _ => None,
-        });
+    let mut names = san.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(*name),
+        _ => None,
+    });
     let host = names.next().filter(|_| names.next().is_none())?;
-    let common = certificate
-        .subject()
-        .iter_common_name()
-        .next()?
-        .as_str()
-        .ok()?;
+    let common = certificate.subject().iter_common_name().next()?.as_str().ok()?;
     (common == host).then(|| host.to_owned())
 }
 
@@ -216,8 +188,7 @@ fn name(common: &str) -> DistinguishedName {
 fn set_dates(params: &mut CertificateParams, dates: Validity) -> Result<(), TrustError> {
     let date = |at: Timestamp| {
         // A jiff timestamp is always within the years -9999 to 9999, which are the time crate's, too.
-        OffsetDateTime::from_unix_timestamp(at.as_second())
-            .map_err(|_| TrustError::Clock { now: at })
+        OffsetDateTime::from_unix_timestamp(at.as_second()).map_err(|_| TrustError::Clock { now: at })
     };
     params.not_before = date(dates.not_before)?;
     params.not_after = date(dates.not_after)?;

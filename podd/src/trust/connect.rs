@@ -31,14 +31,7 @@ pub async fn connect(
     timeout: Duration,
 ) -> Result<client::TlsStream<TcpStream>, TrustError> {
     identity.check(Timestamp::now())?;
-    let stream = dial(
-        client_config(identity, &[alpn])?,
-        peer,
-        address,
-        alpn,
-        timeout,
-    )
-    .await?;
+    let stream = dial(client_config(identity, &[alpn])?, peer, address, alpn, timeout).await?;
     match peer_name(stream.get_ref().1) {
         Some(name) if name == peer => Ok(stream),
         presented => Err(TrustError::WrongHost {
@@ -55,11 +48,8 @@ pub async fn accept(
     stream: TcpStream,
     timeout: Duration,
 ) -> Result<server::TlsStream<TcpStream>, TrustError> {
-    let peer = stream
-        .peer_addr()
-        .map_or_else(|_| "a client".to_owned(), |address| address.to_string());
-    prepare(&stream)
-        .map_err(|source| TrustError::of_io(&peer, "setting up the connection with", source))?;
+    let peer = stream.peer_addr().map_or_else(|_| "a client".to_owned(), |address| address.to_string());
+    prepare(&stream).map_err(|source| TrustError::of_io(&peer, "setting up the connection with", source))?;
     let handshake = TlsAcceptor::from(config.clone()).accept(stream);
     let stream = within(timeout, &peer, "the TLS handshake with", handshake)
         .await?
@@ -85,15 +75,11 @@ pub(super) async fn dial(
     timeout: Duration,
 ) -> Result<client::TlsStream<TcpStream>, TrustError> {
     let label = format!("`{peer}` ({address})");
-    let server =
-        ServerName::try_from(peer.to_owned()).map_err(|_| TrustError::BadName(peer.to_owned()))?;
+    let server = ServerName::try_from(peer.to_owned()).map_err(|_| TrustError::BadName(peer.to_owned()))?;
     let work = async {
-        let stream = TcpStream::connect(address)
-            .await
-            .map_err(|source| TrustError::of_io(&label, "connecting to", source))?;
-        prepare(&stream).map_err(|source| {
-            TrustError::of_io(&label, "setting up the connection with", source)
-        })?;
+        let stream =
+            TcpStream::connect(address).await.map_err(|source| TrustError::of_io(&label, "connecting to", source))?;
+        prepare(&stream).map_err(|source| TrustError::of_io(&label, "setting up the connection with", source))?;
         TlsConnector::from(config)
             .connect(server, stream)
             .await
@@ -101,10 +87,7 @@ pub(super) async fn dial(
     };
     let stream = within(timeout, &label, "connecting to", work).await??;
     if stream.get_ref().1.alpn_protocol() != Some(alpn.as_bytes()) {
-        return Err(TrustError::Protocol {
-            peer: label,
-            alpn: alpn.to_owned(),
-        });
+        return Err(TrustError::Protocol { peer: label, alpn: alpn.to_owned() });
     }
     Ok(stream)
 }
@@ -115,13 +98,11 @@ pub(super) async fn within<T>(
     doing: &'static str,
     work: impl Future<Output = T>,
 ) -> Result<T, TrustError> {
-    tokio::time::timeout(timeout, work)
-        .await
-        .map_err(|_| TrustError::Timeout {
-            peer: peer.to_owned(),
-            doing,
-            limit: timeout,
-        })
+    tokio::time::timeout(timeout, work).await.map_err(|_| TrustError::Timeout {
+        peer: peer.to_owned(),
+        doing,
+        limit: timeout,
+    })
 }
 
 fn prepare(stream: &TcpStream) -> std::io::Result<()> {

@@ -30,32 +30,16 @@ pub enum TrustError {
     NotAuthority,
     #[error("`{0}` is the authority itself")]
     IsAuthority(String),
-    #[error(
-        "the clock of this host says {now}, which cannot be: certificates made now would be useless"
-    )]
+    #[error("the clock of this host says {now}, which cannot be: certificates made now would be useless")]
     Clock { now: Timestamp },
     #[error("the certificate of {whose} expired on {date}; the clock of this host says {now}")]
-    Expired {
-        whose: String,
-        date: Timestamp,
-        now: Timestamp,
-    },
-    #[error(
-        "the certificate of {whose} is valid only from {date}; the clock of this host says {now}"
-    )]
-    NotYetValid {
-        whose: String,
-        date: Timestamp,
-        now: Timestamp,
-    },
+    Expired { whose: String, date: Timestamp, now: Timestamp },
+    #[error("the certificate of {whose} is valid only from {date}; the clock of this host says {now}")]
+    NotYetValid { whose: String, date: Timestamp, now: Timestamp },
     #[error("{0} has a certificate that this fleet's CA did not issue")]
     Stranger(String),
     #[error("the host at {peer} proves to be {presented}, not `{expected}`")]
-    WrongHost {
-        peer: String,
-        expected: String,
-        presented: String,
-    },
+    WrongHost { peer: String, expected: String, presented: String },
     #[error("{peer} does not accept this host's certificate: {why}")]
     RefusedUs { peer: String, why: String },
     #[error("{peer} does not speak {alpn}")]
@@ -63,17 +47,9 @@ pub enum TrustError {
     #[error("TLS with {peer} failed")]
     Tls { peer: String, source: rustls::Error },
     #[error("{doing} {peer} took longer than {limit:?}")]
-    Timeout {
-        doing: &'static str,
-        peer: String,
-        limit: Duration,
-    },
+    Timeout { doing: &'static str, peer: String, limit: Duration },
     #[error("{doing} {peer} failed")]
-    Network {
-        doing: &'static str,
-        peer: String,
-        source: io::Error,
-    },
+    Network { doing: &'static str, peer: String, source: io::Error },
     #[error("the message from {peer} cannot be understood: {why}")]
     Message { peer: String, why: String },
     #[error("this is not a whole invitation token: {0}")]
@@ -83,11 +59,7 @@ pub enum TrustError {
     #[error("{peer} refused: {refusal}")]
     Refused { peer: String, refusal: Refusal },
     #[error("{doing} {path} failed", path = path.display())]
-    File {
-        doing: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    File { doing: &'static str, path: PathBuf, source: io::Error },
     #[error("{path} is damaged: {why}", path = path.display())]
     Damaged { path: PathBuf, why: String },
     #[error("{path} can be read by others (mode {mode:03o})", path = path.display())]
@@ -177,11 +149,9 @@ impl TrustError {
     /// Class for the API.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::BadName(_)
-            | Self::BadAddress(_)
-            | Self::BadLifetime(_)
-            | Self::Token(_)
-            | Self::OtherName { .. } => ErrorKind::Usage,
+            Self::BadName(_) | Self::BadAddress(_) | Self::BadLifetime(_) | Self::Token(_) | Self::OtherName { .. } => {
+                ErrorKind::Usage
+            }
             Self::HasIdentity { .. }
             | Self::HoldsCa(_)
             | Self::NoIdentity
@@ -197,16 +167,9 @@ impl TrustError {
     /// In TLS 1.3 a server looks at the client's certificate after the client's handshake is done: a refusal arrives
     /// with the first read.
     pub fn of_io(peer: &str, doing: &'static str, source: io::Error) -> Self {
-        match source
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-        {
+        match source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(inner) => Self::of_tls(peer, inner.clone()),
-            None => Self::Network {
-                peer: peer.to_owned(),
-                doing,
-                source,
-            },
+            None => Self::Network { peer: peer.to_owned(), doing, source },
         }
     }
 
@@ -214,89 +177,54 @@ impl TrustError {
         use rustls::{AlertDescription as Alert, CertificateError as Bad, Error};
         let whose = peer.to_owned();
         let at = |time: rustls::pki_types::UnixTime| {
-            i64::try_from(time.as_secs())
-                .ok()
-                .and_then(|s| Timestamp::from_second(s).ok())
-                .unwrap_or(Timestamp::MAX)
+            i64::try_from(time.as_secs()).ok().and_then(|s| Timestamp::from_second(s).ok()).unwrap_or(Timestamp::MAX)
         };
-        let refused = |why: &str| Self::RefusedUs {
-            peer: peer.to_owned(),
-            why: why.to_owned(),
-        };
+        let refused = |why: &str| Self::RefusedUs { peer: peer.to_owned(), why: why.to_owned() };
         match &source {
             Error::InvalidCertificate(bad) => match bad {
-                Bad::ExpiredContext { time, not_after } => Self::Expired {
-                    whose,
-                    date: at(*not_after),
-                    now: at(*time),
-                },
-                Bad::NotValidYetContext { time, not_before } => Self::NotYetValid {
-                    whose,
-                    date: at(*not_before),
-                    now: at(*time),
-                },
+                Bad::ExpiredContext { time, not_after } => {
+                    Self::Expired { whose, date: at(*not_after), now: at(*time) }
+                }
+                Bad::NotValidYetContext { time, not_before } => {
+                    Self::NotYetValid { whose, date: at(*not_before), now: at(*time) }
+                }
                 Bad::UnknownIssuer | Bad::BadSignature => Self::Stranger(whose),
-                Bad::NotValidForNameContext {
-                    expected,
-                    presented,
-                } => Self::WrongHost {
+                Bad::NotValidForNameContext { expected, presented } => Self::WrongHost {
                     peer: whose,
                     expected: expected.to_str().into_owned(),
                     presented: presented.join(", "),
                 },
-                _ => Self::Tls {
-                    peer: whose,
-                    source,
-                },
+                _ => Self::Tls { peer: whose, source },
             },
             Error::AlertReceived(Alert::CertificateExpired) => {
                 refused("it says that the certificate is not valid at its time")
             }
-            Error::AlertReceived(Alert::UnknownCA | Alert::DecryptError) => {
-                refused("it belongs to another fleet")
+            Error::AlertReceived(Alert::UnknownCA | Alert::DecryptError) => refused("it belongs to another fleet"),
+            Error::AlertReceived(Alert::CertificateRequired | Alert::BadCertificate | Alert::AccessDenied) => {
+                refused("it cannot verify it")
             }
-            Error::AlertReceived(
-                Alert::CertificateRequired | Alert::BadCertificate | Alert::AccessDenied,
-            ) => refused("it cannot verify it"),
-            _ => Self::Tls {
-                peer: whose,
-                source,
-            },
+            _ => Self::Tls { peer: whose, source },
         }
     }
 
     /// A failed TLS handshake.
     pub(super) fn of_handshake(peer: &str, alpn: &str, source: io::Error) -> Self {
         use rustls::{AlertDescription, Error};
-        match source
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<Error>())
-        {
-            Some(
-                Error::AlertReceived(AlertDescription::NoApplicationProtocol)
-                | Error::NoApplicationProtocol,
-            ) => Self::Protocol {
-                peer: peer.to_owned(),
-                alpn: alpn.to_owned(),
-            },
+        match source.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol) | Error::NoApplicationProtocol) => {
+                Self::Protocol { peer: peer.to_owned(), alpn: alpn.to_owned() }
+            }
             _ => Self::of_io(peer, "the TLS handshake with", source),
         }
     }
 
     pub(super) fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::File {
-            doing,
-            path,
-            source,
-        }
+        move |source| Self::File { doing, path, source }
     }
 
     pub(super) fn damaged(path: &Path, why: impl Into<String>) -> Self {
-        Self::Damaged {
-            path: path.to_owned(),
-            why: why.into(),
-        }
+        Self::Damaged { path: path.to_owned(), why: why.into() }
     }
 }
 
@@ -311,9 +239,7 @@ impl Refusal {
             Self::AddressTaken { .. } => "give the address of the host that joins",
             Self::NotAMember { .. } | Self::NoCertificate => "join again with a new invitation",
             Self::NotAuthority => "join at the host where `podctl host init` was run",
-            Self::BadRequest { .. } | Self::Other => {
-                "check that both hosts run the same version of podd"
-            }
+            Self::BadRequest { .. } | Self::Other => "check that both hosts run the same version of podd",
             Self::Trouble => "read the authority's log (`journalctl -u podd`)",
         };
         Some(text.to_owned())
@@ -328,10 +254,6 @@ impl From<TrustError> for ApiError {
             message.push_str(&format!(": {cause}"));
             source = cause.source();
         }
-        Self {
-            kind: error.kind(),
-            message,
-            cure: error.cure(),
-        }
+        Self { kind: error.kind(), message, cure: error.cure() }
     }
 }

@@ -22,13 +22,8 @@ pub(super) struct Lock(#[allow(dead_code)] File);
 /// Makes the folder if there is none and waits for the lock on it. Blocks: hold it for file work only, never while
 /// waiting for a peer.
 pub(super) fn lock(pki: &Path) -> Result<Lock, TrustError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(pki)
-        .map_err(TrustError::file("making", pki))?;
-    fs::set_permissions(pki, fs::Permissions::from_mode(0o700))
-        .map_err(TrustError::file("protecting", pki))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(pki).map_err(TrustError::file("making", pki))?;
+    fs::set_permissions(pki, fs::Permissions::from_mode(0o700)).map_err(TrustError::file("protecting", pki))?;
     let path = pki.join("lock");
     let file = OpenOptions::new()
         .create(true)
@@ -37,18 +32,12 @@ pub(super) fn lock(pki: &Path) -> Result<Lock, TrustError> {
         .mode(0o600)
         .open(&path)
         .map_err(TrustError::file("opening", &path))?;
-    flock(&file, FlockOperation::LockExclusive)
-        .map_err(|errno| TrustError::file("locking", &path)(errno.into()))?;
+    flock(&file, FlockOperation::LockExclusive).map_err(|errno| TrustError::file("locking", &path)(errno.into()))?;
     Ok(Lock(file))
 }
 
 /// Replaces a file: after a power cut it has the old content or the new one.
-pub(super) fn write(
-    _lock: &Lock,
-    pki: &Path,
-    name: &str,
-    content: &[u8],
-) -> Result<(), TrustError> {
+pub(super) fn write(_lock: &Lock, pki: &Path, name: &str, content: &[u8]) -> Result<(), TrustError> {
     let path = pki.join(name);
     // A fixed name, so that what a crash leaves behind (maybe half a key) is overwritten, not collected.
     let fresh = pki.join(format!(".{name}.new"));
@@ -57,11 +46,7 @@ pub(super) fn write(
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&fresh)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&fresh, &path)?;
@@ -89,10 +74,9 @@ pub(super) fn need(pki: &Path, name: &str) -> Result<String, TrustError> {
 pub(super) fn read_key(pki: &Path, name: &str) -> Result<Option<String>, TrustError> {
     let path = pki.join(name);
     match fs::metadata(&path) {
-        Ok(facts) if facts.permissions().mode() & 0o077 != 0 => Err(TrustError::Exposed {
-            path,
-            mode: facts.permissions().mode() & 0o777,
-        }),
+        Ok(facts) if facts.permissions().mode() & 0o077 != 0 => {
+            Err(TrustError::Exposed { path, mode: facts.permissions().mode() & 0o777 })
+        }
         _ => read(pki, name),
     }
 }

@@ -47,12 +47,7 @@ struct Record {
 /// Makes the fleet's CA and this host's own identity. Refused if there is one.
 ///
 /// After a crash half-way it goes on with the CA that it had made.
-pub fn init(
-    pki: &Path,
-    name: &str,
-    listen: SocketAddr,
-    now: Timestamp,
-) -> Result<Identity, TrustError> {
+pub fn init(pki: &Path, name: &str, listen: SocketAddr, now: Timestamp) -> Result<Identity, TrustError> {
     check_name(name)?;
     check_address(listen)?;
     check_clock(now)?;
@@ -66,17 +61,7 @@ pub fn init(
     let key = pending_key(&lock, pki)?;
     let signed = Authority::load(pki)?.sign(&key, name, listen.ip(), now)?;
     let ca = files::need(pki, files::CA)?;
-    adopt(
-        &lock,
-        pki,
-        &KnownHost {
-            name: name.to_owned(),
-            address: listen,
-        },
-        None,
-        &ca,
-        &signed,
-    )
+    adopt(&lock, pki, &KnownHost { name: name.to_owned(), address: listen }, None, &ca, &signed)
 }
 
 impl Identity {
@@ -91,21 +76,14 @@ impl Identity {
         let record: Record = serde_json::from_str(&files::need(pki, files::RECORD)?)
             .map_err(|error| TrustError::damaged(&pki.join(files::RECORD), error.to_string()))?;
         let ca_pem = files::need(pki, files::CA)?;
-        let ca = certificate::der_of(&ca_pem)
-            .map_err(|why| TrustError::damaged(&pki.join(files::CA), why))?;
+        let ca = certificate::der_of(&ca_pem).map_err(|why| TrustError::damaged(&pki.join(files::CA), why))?;
         let der = certificate::der_of(&pem).map_err(|why| TrustError::damaged(&path, why))?;
         let facts = Facts::of_der(&der).map_err(|why| TrustError::damaged(&path, why))?;
         if facts.host.as_deref() != Some(&record.name) {
-            return Err(TrustError::damaged(
-                &path,
-                format!("it is not the certificate of `{}`", record.name),
-            ));
+            return Err(TrustError::damaged(&path, format!("it is not the certificate of `{}`", record.name)));
         }
         if !certificate::issued_by(&der, &ca).map_err(|why| TrustError::damaged(&path, why))? {
-            return Err(TrustError::damaged(
-                &path,
-                "the CA in ca.pem did not issue it",
-            ));
+            return Err(TrustError::damaged(&path, "the CA in ca.pem did not issue it"));
         }
         let key = load_key(pki, vec![der, ca.clone()])?;
         Ok(Some(Self {
@@ -145,37 +123,22 @@ impl fmt::Debug for Identity {
 /// A host has one identity.
 pub(super) fn refuse_second(pki: &Path) -> Result<(), TrustError> {
     match Identity::load(pki)? {
-        Some(present) => Err(TrustError::HasIdentity {
-            name: present.name,
-            address: present.address,
-        }),
+        Some(present) => Err(TrustError::HasIdentity { name: present.name, address: present.address }),
         None => Ok(()),
     }
 }
 
 pub(super) fn check_clock(now: Timestamp) -> Result<(), TrustError> {
-    if now.as_second() < FIRST_CREDIBLE_SECOND {
-        Err(TrustError::Clock { now })
-    } else {
-        Ok(())
-    }
+    if now.as_second() < FIRST_CREDIBLE_SECOND { Err(TrustError::Clock { now }) } else { Ok(()) }
 }
 
 pub(super) fn check_dates(whose: &str, dates: Validity, now: Timestamp) -> Result<(), TrustError> {
     let whose = whose.to_owned();
     if now > dates.not_after {
-        return Err(TrustError::Expired {
-            whose,
-            date: dates.not_after,
-            now,
-        });
+        return Err(TrustError::Expired { whose, date: dates.not_after, now });
     }
     if now < dates.not_before {
-        return Err(TrustError::NotYetValid {
-            whose,
-            date: dates.not_before,
-            now,
-        });
+        return Err(TrustError::NotYetValid { whose, date: dates.not_before, now });
     }
     Ok(())
 }
@@ -183,11 +146,10 @@ pub(super) fn check_dates(whose: &str, dates: Validity, now: Timestamp) -> Resul
 /// The key of a host without certificate: it is on disk before anybody is asked to sign it, and stays the same when the
 /// question has to be repeated.
 pub(super) fn pending_key(lock: &Lock, pki: &Path) -> Result<KeyPair, TrustError> {
-    if let Some(pem) = files::read_key(pki, files::HOST_KEY)? {
-        if let Ok(key) = KeyPair::from_pem(&pem) {
+    if let Some(pem) = files::read_key(pki, files::HOST_KEY)?
+        && let Ok(key) = KeyPair::from_pem(&pem) {
             return Ok(key);
         }
-    }
     let key = certificate::make_key()?;
     files::write(lock, pki, files::HOST_KEY, key.serialize_pem().as_bytes())?;
     Ok(key)
@@ -202,11 +164,7 @@ pub(super) fn adopt(
     ca: &str,
     signed: &str,
 ) -> Result<Identity, TrustError> {
-    let record = Record {
-        name: host.name.clone(),
-        address: host.address,
-        authority,
-    };
+    let record = Record { name: host.name.clone(), address: host.address, authority };
     let record = serde_json::to_vec_pretty(&record)
         .map_err(|error| TrustError::damaged(&pki.join(files::RECORD), error.to_string()))?;
     files::write(lock, pki, files::CA, ca.as_bytes())?;
@@ -217,16 +175,14 @@ pub(super) fn adopt(
 
 fn load_key(pki: &Path, chain: Vec<CertificateDer<'static>>) -> Result<CertifiedKey, TrustError> {
     let path = pki.join(files::HOST_KEY);
-    let pem = files::read_key(pki, files::HOST_KEY)?
-        .ok_or_else(|| TrustError::damaged(&path, "it is missing"))?;
-    let key = PrivateKeyDer::from_pem_slice(pem.as_bytes())
-        .map_err(|error| TrustError::damaged(&path, error.to_string()))?;
+    let pem = files::read_key(pki, files::HOST_KEY)?.ok_or_else(|| TrustError::damaged(&path, "it is missing"))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|error| TrustError::damaged(&path, error.to_string()))?;
     let key = tls::provider()
         .key_provider
         .load_private_key(key)
         .map_err(|error| TrustError::damaged(&path, error.to_string()))?;
     let key = CertifiedKey::new(chain, key);
-    key.keys_match()
-        .map_err(|_| TrustError::damaged(&path, "it does not belong to host.pem"))?;
+    key.keys_match().map_err(|_| TrustError::damaged(&path, "it does not belong to host.pem"))?;
     Ok(key)
 }

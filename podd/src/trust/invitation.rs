@@ -48,12 +48,7 @@ pub(super) struct Application {
 /// Invites the host `name` for `valid_s` seconds (1 s to 30 days). Replaces an unused invitation for the same name.
 ///
 /// Whether there is such a host already is for the caller to know.
-pub fn invite(
-    pki: &Path,
-    name: &str,
-    valid_s: u64,
-    now: Timestamp,
-) -> Result<Invitation, TrustError> {
+pub fn invite(pki: &Path, name: &str, valid_s: u64, now: Timestamp) -> Result<Invitation, TrustError> {
     check_name(name)?;
     if !(1..=LONGEST_S).contains(&valid_s) {
         return Err(TrustError::BadLifetime(valid_s));
@@ -66,16 +61,10 @@ pub fn invite(
     if identity.name == name {
         return Err(TrustError::IsAuthority(name.to_owned()));
     }
-    let token = Token {
-        fingerprint: digest(&identity.ca),
-        secret: random()?,
-        name: name.to_owned(),
-        authority: identity.name,
-    };
+    let token =
+        Token { fingerprint: digest(&identity.ca), secret: random()?, name: name.to_owned(), authority: identity.name };
     let lifetime = SignedDuration::from_secs(i64::try_from(valid_s).unwrap_or(i64::MAX));
-    let expires = now
-        .saturating_add(lifetime)
-        .map_err(|_| TrustError::BadLifetime(valid_s))?;
+    let expires = now.saturating_add(lifetime).map_err(|_| TrustError::BadLifetime(valid_s))?;
     let mut entries = read(pki)?;
     entries.retain(|entry| {
         let forgotten = entry.expires.checked_add(MEMORY).is_ok_and(|end| end < now);
@@ -89,21 +78,13 @@ pub fn invite(
         used: None,
     });
     write(&lock, pki, &entries)?;
-    Ok(Invitation {
-        token: token.to_string(),
-        expires,
-    })
+    Ok(Invitation { token: token.to_string(), expires })
 }
 
 /// Hosts that invitations of the last weeks were used by: to be held against the store after a crash, which can come
 /// between the certificate and the store's record of it.
 pub fn joined(pki: &Path) -> Result<Vec<JoinedHost>, TrustError> {
-    let used = |entry: Entry| {
-        Some(JoinedHost {
-            name: entry.name,
-            address: entry.used?.address,
-        })
-    };
+    let used = |entry: Entry| Some(JoinedHost { name: entry.name, address: entry.used?.address });
     Ok(read(pki)?.into_iter().filter_map(used).collect())
 }
 
@@ -119,10 +100,7 @@ pub(super) fn admit(
     };
     let mut entries = read(pki)?;
     let secret = hex(&digest(application.secret.as_bytes()));
-    let Some(index) = entries
-        .iter()
-        .position(|entry| entry.secret_sha256 == secret)
-    else {
+    let Some(index) = entries.iter().position(|entry| entry.secret_sha256 == secret) else {
         return Ok(Err(Refusal::Unknown));
     };
     let key = match judge(&entries[index], application, &identity, now) {
@@ -130,31 +108,17 @@ pub(super) fn admit(
         Err(refusal) => return Ok(Err(refusal)),
     };
     let authority = Authority::load(pki)?;
-    if let Some(Use {
-        certificate: Some(same),
-        address,
-        ..
-    }) = &entries[index].used
-    {
-        if *address == application.listen {
+    if let Some(Use { certificate: Some(same), address, .. }) = &entries[index].used
+        && *address == application.listen {
             return Ok(Ok(same.clone()));
         }
-    }
     // Burnt first: whatever fails from here on, no second key gets a certificate for this secret.
     let at = entries[index].used.as_ref().map_or(now, |used| used.at);
-    let burnt = Use {
-        at,
-        key_sha256: hex(&digest(key.der_bytes())),
-        address: application.listen,
-        certificate: None,
-    };
+    let burnt = Use { at, key_sha256: hex(&digest(key.der_bytes())), address: application.listen, certificate: None };
     entries[index].used = Some(burnt.clone());
     write(&lock, pki, &entries)?;
     let signed = authority.sign(&key, &application.name, application.listen.ip(), now)?;
-    entries[index].used = Some(Use {
-        certificate: Some(signed.clone()),
-        ..burnt
-    });
+    entries[index].used = Some(Use { certificate: Some(signed.clone()), ..burnt });
     write(&lock, pki, &entries)?;
     Ok(Ok(signed))
 }
@@ -167,29 +131,20 @@ fn judge(
     now: Timestamp,
 ) -> Result<rcgen::PublicKey, Refusal> {
     if entry.name != application.name {
-        return Err(Refusal::OtherName {
-            invited: entry.name.clone(),
-            name: application.name.clone(),
-        });
+        return Err(Refusal::OtherName { invited: entry.name.clone(), name: application.name.clone() });
     }
     if now >= entry.expires {
-        return Err(Refusal::Expired {
-            at: entry.expires,
-            now,
-        });
+        return Err(Refusal::Expired { at: entry.expires, now });
     }
     let bad = |why: String| Refusal::BadRequest { why };
     let key = certificate::requested_key(&application.csr).map_err(bad)?;
-    if let Some(used) = &entry.used {
-        if used.key_sha256 != hex(&digest(key.der_bytes())) {
+    if let Some(used) = &entry.used
+        && used.key_sha256 != hex(&digest(key.der_bytes())) {
             return Err(Refusal::Used { at: used.at });
         }
-    }
     check_address(application.listen).map_err(|error| bad(error.to_string()))?;
     if application.listen == identity.address {
-        return Err(Refusal::AddressTaken {
-            address: application.listen,
-        });
+        return Err(Refusal::AddressTaken { address: application.listen });
     }
     Ok(key)
 }
@@ -198,8 +153,7 @@ fn read(pki: &Path) -> Result<Vec<Entry>, TrustError> {
     let Some(text) = files::read(pki, files::INVITATIONS)? else {
         return Ok(Vec::new());
     };
-    serde_json::from_str(&text)
-        .map_err(|error| TrustError::damaged(&pki.join(files::INVITATIONS), error.to_string()))
+    serde_json::from_str(&text).map_err(|error| TrustError::damaged(&pki.join(files::INVITATIONS), error.to_string()))
 }
 
 fn write(lock: &Lock, pki: &Path, entries: &[Entry]) -> Result<(), TrustError> {

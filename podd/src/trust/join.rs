@@ -30,8 +30,7 @@ use super::invitation::{Application, admit};
 use super::message::{Answer, MAX_HOSTS, Request, receive, send};
 use super::token::Token;
 use super::{
-    Identity, JOIN, JoinedHost, KnownHost, Refusal, TrustError, check_address, check_name, files,
-    peer_name, renew, tls,
+    Identity, JOIN, JoinedHost, KnownHost, Refusal, TrustError, check_address, check_name, files, peer_name, renew, tls,
 };
 
 /// Longest wait for the connection, for the request, for the answer.
@@ -60,10 +59,7 @@ pub async fn join(
     check_address(listen)?;
     let token = Token::parse(token)?;
     if token.name != name {
-        return Err(TrustError::OtherName {
-            invited: token.name,
-            name: name.to_owned(),
-        });
+        return Err(TrustError::OtherName { invited: token.name, name: name.to_owned() });
     }
     let key = {
         let lock = files::lock(pki)?;
@@ -84,34 +80,19 @@ pub async fn join(
     let mut stream = dial(config, &token.authority, authority, JOIN, PATIENCE).await?;
     let (signed, ca, asked, mut hosts) = ask(&mut stream, &label, &request).await?;
 
-    let bad = |why: String| TrustError::BadAnswer {
-        peer: label.clone(),
-        why,
-    };
+    let bad = |why: String| TrustError::BadAnswer { peer: label.clone(), why };
     if digest(&certificate::der_of(&ca).map_err(bad)?) != token.fingerprint {
         return Err(bad("its CA is not the one in the token".to_owned()));
     }
     if asked.name != token.authority {
         return Err(bad(format!("it calls itself `{}`", asked.name)));
     }
-    verify(
-        &label,
-        &signed,
-        &ca,
-        name,
-        &key.public_key_der(),
-        Timestamp::now(),
-    )?;
+    verify(&label, &signed, &ca, name, &key.public_key_der(), Timestamp::now())?;
     let lock = files::lock(pki)?;
     refuse_second(pki)?;
-    let own = KnownHost {
-        name: name.to_owned(),
-        address: listen,
-    };
+    let own = KnownHost { name: name.to_owned(), address: listen };
     let identity = adopt(&lock, pki, &own, Some(asked.clone()), &ca, &signed)?;
-    hosts.retain(|host| {
-        host.name != name && host.name != asked.name && check_name(&host.name).is_ok()
-    });
+    hosts.retain(|host| host.name != name && host.name != asked.name && check_name(&host.name).is_ok());
     hosts.insert(0, asked);
     Ok(Joined { identity, hosts })
 }
@@ -136,41 +117,23 @@ pub(super) async fn serve(
     patience: Duration,
 ) -> Result<JoinedHost, TrustError> {
     let (tcp, session) = stream.get_ref();
-    let label = tcp
-        .peer_addr()
-        .map_or_else(|_| "a client".to_owned(), |address| address.to_string());
+    let label = tcp.peer_addr().map_or_else(|_| "a client".to_owned(), |address| address.to_string());
     let member = peer_name(session);
-    let request: Request = within(
-        patience,
-        &label,
-        "waiting for the request of",
-        receive(&mut stream, &label),
-    )
-    .await??;
+    let request: Request =
+        within(patience, &label, "waiting for the request of", receive(&mut stream, &label)).await??;
     let decided = decide(pki, request, member, hosts).await;
     let (answer, result) = match decided {
         Ok(Ok((answer, host))) => (answer, Ok(host)),
         Ok(Err(why)) => {
             // Seen from here it is us who refuse; the sentence is the same.
-            let refused = TrustError::Refused {
-                peer: format!("this host, asked by {label},"),
-                refusal: why.clone(),
-            };
+            let refused = TrustError::Refused { peer: format!("this host, asked by {label},"), refusal: why.clone() };
             (Answer::Refused { why }, Err(refused))
         }
-        Err(error) => (
-            Answer::Refused {
-                why: Refusal::Trouble,
-            },
-            Err(error),
-        ),
+        Err(error) => (Answer::Refused { why: Refusal::Trouble }, Err(error)),
     };
     let delivery = async {
         send(&mut stream, &label, &answer).await?;
-        stream
-            .shutdown()
-            .await
-            .map_err(|source| TrustError::of_io(&label, "closing the connection with", source))
+        stream.shutdown().await.map_err(|source| TrustError::of_io(&label, "closing the connection with", source))
     };
     let delivered = within(patience, &label, "sending the answer to", delivery).await;
     if let Err(error) = delivered.and_then(|sent| sent) {
@@ -185,31 +148,10 @@ pub(super) async fn ask(
     label: &str,
     request: &Request,
 ) -> Result<(String, String, KnownHost, Vec<KnownHost>), TrustError> {
-    within(
-        PATIENCE,
-        label,
-        "sending the request to",
-        send(stream, label, request),
-    )
-    .await??;
-    match within(
-        PATIENCE,
-        label,
-        "waiting for the answer of",
-        receive(stream, label),
-    )
-    .await??
-    {
-        Answer::Signed {
-            certificate,
-            ca,
-            authority,
-            hosts,
-        } => Ok((certificate, ca, authority, hosts)),
-        Answer::Refused { why } => Err(TrustError::Refused {
-            peer: label.to_owned(),
-            refusal: why,
-        }),
+    within(PATIENCE, label, "sending the request to", send(stream, label, request)).await??;
+    match within(PATIENCE, label, "waiting for the answer of", receive(stream, label)).await?? {
+        Answer::Signed { certificate, ca, authority, hosts } => Ok((certificate, ca, authority, hosts)),
+        Answer::Refused { why } => Err(TrustError::Refused { peer: label.to_owned(), refusal: why }),
     }
 }
 
@@ -222,14 +164,8 @@ pub(super) fn verify(
     key: &[u8],
     now: Timestamp,
 ) -> Result<(), TrustError> {
-    let bad = |why: String| TrustError::BadAnswer {
-        peer: label.to_owned(),
-        why,
-    };
-    let (signed, ca) = (
-        certificate::der_of(signed).map_err(bad)?,
-        certificate::der_of(ca).map_err(bad)?,
-    );
+    let bad = |why: String| TrustError::BadAnswer { peer: label.to_owned(), why };
+    let (signed, ca) = (certificate::der_of(signed).map_err(bad)?, certificate::der_of(ca).map_err(bad)?);
     let facts = Facts::of_der(&signed).map_err(bad)?;
     if facts.public_key != key {
         return Err(bad("the certificate is for another key".to_owned()));
@@ -258,33 +194,15 @@ async fn decide(
     };
     let folder = pki.to_owned();
     // The lock and the disk can take their time: not on a thread that others wait for.
-    let work =
-        tokio::task::spawn_blocking(move || sign(&folder, request, member, Timestamp::now()));
-    let signed = work.await.map_err(|error| TrustError::Message {
-        peer: "the signing thread".to_owned(),
-        why: error.to_string(),
-    })??;
+    let work = tokio::task::spawn_blocking(move || sign(&folder, request, member, Timestamp::now()));
+    let signed = work
+        .await
+        .map_err(|error| TrustError::Message { peer: "the signing thread".to_owned(), why: error.to_string() })??;
     Ok(signed.map(|(certificate, identity, host)| {
-        let own = KnownHost {
-            name: identity.name,
-            address: identity.address,
-        };
+        let own = KnownHost { name: identity.name, address: identity.address };
         let others = |known: &&KnownHost| known.name != own.name && known.name != host.name;
-        let hosts = hosts
-            .iter()
-            .filter(others)
-            .take(MAX_HOSTS)
-            .cloned()
-            .collect();
-        (
-            Answer::Signed {
-                certificate,
-                ca: identity.ca_pem,
-                authority: own,
-                hosts,
-            },
-            host,
-        )
+        let hosts = hosts.iter().filter(others).take(MAX_HOSTS).cloned().collect();
+        (Answer::Signed { certificate, ca: identity.ca_pem, authority: own, hosts }, host)
     }))
 }
 
@@ -295,21 +213,8 @@ fn sign(
     now: Timestamp,
 ) -> Decision<(String, Identity, JoinedHost)> {
     let (name, address, signed) = match (request, member) {
-        (
-            Request::Join {
-                secret,
-                csr,
-                name,
-                listen,
-            },
-            _,
-        ) => {
-            let application = Application {
-                secret,
-                csr,
-                name,
-                listen,
-            };
+        (Request::Join { secret, csr, name, listen }, _) => {
+            let application = Application { secret, csr, name, listen };
             let signed = admit(pki, &application, now)?;
             (application.name, listen, signed)
         }

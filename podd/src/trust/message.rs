@@ -19,12 +19,7 @@ pub(super) const MAX_HOSTS: usize = 400;
 #[serde(rename_all = "kebab-case", tag = "ask")]
 pub(super) enum Request {
     /// The first one, for a secret.
-    Join {
-        secret: String,
-        csr: String,
-        name: String,
-        listen: SocketAddr,
-    },
+    Join { secret: String, csr: String, name: String, listen: SocketAddr },
     /// The next one, for the present one.
     Renew { csr: String, listen: SocketAddr },
 }
@@ -34,12 +29,7 @@ pub(super) enum Request {
 #[serde(rename_all = "kebab-case", tag = "answer")]
 pub(super) enum Answer {
     /// Certificate and CA as PEM; the authority itself is not among `hosts`.
-    Signed {
-        certificate: String,
-        ca: String,
-        authority: KnownHost,
-        hosts: Vec<KnownHost>,
-    },
+    Signed { certificate: String, ca: String, authority: KnownHost, hosts: Vec<KnownHost> },
     /// Why not.
     Refused { why: Refusal },
 }
@@ -49,22 +39,16 @@ pub(super) async fn send<T: Serialize>(
     peer: &str,
     message: &T,
 ) -> Result<(), TrustError> {
-    let unfit = |why: String| TrustError::Message {
-        peer: peer.to_owned(),
-        why,
-    };
+    let unfit = |why: String| TrustError::Message { peer: peer.to_owned(), why };
     let body = serde_json::to_vec(message).map_err(|error| unfit(error.to_string()))?;
-    let length = u32::try_from(body.len())
-        .ok()
-        .filter(|length| *length <= MAX);
+    let length = u32::try_from(body.len()).ok().filter(|length| *length <= MAX);
     let length = length.ok_or_else(|| unfit(format!("its {} bytes are too many", body.len())))?;
     let frame = [&length.to_be_bytes()[..], &body].concat();
     let work = async {
         stream.write_all(&frame).await?;
         stream.flush().await
     };
-    work.await
-        .map_err(|source| TrustError::of_io(peer, "sending to", source))
+    work.await.map_err(|source| TrustError::of_io(peer, "sending to", source))
 }
 
 pub(super) async fn receive<T: DeserializeOwned>(
@@ -72,15 +56,10 @@ pub(super) async fn receive<T: DeserializeOwned>(
     peer: &str,
 ) -> Result<T, TrustError> {
     let broken = |source: io::Error| TrustError::of_io(peer, "receiving from", source);
-    let unfit = |why: String| TrustError::Message {
-        peer: peer.to_owned(),
-        why,
-    };
+    let unfit = |why: String| TrustError::Message { peer: peer.to_owned(), why };
     let length = stream.read_u32().await.map_err(broken)?;
     if length > MAX {
-        return Err(unfit(format!(
-            "it claims {length} bytes, the most is {MAX}"
-        )));
+        return Err(unfit(format!("it claims {length} bytes, the most is {MAX}")));
     }
     let mut body = vec![0; length as usize];
     stream.read_exact(&mut body).await.map_err(broken)?;
@@ -94,19 +73,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn run<T>(work: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap()
-            .block_on(work)
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
     }
 
     #[test]
     fn a_full_answer_fits() {
         let host = |index: usize| KnownHost {
             name: format!("{index:x>63}"),
-            address: "[2001:db8:1111:2222:3333:4444:5555:6666]:65535"
-                .parse()
-                .unwrap(),
+            address: "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap(),
         };
         let pem = "x".repeat(1500);
         let answer = Answer::Signed {
@@ -126,25 +100,10 @@ mod tests {
         let mut wire = Vec::new();
         assert!(run(send(&mut wire, "b", &"x".repeat(70_000))).is_err() && wire.is_empty());
         let long = [0, 1, 0, 1];
-        assert!(
-            run(receive::<Answer>(&mut &long[..], "b"))
-                .unwrap_err()
-                .to_string()
-                .contains("65537")
-        );
-        run(send(
-            &mut wire,
-            "b",
-            &Answer::Refused {
-                why: Refusal::Unknown,
-            },
-        ))
-        .unwrap();
+        assert!(run(receive::<Answer>(&mut &long[..], "b")).unwrap_err().to_string().contains("65537"));
+        run(send(&mut wire, "b", &Answer::Refused { why: Refusal::Unknown })).unwrap();
         for at in 0..wire.len() {
-            assert!(
-                run(receive::<Answer>(&mut &wire[..at], "b")).is_err(),
-                "cut at {at}"
-            );
+            assert!(run(receive::<Answer>(&mut &wire[..at], "b")).is_err(), "cut at {at}");
         }
     }
 
@@ -152,12 +111,7 @@ mod tests {
     fn a_refusal_of_a_later_version_is_still_a_refusal() {
         let later = br#"{"answer":"refused","why":{"refusal":"full-moon","phase":1}}"#;
         let back: Answer = serde_json::from_slice(later).unwrap();
-        assert!(matches!(
-            back,
-            Answer::Refused {
-                why: Refusal::Other
-            }
-        ));
+        assert!(matches!(back, Answer::Refused { why: Refusal::Other }));
     }
 
     proptest! {

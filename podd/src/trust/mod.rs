@@ -74,11 +74,7 @@ fn check_name(name: &str) -> Result<(), TrustError> {
         && !name.starts_with('-')
         && !name.ends_with('-')
         && !name.bytes().all(|byte| byte.is_ascii_digit());
-    if good {
-        Ok(())
-    } else {
-        Err(TrustError::BadName(name.to_owned()))
-    }
+    if good { Ok(()) } else { Err(TrustError::BadName(name.to_owned())) }
 }
 
 /// The address goes into the certificate and to all other hosts: it must be one that they can dial.

@@ -27,8 +27,7 @@ pub async fn renew_if_due(pki: &Path, now: Timestamp) -> Result<Option<Identity>
     let key = KeyPair::from_pem(&key)?;
     let (signed, label) = match &identity.authority {
         None => {
-            let signed =
-                Authority::load(pki)?.sign(&key, &identity.name, identity.address.ip(), now)?;
+            let signed = Authority::load(pki)?.sign(&key, &identity.name, identity.address.ip(), now)?;
             (signed, "this host".to_owned())
         }
         Some(authority) => {
@@ -36,31 +35,16 @@ pub async fn renew_if_due(pki: &Path, now: Timestamp) -> Result<Option<Identity>
             (request(&identity, authority, &key, &label).await?, label)
         }
     };
-    verify(
-        &label,
-        &signed,
-        &identity.ca_pem,
-        &identity.name,
-        &key.public_key_der(),
-        now,
-    )?;
+    verify(&label, &signed, &identity.ca_pem, &identity.name, &key.public_key_der(), now)?;
     let lock = files::lock(pki)?;
     files::write(&lock, pki, files::HOST, signed.as_bytes())?;
     Identity::load(pki)
 }
 
-async fn request(
-    identity: &Identity,
-    authority: &KnownHost,
-    key: &KeyPair,
-    label: &str,
-) -> Result<String, TrustError> {
+async fn request(identity: &Identity, authority: &KnownHost, key: &KeyPair, label: &str) -> Result<String, TrustError> {
     let csr = certificate::make_request(key, &identity.name)?;
     let mut stream = connect(identity, &authority.name, authority.address, JOIN, PATIENCE).await?;
-    let request = Request::Renew {
-        csr,
-        listen: identity.address,
-    };
+    let request = Request::Renew { csr, listen: identity.address };
     let (signed, ..) = ask(&mut stream, label, &request).await?;
     Ok(signed)
 }
@@ -81,9 +65,7 @@ pub(super) fn sign(
         return bad(error.to_string());
     }
     match certificate::requested_key(csr) {
-        Ok(key) => Authority::load(pki)?
-            .sign(&key, name, listen.ip(), now)
-            .map(Ok),
+        Ok(key) => Authority::load(pki)?.sign(&key, name, listen.ip(), now).map(Ok),
         Err(why) => bad(why),
     }
 }

@@ -13,8 +13,8 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use rustls::{
-    CertificateError, ClientConfig, CommonState, DigitallySignedStruct, Error, RootCertStore,
-    ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, CommonState, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
+    SignatureScheme,
 };
 
 use super::certificate::{Facts, digest};
@@ -25,11 +25,10 @@ use super::{Identity, TrustError};
 ///
 /// Made from one certificate: make it again after a renewal.
 pub fn server_config(identity: &Identity, alpn: &[&str]) -> Result<Arc<ServerConfig>, TrustError> {
-    let clients =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(identity)?), provider())
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| TrustError::Setup(Error::General(error.to_string())))?;
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(identity)?), provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| TrustError::Setup(Error::General(error.to_string())))?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
         .map_err(TrustError::Setup)?
@@ -55,18 +54,12 @@ pub fn client_config(identity: &Identity, alpn: &[&str]) -> Result<Arc<ClientCon
 }
 
 /// For a host that has no certificate and knows its fleet's CA by fingerprint only.
-pub(super) fn pinned_config(
-    fingerprint: [u8; 32],
-    alpn: &str,
-) -> Result<Arc<ClientConfig>, TrustError> {
+pub(super) fn pinned_config(fingerprint: [u8; 32], alpn: &str) -> Result<Arc<ClientConfig>, TrustError> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
         .map_err(TrustError::Setup)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinnedCa {
-            fingerprint,
-            provider: provider(),
-        }))
+        .with_custom_certificate_verifier(Arc::new(PinnedCa { fingerprint, provider: provider() }))
         .with_no_client_auth();
     config.alpn_protocols = wire(&[alpn]);
     config.resumption = Resumption::disabled();
@@ -75,22 +68,13 @@ pub(super) fn pinned_config(
 
 /// The name in the other side's verified certificate; none: it showed no certificate, or one that names no host.
 pub fn peer_name(connection: &CommonState) -> Option<String> {
-    Facts::of_der(connection.peer_certificates()?.first()?)
-        .ok()?
-        .host
+    Facts::of_der(connection.peer_certificates()?.first()?).ok()?.host
 }
 
 /// AES-128 first: the fastest where there are AES instructions, and what a migration's blackout is made of.
 pub(super) fn provider() -> Arc<CryptoProvider> {
-    let cipher_suites = vec![
-        TLS13_AES_128_GCM_SHA256,
-        TLS13_CHACHA20_POLY1305_SHA256,
-        TLS13_AES_256_GCM_SHA384,
-    ];
-    Arc::new(CryptoProvider {
-        cipher_suites,
-        ..ring::default_provider()
-    })
+    let cipher_suites = vec![TLS13_AES_128_GCM_SHA256, TLS13_CHACHA20_POLY1305_SHA256, TLS13_AES_256_GCM_SHA384];
+    Arc::new(CryptoProvider { cipher_suites, ..ring::default_provider() })
 }
 
 fn roots(identity: &Identity) -> Result<RootCertStore, TrustError> {
@@ -119,14 +103,9 @@ impl ServerCertVerifier for PinnedCa {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let ca = chain
-            .iter()
-            .find(|ca| digest(ca) == self.fingerprint)
-            .ok_or(CertificateError::UnknownIssuer)?;
+        let ca = chain.iter().find(|ca| digest(ca) == self.fingerprint).ok_or(CertificateError::UnknownIssuer)?;
         // webpki does not look at the dates of a trust anchor.
-        let dates = Facts::of_der(ca)
-            .map_err(|_| CertificateError::BadEncoding)?
-            .validity;
+        let dates = Facts::of_der(ca).map_err(|_| CertificateError::BadEncoding)?.validity;
         let second = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         if second > dates.not_after.as_second() {
             return Err(CertificateError::Expired.into());
@@ -157,17 +136,10 @@ impl ServerCertVerifier for PinnedCa {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -25,13 +25,9 @@ pub(super) struct Token {
 
 impl Token {
     pub(super) fn parse(text: &str) -> Result<Self, TrustError> {
-        let digits = text
-            .trim()
-            .strip_prefix(PREFIX)
-            .ok_or(TrustError::Token("it does not start with `podd1.`"))?;
-        let bytes = unhex(digits).ok_or(TrustError::Token(
-            "there are other characters in it than hexadecimal digits",
-        ))?;
+        let digits = text.trim().strip_prefix(PREFIX).ok_or(TrustError::Token("it does not start with `podd1.`"))?;
+        let bytes =
+            unhex(digits).ok_or(TrustError::Token("there are other characters in it than hexadecimal digits"))?;
         let damaged = TrustError::Token("characters are missing or wrong");
         let Some((body, checksum)) = bytes.split_last_chunk::<CHECKSUM>() else {
             return Err(damaged);
@@ -44,12 +40,7 @@ impl Token {
             let (secret, rest) = rest.split_first_chunk::<SECRET>()?;
             let (name, authority) = std::str::from_utf8(rest).ok()?.split_once('@')?;
             let (name, authority) = (name.to_owned(), authority.to_owned());
-            Some(Self {
-                fingerprint: *fingerprint,
-                secret: *secret,
-                name,
-                authority,
-            })
+            Some(Self { fingerprint: *fingerprint, secret: *secret, name, authority })
         };
         parts().ok_or(damaged)
     }
@@ -70,15 +61,9 @@ impl fmt::Display for Token {
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = text
-        .chars()
-        .map(|c| c.to_digit(16).map(|digit| digit as u8))
-        .collect::<Option<_>>()?;
+    let digits: Vec<u8> = text.chars().map(|c| c.to_digit(16).map(|digit| digit as u8)).collect::<Option<_>>()?;
     let pairs = digits.chunks_exact(2);
-    pairs
-        .remainder()
-        .is_empty()
-        .then(|| pairs.map(|pair| pair[0] << 4 | pair[1]).collect())
+    pairs.remainder().is_empty().then(|| pairs.map(|pair| pair[0] << 4 | pair[1]).collect())
 }
 
 #[cfg(test)]
@@ -88,12 +73,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn token() -> Token {
-        Token {
-            fingerprint: [7; 32],
-            secret: [0xfe; 16],
-            name: "web-1".into(),
-            authority: "a".into(),
-        }
+        Token { fingerprint: [7; 32], secret: [0xfe; 16], name: "web-1".into(), authority: "a".into() }
     }
 
     #[test]
@@ -107,16 +87,10 @@ mod tests {
     fn every_cut_and_every_changed_character_is_noticed() {
         let text = token().to_string();
         for at in 0..text.len() {
-            assert!(
-                matches!(Token::parse(&text[..at]), Err(TrustError::Token(_))),
-                "cut at {at}"
-            );
+            assert!(matches!(Token::parse(&text[..at]), Err(TrustError::Token(_))), "cut at {at}");
             let other = if &text[at..=at] == "0" { "1" } else { "0" };
             let changed = format!("{}{other}{}", &text[..at], &text[at + 1..]);
-            assert!(
-                matches!(Token::parse(&changed), Err(TrustError::Token(_))),
-                "changed at {at}"
-            );
+            assert!(matches!(Token::parse(&changed), Err(TrustError::Token(_))), "changed at {at}");
         }
     }
 

@@ -86,28 +86,17 @@ fn count(options: &Options, report: &mut Report) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(TICK))?;
     let mut replies = BufReader::new(stream.try_clone()?);
-    let request = format!(
-        "*2\r\n$4\r\nINCR\r\n${}\r\n{}\r\n",
-        options.key.len(),
-        options.key
-    );
+    let request = format!("*2\r\n$4\r\nINCR\r\n${}\r\n{}\r\n", options.key.len(), options.key);
     let begin = Instant::now();
     let mut before: Option<(Instant, SystemTime)> = None;
     let mut file_seen = Instant::now();
     loop {
-        if options
-            .seconds
-            .is_some_and(|seconds| begin.elapsed().as_secs_f64() >= seconds)
-        {
+        if options.seconds.is_some_and(|seconds| begin.elapsed().as_secs_f64() >= seconds) {
             return Ok(());
         }
         if file_seen.elapsed() >= TICK {
             file_seen = Instant::now();
-            if options
-                .until_file
-                .as_ref()
-                .is_some_and(|path| path.exists())
-            {
+            if options.until_file.as_ref().is_some_and(|path| path.exists()) {
                 return Ok(());
             }
         }
@@ -135,18 +124,13 @@ fn read_reply(replies: &mut impl BufRead) -> io::Result<i64> {
     while line.last() != Some(&b'\n') {
         match replies.read_until(b'\n', &mut line) {
             Ok(0) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    "the server closed the connection",
-                ));
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"));
             }
             Ok(_) => {}
             Err(error)
                 if matches!(
                     error.kind(),
-                    io::ErrorKind::WouldBlock
-                        | io::ErrorKind::TimedOut
-                        | io::ErrorKind::Interrupted
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
                 ) =>
             {
                 if begin.elapsed() > GIVE_UP {
@@ -158,30 +142,15 @@ fn read_reply(replies: &mut impl BufRead) -> io::Result<i64> {
         }
     }
     let line = String::from_utf8_lossy(&line);
-    let number = line
-        .strip_prefix(':')
-        .and_then(|number| number.trim_end().parse().ok());
-    number.ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("unexpected reply {:?}", line.trim_end()),
-        )
-    })
+    let number = line.strip_prefix(':').and_then(|number| number.trim_end().parse().ok());
+    number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("unexpected reply {:?}", line.trim_end())))
 }
 
 fn note_silence(report: &mut Report, length: Duration, at: SystemTime) {
     let ms = length.as_secs_f64() * 1000.0;
     report.longest_silence_ms = report.longest_silence_ms.max(ms);
-    if report.silences.len() < LONGEST
-        || report
-            .silences
-            .last()
-            .is_some_and(|shortest| ms > shortest.ms)
-    {
-        let at_ms = at
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_millis() as u64;
+    if report.silences.len() < LONGEST || report.silences.last().is_some_and(|shortest| ms > shortest.ms) {
+        let at_ms = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         report.silences.push(Silence { at_ms, ms });
         report.silences.sort_by(|a, b| b.ms.total_cmp(&a.ms));
         report.silences.truncate(LONGEST);
@@ -203,18 +172,14 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
             options.json = true;
             continue;
         }
-        let value = arguments
-            .next()
-            .ok_or_else(|| format!("{name} wants a value"))?;
+        let value = arguments.next().ok_or_else(|| format!("{name} wants a value"))?;
         let wrong = |_| format!("{name} {value} makes no sense");
         match name.as_str() {
             "--addr" => addr = Some(value.parse().map_err(|_| wrong(()))?),
             "--key" => options.key = value,
             "--seconds" => options.seconds = Some(value.parse().map_err(|_| wrong(()))?),
             "--until-file" => options.until_file = Some(value.into()),
-            "--interval-us" => {
-                options.interval = Duration::from_micros(value.parse().map_err(|_| wrong(()))?)
-            }
+            "--interval-us" => options.interval = Duration::from_micros(value.parse().map_err(|_| wrong(()))?),
             _ => return Err(format!("there is no option {name}")),
         }
     }
@@ -249,8 +214,7 @@ mod tests {
                 stream.write_all(reply.as_bytes()).unwrap();
             }
         });
-        let words =
-            ["--addr", &addr.to_string(), "--key", "k", "--seconds", "20"].map(String::from);
+        let words = ["--addr", &addr.to_string(), "--key", "k", "--seconds", "20"].map(String::from);
         let mut report = Report::default();
         let result = count(&parse(words.into_iter()).unwrap(), &mut report);
         server.join().unwrap();
@@ -261,10 +225,7 @@ mod tests {
     fn a_closed_connection_is_a_failure() {
         let (report, result) = against(&[":5\r\n", ":6\r\n", ":7\r\n"], &[]);
         assert!(result.is_err());
-        assert_eq!(
-            (report.increments, report.first, report.last, report.gaps),
-            (3, Some(5), Some(7), 0)
-        );
+        assert_eq!((report.increments, report.first, report.last, report.gaps), (3, Some(5), Some(7), 0));
     }
 
     #[test]
@@ -282,40 +243,16 @@ mod tests {
 
     #[test]
     fn silences_are_measured_longer_than_a_read_waits() {
-        let (report, _) = against(
-            &[
-                ":1\r\n", ":2\r\n", ":3\r\n", ":4\r\n", ":5\r\n", ":6\r\n", ":7\r\n",
-            ],
-            &[3],
-        );
-        assert!(
-            (300.0..2000.0).contains(&report.longest_silence_ms),
-            "{}",
-            report.longest_silence_ms
-        );
+        let (report, _) = against(&[":1\r\n", ":2\r\n", ":3\r\n", ":4\r\n", ":5\r\n", ":6\r\n", ":7\r\n"], &[3]);
+        assert!((300.0..2000.0).contains(&report.longest_silence_ms), "{}", report.longest_silence_ms);
         assert_eq!(report.silences.len(), LONGEST);
-        assert!(
-            report.silences[0].ms >= 300.0
-                && report
-                    .silences
-                    .windows(2)
-                    .all(|pair| pair[0].ms >= pair[1].ms)
-        );
+        assert!(report.silences[0].ms >= 300.0 && report.silences.windows(2).all(|pair| pair[0].ms >= pair[1].ms));
     }
 
     #[test]
     fn wrong_arguments_are_refused() {
-        for words in [
-            "",
-            "--addr 127.0.0.1:1",
-            "--addr x --seconds 1",
-            "--addr 127.0.0.1:1 --seconds",
-            "--what 1",
-        ] {
-            assert!(
-                parse(words.split_whitespace().map(String::from)).is_err(),
-                "{words}"
-            );
+        for words in ["", "--addr 127.0.0.1:1", "--addr x --seconds 1", "--addr 127.0.0.1:1 --seconds", "--what 1"] {
+            assert!(parse(words.split_whitespace().map(String::from)).is_err(), "{words}");
         }
     }
 }

@@ -115,13 +115,7 @@ fn what_overlayfs_keeps_for_one_host_stays_there() {
     let dir = pair.source().join("d");
     fs::create_dir(&dir).unwrap();
     for name in ["origin", "impure", "opaque"] {
-        lsetxattr(
-            &dir,
-            format!("trusted.overlay.{name}"),
-            b"y",
-            XattrFlags::empty(),
-        )
-        .unwrap();
+        lsetxattr(&dir, format!("trusted.overlay.{name}"), b"y", XattrFlags::empty()).unwrap();
     }
     pair.pass(Mode::Frozen);
     let copy = pair.target().join("d");
@@ -138,54 +132,23 @@ fn acls_and_capabilities_come_along() {
     let file = pair.source().join("ping");
     fs::write(&file, "binary").unwrap();
     // Version 2, effective; CAP_NET_RAW permitted.
-    let capability = [
-        1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-    ];
-    lsetxattr(
-        &file,
-        "security.capability",
-        &capability,
-        XattrFlags::empty(),
-    )
-    .unwrap();
+    let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    lsetxattr(&file, "security.capability", &capability, XattrFlags::empty()).unwrap();
     // Version 2: user rwx, user 33 r, group r, mask r, other none.
     let entry = |tag: u16, permissions: u16, id: u32| {
-        [
-            &tag.to_le_bytes()[..],
-            &permissions.to_le_bytes(),
-            &id.to_le_bytes(),
-        ]
-        .concat()
+        [&tag.to_le_bytes()[..], &permissions.to_le_bytes(), &id.to_le_bytes()].concat()
     };
     let none = u32::MAX;
-    let acl = [
-        entry(1, 7, none),
-        entry(2, 4, 33),
-        entry(4, 4, none),
-        entry(16, 4, none),
-        entry(32, 0, none),
-    ];
+    let acl = [entry(1, 7, none), entry(2, 4, 33), entry(4, 4, none), entry(16, 4, none), entry(32, 0, none)];
     let acl = [&2u32.to_le_bytes()[..], &acl.concat()].concat();
     for (name, path) in [("access", file.clone()), ("default", pair.source())] {
-        lsetxattr(
-            &path,
-            format!("system.posix_acl_{name}"),
-            &acl,
-            XattrFlags::empty(),
-        )
-        .unwrap();
+        lsetxattr(&path, format!("system.posix_acl_{name}"), &acl, XattrFlags::empty()).unwrap();
     }
     pair.pass(Mode::Live);
     // Inherits the default ACL on the source, and must not on the target without one.
     fs::write(pair.source().join("inherits"), "x").unwrap();
     std::os::unix::fs::chown(&file, Some(5), None).unwrap();
-    lsetxattr(
-        &file,
-        "security.capability",
-        &capability,
-        XattrFlags::empty(),
-    )
-    .unwrap();
+    lsetxattr(&file, "security.capability", &capability, XattrFlags::empty()).unwrap();
     pair.pass(Mode::Frozen);
     let copy = Tree::scan(&pair.target()).unwrap();
     let copy = copy.find(&RelPath::new("ping").unwrap()).unwrap();
@@ -197,18 +160,8 @@ fn acls_and_capabilities_come_along() {
 fn a_device_is_refused_by_its_name() {
     let mut pair = Pair::new();
     let path = pair.source().join("null");
-    mknodat(
-        CWD,
-        &path,
-        FileType::CharacterDevice,
-        rustix::fs::Mode::RUSR,
-        makedev(1, 3),
-    )
-    .unwrap();
-    let error = pair
-        .sender
-        .pass(Mode::Live, &BTreeSet::new(), &mut |_| Ok(()))
-        .unwrap_err();
+    mknodat(CWD, &path, FileType::CharacterDevice, rustix::fs::Mode::RUSR, makedev(1, 3)).unwrap();
+    let error = pair.sender.pass(Mode::Live, &BTreeSet::new(), &mut |_| Ok(())).unwrap_err();
     assert!(matches!(error, Error::Device(path) if path == Path::new("null")));
 }
 
@@ -225,11 +178,7 @@ fn after_a_broken_pass_the_target_starts_anew() {
     let mut left = 2;
     let broken = pair.sender.pass(Mode::Live, &BTreeSet::new(), &mut |_| {
         left -= 1;
-        if left == 0 {
-            Err(Error::Sink(io::ErrorKind::BrokenPipe.into()))
-        } else {
-            Ok(())
-        }
+        if left == 0 { Err(Error::Sink(io::ErrorKind::BrokenPipe.into())) } else { Ok(()) }
     });
     assert!(matches!(broken, Err(Error::Sink(_))));
     assert_eq!(pair.pass(Mode::Frozen).files, 3);
@@ -255,10 +204,7 @@ fn a_write_in_a_frozen_pass_is_an_error() {
 fn disk_usage_counts_hard_links_once() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a"), noise(1, 1 << 20)).unwrap();
-    fs::File::open(dir.path().join("a"))
-        .unwrap()
-        .sync_all()
-        .unwrap();
+    fs::File::open(dir.path().join("a")).unwrap().sync_all().unwrap();
     let one = disk_usage(dir.path()).unwrap();
     assert!((1 << 20..2 << 20).contains(&one), "{one}");
     fs::hard_link(dir.path().join("a"), dir.path().join("b")).unwrap();

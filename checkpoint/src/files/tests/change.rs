@@ -10,9 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
-use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, XattrFlags, linkat, lremovexattr, lsetxattr, mknodat,
-};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, XattrFlags, linkat, lremovexattr, lsetxattr, mknodat};
 
 use super::noise;
 
@@ -114,10 +112,7 @@ impl Change {
                 let path = name.under(root);
                 let time = regular(&path)?.modified()?;
                 write(&path, *seed, size)?;
-                OpenOptions::new()
-                    .write(true)
-                    .open(&path)?
-                    .set_modified(time)
+                OpenOptions::new().write(true).open(&path)?.set_modified(time)
             }
             Change::Poke(name, at, len) => {
                 let path = name.under(root);
@@ -128,49 +123,27 @@ impl Change {
             Change::Truncate(name, size) => {
                 let path = name.under(root);
                 regular(&path)?;
-                OpenOptions::new()
-                    .write(true)
-                    .open(&path)?
-                    .set_len(size.bytes() as u64)
+                OpenOptions::new().write(true).open(&path)?.set_len(size.bytes() as u64)
             }
             Change::Extend(name, by) => {
                 let path = name.under(root);
                 let size = regular(&path)?.len();
-                OpenOptions::new()
-                    .write(true)
-                    .open(&path)?
-                    .set_len(size + u64::from(*by % (4 << 20)))
+                OpenOptions::new().write(true).open(&path)?.set_len(size + u64::from(*by % (4 << 20)))
             }
             Change::Punch(name, at, len) => {
                 let path = name.under(root);
                 let size = regular(&path)?.len().max(1);
-                let flags =
-                    rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+                let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
                 let file = OpenOptions::new().write(true).open(&path)?;
                 let len = u64::from(*len) % size + 1;
-                Ok(rustix::fs::fallocate(
-                    &file,
-                    flags,
-                    u64::from(*at) % size,
-                    len,
-                )?)
+                Ok(rustix::fs::fallocate(&file, flags, u64::from(*at) % size, len)?)
             }
             Change::Remove(name) => {
                 let path = name.under(root);
-                if path.symlink_metadata()?.is_dir() {
-                    fs::remove_dir_all(path)
-                } else {
-                    fs::remove_file(path)
-                }
+                if path.symlink_metadata()?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
             }
             Change::Rename(from, to) => fs::rename(from.under(root), to.under(root)),
-            Change::Link(from, to) => Ok(linkat(
-                CWD,
-                from.under(root),
-                CWD,
-                to.under(root),
-                AtFlags::empty(),
-            )?),
+            Change::Link(from, to) => Ok(linkat(CWD, from.under(root), CWD, to.under(root), AtFlags::empty())?),
             Change::Symlink(name, target) => symlink(format!("/{target}/../x"), name.under(root)),
             Change::Fifo(name) => node(&name.under(root), FileType::Fifo),
             Change::Socket(name) => UnixListener::bind(name.under(root)).map(drop),
@@ -182,20 +155,12 @@ impl Change {
                 }
                 fs::set_permissions(path, fs::Permissions::from_mode(u32::from(*mode) & 0o7777))
             }
-            Change::Owner(name, id) => lchown(
-                name.under(root),
-                Some((*id).into()),
-                Some(u32::from(*id) + 1),
-            ),
+            Change::Owner(name, id) => lchown(name.under(root), Some((*id).into()), Some(u32::from(*id) + 1)),
             Change::Time(name, time) => {
                 let path = name.under(root);
                 regular(&path)?;
-                let time =
-                    SystemTime::UNIX_EPOCH + Duration::new((*time).into(), *time % 1_000_000_000);
-                OpenOptions::new()
-                    .write(true)
-                    .open(path)?
-                    .set_modified(time)
+                let time = SystemTime::UNIX_EPOCH + Duration::new((*time).into(), *time % 1_000_000_000);
+                OpenOptions::new().write(true).open(path)?.set_modified(time)
             }
             Change::Xattr(name, which, value) => {
                 let path = name.under(root);
@@ -210,18 +175,8 @@ impl Change {
             }
             Change::Opaque(name) => {
                 let path = name.under(root);
-                lsetxattr(
-                    &path,
-                    "trusted.overlay.origin",
-                    b"host-local",
-                    XattrFlags::empty(),
-                )?;
-                Ok(lsetxattr(
-                    &path,
-                    "trusted.overlay.opaque",
-                    b"y",
-                    XattrFlags::empty(),
-                )?)
+                lsetxattr(&path, "trusted.overlay.origin", b"host-local", XattrFlags::empty())?;
+                Ok(lsetxattr(&path, "trusted.overlay.opaque", b"y", XattrFlags::empty())?)
             }
         }
     }
@@ -238,11 +193,7 @@ fn write(path: &Path, seed: u64, size: &Size) -> io::Result<()> {
 
 fn regular(path: &Path) -> io::Result<fs::Metadata> {
     let meta = path.symlink_metadata()?;
-    if meta.is_file() {
-        Ok(meta)
-    } else {
-        Err(io::ErrorKind::InvalidInput.into())
-    }
+    if meta.is_file() { Ok(meta) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
 fn node(path: &Path, kind: FileType) -> io::Result<()> {

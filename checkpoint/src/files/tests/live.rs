@@ -12,11 +12,7 @@ fn a_busy_writer_leaves_nothing_wrong_behind() {
     let source = pair.source();
     for number in 0..40 {
         fs::create_dir_all(source.join(format!("d{}", number % 7))).unwrap();
-        fs::write(
-            source.join(format!("d{}/f{number}", number % 7)),
-            noise(number, 5000),
-        )
-        .unwrap();
+        fs::write(source.join(format!("d{}/f{number}", number % 7)), noise(number, 5000)).unwrap();
     }
     fs::write(source.join("db"), noise(1, 8 << 20)).unwrap();
     let stop = AtomicBool::new(false);
@@ -31,10 +27,7 @@ fn a_busy_writer_leaves_nothing_wrong_behind() {
             pair.pass(Mode::Live);
         }
         stop.store(true, Ordering::Relaxed);
-        writers
-            .into_iter()
-            .map(|writer| writer.join().unwrap())
-            .sum::<u64>()
+        writers.into_iter().map(|writer| writer.join().unwrap()).sum::<u64>()
     });
     assert!(rounds > 100, "the writers hardly ran: {rounds}");
     assert_eq!(pair.pass(Mode::Frozen).unsettled, 0);
@@ -53,22 +46,12 @@ fn write_until(stop: &AtomicBool, source: &Path, seed: u64) -> u64 {
             2 => drop(fs::rename(&file, dir.join(format!("g{}", round % 5)))),
             3 => drop(fs::remove_dir_all(&dir)),
             4 => drop(fs::create_dir_all(&dir)),
-            5 => drop(fs::hard_link(
-                &file,
-                source.join(format!("d{}/h{}", round % 3, round % 4)),
-            )),
-            6 => drop(fs::rename(
-                &dir,
-                source.join(format!("d{}/moved", round % 6)),
-            )),
+            5 => drop(fs::hard_link(&file, source.join(format!("d{}/h{}", round % 3, round % 4)))),
+            6 => drop(fs::rename(&dir, source.join(format!("d{}/moved", round % 6)))),
             _ => {
-                let db = OpenOptions::new()
-                    .write(true)
-                    .open(source.join("db"))
-                    .unwrap();
-                db.write_all_at(&noise(round, 5000), round * 7919 % (8 << 20))
-                    .unwrap();
-                if round % 5 == 0 {
+                let db = OpenOptions::new().write(true).open(source.join("db")).unwrap();
+                db.write_all_at(&noise(round, 5000), round * 7919 % (8 << 20)).unwrap();
+                if round.is_multiple_of(5) {
                     db.set_len((8 << 20) - round % (1 << 20)).unwrap();
                 }
             }

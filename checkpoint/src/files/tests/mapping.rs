@@ -14,11 +14,7 @@ struct Mapping(*mut u8);
 
 impl Mapping {
     fn new(path: &Path) -> Mapping {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
         // SAFETY: a new mapping at an address of the kernel's choice; the file is SIZE bytes long and stays so.
         let start = unsafe { mmap(null_mut(), SIZE, protection, flags, &file, 0) }.unwrap();

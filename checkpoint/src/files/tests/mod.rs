@@ -28,15 +28,8 @@ impl Pair {
         let (source, target) = (dir.path().join("source"), dir.path().join("target"));
         fs::create_dir(&source).unwrap();
         fs::create_dir(&target).unwrap();
-        let (sender, receiver) = (
-            Sender::new(&source).unwrap(),
-            Receiver::new(&target).unwrap(),
-        );
-        Pair {
-            dir,
-            sender,
-            receiver,
-        }
+        let (sender, receiver) = (Sender::new(&source).unwrap(), Receiver::new(&target).unwrap());
+        Pair { dir, sender, receiver }
     }
 
     fn source(&self) -> PathBuf {
@@ -52,12 +45,7 @@ impl Pair {
     }
 
     /// Every operation goes through its encoding and is applied twice.
-    fn pass_with(
-        &mut self,
-        mode: Mode,
-        assume_changed: &[&str],
-        during: &mut dyn FnMut(usize),
-    ) -> PassReport {
+    fn pass_with(&mut self, mode: Mode, assume_changed: &[&str], during: &mut dyn FnMut(usize)) -> PassReport {
         let assume_changed: BTreeSet<PathBuf> = assume_changed.iter().map(PathBuf::from).collect();
         let mut count = 0;
         let receiver = &mut self.receiver;
@@ -104,10 +92,7 @@ fn listing(root: &Path) -> BTreeMap<RelPath, String> {
         let same = names.get(&entry.inode).filter(|_| entry.is_linkable());
         format!("{:?} {:?} {same:?}", entry.kind, entry.meta.portable())
     };
-    tree.entries
-        .iter()
-        .map(|entry| (entry.path.clone(), line(entry)))
-        .collect()
+    tree.entries.iter().map(|entry| (entry.path.clone(), line(entry))).collect()
 }
 
 /// Longer than the slack in which a scan distrusts a file's time.

@@ -16,16 +16,11 @@ struct Round {
 
 fn round() -> impl Strategy<Value = Round> {
     let during = prop::collection::vec((0..60usize, change()), 0..20);
-    (
-        prop::collection::vec(change(), 0..25),
-        any::<bool>(),
+    (prop::collection::vec(change(), 0..25), any::<bool>(), during).prop_map(|(before, settle, during)| Round {
+        before,
+        settle,
         during,
-    )
-        .prop_map(|(before, settle, during)| Round {
-            before,
-            settle,
-            during,
-        })
+    })
 }
 
 proptest! {

@@ -9,10 +9,7 @@ use super::*;
 /// Time by the clock and by the processor (the clock alone says little on a busy machine), and what was done.
 fn frozen_pass(pair: &mut Pair) -> (Duration, Duration, PassReport) {
     let (start, cpu) = (Instant::now(), cpu_time());
-    let report = pair
-        .sender
-        .pass(Mode::Frozen, &BTreeSet::new(), &mut |_| Ok(()))
-        .unwrap();
+    let report = pair.sender.pass(Mode::Frozen, &BTreeSet::new(), &mut |_| Ok(())).unwrap();
     (start.elapsed(), cpu_time() - cpu, report)
 }
 
@@ -50,8 +47,7 @@ fn frozen_pass_over_one_changed_block() {
     println!("first pass, applied twice: {:?}", start.elapsed());
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     for round in 0..5 {
-        file.write_all_at(b"changed", (round * 123 + 7) << 20)
-            .unwrap();
+        file.write_all_at(b"changed", (round * 123 + 7) << 20).unwrap();
         println!("{:?}", frozen_pass(&mut pair));
     }
 }

@@ -90,26 +90,15 @@ proptest! {
 
 #[test]
 fn parts_larger_than_any_buffer_survive() {
-    let bytes: Vec<u8> = (0..5 * BUFFER as u32 + 17)
-        .map(|i| (i.wrapping_mul(2_654_435_761) >> 20) as u8)
-        .collect();
+    let bytes: Vec<u8> = (0..5 * BUFFER as u32 + 17).map(|i| (i.wrapping_mul(2_654_435_761) >> 20) as u8).collect();
     for compression in [Compression::None, Compression::Zstd] {
         let (_dir, path) = place();
         let mut writer = Writer::create(&path, compression).unwrap();
-        writer
-            .part("pages-1.img", Kind::Memory, &mut &bytes[..])
-            .unwrap();
+        writer.part("pages-1.img", Kind::Memory, &mut &bytes[..]).unwrap();
         writer.finish(meta()).unwrap();
         let image = Image::open(&path).unwrap();
         let mut copy = Vec::new();
-        assert_eq!(
-            image
-                .read_part("pages-1.img")
-                .unwrap()
-                .copy_to(&mut copy)
-                .unwrap(),
-            bytes.len() as u64
-        );
+        assert_eq!(image.read_part("pages-1.img").unwrap().copy_to(&mut copy).unwrap(), bytes.len() as u64);
         assert!(copy == bytes, "{compression:?}");
     }
 }
@@ -118,9 +107,7 @@ fn parts_larger_than_any_buffer_survive() {
 fn compression_compresses() {
     let (_dir, path) = place();
     let mut writer = Writer::create(&path, Compression::Zstd).unwrap();
-    writer
-        .part("pages-1.img", Kind::Memory, &mut &vec![0; 8 << 20][..])
-        .unwrap();
+    writer.part("pages-1.img", Kind::Memory, &mut &vec![0; 8 << 20][..]).unwrap();
     let manifest = writer.finish(meta()).unwrap();
     assert!(manifest.parts[0].stored_size < 8192, "{manifest:?}");
 }
@@ -131,10 +118,7 @@ fn a_reader_outlives_its_image_and_a_missing_part_is_named() {
     write_small(&path, Compression::Zstd);
     let image = Image::open(&path).unwrap();
     let missing = image.read_part("core-2.img").err().unwrap().to_string();
-    assert!(
-        missing.ends_with("web.pod has no part core-2.img"),
-        "{missing}"
-    );
+    assert!(missing.ends_with("web.pod has no part core-2.img"), "{missing}");
     let mut reader = image.read_part("core-1.img").unwrap();
     drop(image);
     let mut bytes = Vec::new();
@@ -143,19 +127,11 @@ fn a_reader_outlives_its_image_and_a_missing_part_is_named() {
 }
 
 #[test]
-fn images_and_extracted_files_are_for_their_owner_only() {
+fn images_are_for_their_owner_only_and_extracted_files_for_the_pods_root_too() {
     let (dir, path) = place();
     write_small(&path, Compression::None);
-    Image::open(&path)
-        .unwrap()
-        .extract_dir(&Kind::Memory, dir.path())
-        .unwrap();
-    for file in [path, dir.path().join("pages-1.img")] {
-        assert_eq!(
-            fs::metadata(&file).unwrap().permissions().mode() & 0o777,
-            0o600,
-            "{}",
-            file.display()
-        );
+    Image::open(&path).unwrap().extract_dir(&Kind::Memory, dir.path()).unwrap();
+    for (file, mode) in [(path, 0o600), (dir.path().join("pages-1.img"), 0o644)] {
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, mode, "{}", file.display());
     }
 }

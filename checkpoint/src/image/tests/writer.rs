@@ -15,14 +15,9 @@ fn the_old_image_stays_until_the_new_one_is_whole() {
     write_small(&path, Compression::None);
     let old = fs::read(&path).unwrap();
     let mut writer = Writer::create(&path, Compression::None).unwrap();
-    writer
-        .part("core-9.img", Kind::Criu, &mut &b"new"[..])
-        .unwrap();
+    writer.part("core-9.img", Kind::Criu, &mut &b"new"[..]).unwrap();
     assert_eq!(fs::read(&path).unwrap(), old);
-    assert!(matches!(
-        check(&partial(&path)),
-        Err(Error::Unfinished { .. })
-    ));
+    assert!(matches!(check(&partial(&path)), Err(Error::Unfinished { .. })));
     writer.finish(meta()).unwrap();
     assert_eq!(content(&Image::open(&path).unwrap(), "core-9.img"), b"new");
     assert!(!partial(&path).exists());
@@ -32,9 +27,7 @@ fn the_old_image_stays_until_the_new_one_is_whole() {
 fn an_unfinished_image_leaves_nothing() {
     let (dir, path) = place();
     let mut writer = Writer::create(&path, Compression::Zstd).unwrap();
-    writer
-        .part("core-1.img", Kind::Criu, &mut &b"registers"[..])
-        .unwrap();
+    writer.part("core-1.img", Kind::Criu, &mut &b"registers"[..]).unwrap();
     drop(writer);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
@@ -43,19 +36,9 @@ fn an_unfinished_image_leaves_nothing() {
 fn a_part_left_half_written_spoils_the_image() {
     let (dir, path) = place();
     let mut writer = Writer::create(&path, Compression::None).unwrap();
-    writer
-        .part_writer("pages-1.img", Kind::Memory)
-        .unwrap()
-        .write_all(b"half")
-        .unwrap();
-    let again = writer
-        .part("core-1.img", Kind::Criu, &mut &b""[..])
-        .unwrap_err()
-        .to_string();
-    assert!(
-        again.ends_with("part pages-1.img was left half-written"),
-        "{again}"
-    );
+    writer.part_writer("pages-1.img", Kind::Memory).unwrap().write_all(b"half").unwrap();
+    let again = writer.part("core-1.img", Kind::Criu, &mut &b""[..]).unwrap_err().to_string();
+    assert!(again.ends_with("part pages-1.img was left half-written"), "{again}");
     assert!(matches!(writer.finish(meta()), Err(Error::HalfPart { .. })));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
@@ -70,10 +53,7 @@ fn a_source_that_fails_spoils_the_image() {
     }
     let (_dir, path) = place();
     let mut writer = Writer::create(&path, Compression::None).unwrap();
-    let error = writer
-        .part("files", Kind::Files, &mut Fails)
-        .unwrap_err()
-        .to_string();
+    let error = writer.part("files", Kind::Files, &mut Fails).unwrap_err().to_string();
     assert!(error.contains("disk on fire"), "{error}");
     assert!(matches!(writer.finish(meta()), Err(Error::HalfPart { .. })));
 }
@@ -83,23 +63,10 @@ fn what_no_reader_would_accept_is_not_written() {
     let (_dir, path) = place();
     let mut writer = Writer::create(&path, Compression::None).unwrap();
     writer.part("one", Kind::Criu, &mut &b""[..]).unwrap();
-    for (name, kind) in [
-        ("one", Kind::Criu),
-        ("../two", Kind::Criu),
-        ("two", Kind::Layer("a/b".into())),
-    ] {
-        assert!(
-            matches!(
-                writer.part(name, kind, &mut &b""[..]),
-                Err(Error::Refused { .. })
-            ),
-            "{name}"
-        );
+    for (name, kind) in [("one", Kind::Criu), ("../two", Kind::Criu), ("two", Kind::Layer("a/b".into()))] {
+        assert!(matches!(writer.part(name, kind, &mut &b""[..]), Err(Error::Refused { .. })), "{name}");
     }
-    let meta = Meta {
-        host: "x".repeat(300),
-        ..meta()
-    };
+    let meta = Meta { host: "x".repeat(300), ..meta() };
     assert!(matches!(writer.finish(meta), Err(Error::Refused { .. })));
     assert!(!path.exists() && !partial(&path).exists());
 }
@@ -112,10 +79,7 @@ fn two_writers_do_not_meet_and_a_dead_ones_file_is_replaced() {
     assert!(matches!(busy, Error::Busy { .. }), "{busy}");
     assert!(partial(&path).exists());
     drop(writer);
-    File::create(partial(&path))
-        .unwrap()
-        .write_all(b"left by a dead writer")
-        .unwrap();
+    File::create(partial(&path)).unwrap().write_all(b"left by a dead writer").unwrap();
     write_small(&path, Compression::None);
     check(&path).unwrap();
 }
@@ -126,9 +90,6 @@ fn a_link_in_the_partial_files_place_is_not_followed() {
     let victim = dir.path().join("victim");
     fs::write(&victim, "untouched").unwrap();
     std::os::unix::fs::symlink(&victim, partial(&path)).unwrap();
-    assert!(matches!(
-        Writer::create(&path, Compression::None),
-        Err(Error::Io { op: "open", .. })
-    ));
+    assert!(matches!(Writer::create(&path, Compression::None), Err(Error::Io { op: "open", .. })));
     assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
 }

@@ -26,18 +26,12 @@ pub(super) fn network(
     for text in ip {
         let net = address(text)?;
         if nets.iter().any(|(other, _)| *other == net.0) {
-            return Err(PodFileError::Duplicate {
-                key: "ip",
-                value: text.clone(),
-            });
+            return Err(PodFileError::Duplicate { key: "ip", value: text.clone() });
         }
         nets.push(net);
     }
     Ok(Some(Network {
-        addresses: nets
-            .iter()
-            .map(|(address, prefix)| format!("{address}/{prefix}"))
-            .collect(),
+        addresses: nets.iter().map(|(address, prefix)| format!("{address}/{prefix}")).collect(),
         gateways: gateways(gateway, &nets)?,
         mac: mac.map_or_else(|| Ok(locally_administered(random)), parse_mac)?,
     }))
@@ -51,23 +45,13 @@ fn locally_administered(mut bytes: [u8; 6]) -> [u8; 6] {
 
 fn address(text: &str) -> Result<(IpAddr, u8), PodFileError> {
     let invalid = |problem| {
-        PodFileError::invalid(
-            "ip",
-            text,
-            problem,
-            "write address and prefix length, such as 10.0.0.5/24 or fd00::5/64",
-        )
+        PodFileError::invalid("ip", text, problem, "write address and prefix length, such as 10.0.0.5/24 or fd00::5/64")
     };
-    let (address, prefix) = text
-        .split_once('/')
-        .ok_or_else(|| invalid("has no prefix length"))?;
+    let (address, prefix) = text.split_once('/').ok_or_else(|| invalid("has no prefix length"))?;
     let address: IpAddr = address.parse().map_err(|_| invalid("is not an address"))?;
     let bits = if address.is_ipv4() { 32 } else { 128 };
     let digits = prefix.bytes().all(|b| b.is_ascii_digit());
-    let prefix = prefix
-        .parse::<u8>()
-        .ok()
-        .filter(|p| digits && (1..=bits).contains(p));
+    let prefix = prefix.parse::<u8>().ok().filter(|p| digits && (1..=bits).contains(p));
     let prefix = prefix.ok_or_else(|| invalid("has an impossible prefix length"))?;
     if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
         return Err(invalid("is not an address that a pod can have"));
@@ -91,12 +75,7 @@ fn gateways(texts: &[String], nets: &[(IpAddr, u8)]) -> Result<Vec<IpAddr>, PodF
     let mut gateways: Vec<IpAddr> = Vec::new();
     for text in texts {
         let invalid = |problem| {
-            PodFileError::invalid(
-                "gateway",
-                text,
-                problem,
-                "name a router in the pod's own network, such as 10.0.0.1",
-            )
+            PodFileError::invalid("gateway", text, problem, "name a router in the pod's own network, such as 10.0.0.1")
         };
         let gateway: IpAddr = text.parse().map_err(|_| invalid("is not an address"))?;
         if nets.iter().any(|(address, _)| *address == gateway) {
@@ -112,10 +91,7 @@ fn gateways(texts: &[String], nets: &[(IpAddr, u8)]) -> Result<Vec<IpAddr>, PodF
         if !reachable {
             return Err(invalid("is in none of the pod's networks"));
         }
-        if gateways
-            .iter()
-            .any(|other| other.is_ipv4() == gateway.is_ipv4())
-        {
+        if gateways.iter().any(|other| other.is_ipv4() == gateway.is_ipv4()) {
             return Err(invalid("is a second gateway of its family"));
         }
         gateways.push(gateway);
@@ -125,19 +101,14 @@ fn gateways(texts: &[String], nets: &[(IpAddr, u8)]) -> Result<Vec<IpAddr>, PodF
 
 fn contains((address, prefix): (IpAddr, u8), other: IpAddr) -> bool {
     match (address, other) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => {
-            (a.to_bits() ^ b.to_bits()).leading_zeros() >= prefix.into()
-        }
-        (IpAddr::V6(a), IpAddr::V6(b)) => {
-            (a.to_bits() ^ b.to_bits()).leading_zeros() >= prefix.into()
-        }
+        (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros() >= prefix.into(),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros() >= prefix.into(),
         _ => false,
     }
 }
 
 fn parse_mac(text: &str) -> Result<[u8; 6], PodFileError> {
-    const CURE: &str =
-        "write a locally administered address, such as 02:00:00:00:00:05, or leave it out";
+    const CURE: &str = "write a locally administered address, such as 02:00:00:00:00:05, or leave it out";
     let mut bytes = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut bytes {
@@ -148,20 +119,10 @@ fn parse_mac(text: &str) -> Result<[u8; 6], PodFileError> {
             .ok_or_else(|| PodFileError::invalid("mac", text, "is not a MAC address", CURE))?;
     }
     if parts.next().is_some() {
-        return Err(PodFileError::invalid(
-            "mac",
-            text,
-            "is not a MAC address",
-            CURE,
-        ));
+        return Err(PodFileError::invalid("mac", text, "is not a MAC address", CURE));
     }
     if bytes != locally_administered(bytes) {
-        return Err(PodFileError::invalid(
-            "mac",
-            text,
-            "is not a locally administered unicast address",
-            CURE,
-        ));
+        return Err(PodFileError::invalid("mac", text, "is not a locally administered unicast address", CURE));
     }
     Ok(bytes)
 }

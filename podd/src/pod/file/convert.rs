@@ -21,49 +21,28 @@ pub fn check_name(name: &str) -> Result<(), PodFileError> {
         "is longer than 63 characters"
     } else if name.starts_with('-') {
         "starts with a hyphen"
-    } else if !name
-        .bytes()
-        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    {
+    } else if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
         "has other characters than a-z, 0-9 and hyphen"
     } else {
         return Ok(());
     };
-    Err(PodFileError::invalid(
-        "name",
-        name,
-        problem,
-        "write 1 to 63 of a-z, 0-9 and hyphen, such as web-1",
-    ))
+    Err(PodFileError::invalid("name", name, problem, "write 1 to 63 of a-z, 0-9 and hyphen, such as web-1"))
 }
 
 pub(super) fn into_spec(file: PodFile, random: [u8; 6]) -> Result<PodSpec, PodFileError> {
-    let name = file.name.ok_or(PodFileError::Missing {
-        key: "name",
-        cure: "give one with --name, such as web-1",
-    })?;
+    let name = file.name.ok_or(PodFileError::Missing { key: "name", cure: "give one with --name, such as web-1" })?;
     check_name(&name)?;
     let source = paths::source(file.rootfs.as_deref(), file.image.as_deref())?;
     let command = command(file.command, &source)?;
     for (key, value) in &file.env {
         check_env(key, value)?;
     }
-    let workdir = file
-        .workdir
-        .map(|path| paths::in_pod("workdir", &path))
-        .transpose()?;
-    let mut volumes = file
-        .volumes
-        .iter()
-        .map(|text| paths::volume(text))
-        .collect::<Result<Vec<_>, _>>()?;
+    let workdir = file.workdir.map(|path| paths::in_pod("workdir", &path)).transpose()?;
+    let mut volumes = file.volumes.iter().map(|text| paths::volume(text)).collect::<Result<Vec<_>, _>>()?;
     // Parents first: a volume inside another must be mounted after it.
     volumes.sort_by(|a, b| a.pod.cmp(&b.pod));
     if let Some(pair) = volumes.windows(2).find(|pair| pair[0].pod == pair[1].pod) {
-        return Err(PodFileError::Duplicate {
-            key: "volumes",
-            value: pair[0].pod.display().to_string(),
-        });
+        return Err(PodFileError::Duplicate { key: "volumes", value: pair[0].pod.display().to_string() });
     }
     Ok(PodSpec {
         name,
@@ -78,18 +57,9 @@ pub(super) fn into_spec(file: PodFile, random: [u8; 6]) -> Result<PodSpec, PodFi
         volumes,
         cap_add: capabilities(file.cap_add)?,
         allow_new_privileges: file.allow_new_privileges,
-        restart: file
-            .restart
-            .as_deref()
-            .map_or(Ok(RestartPolicy::No), restart)?,
-        stop_signal: file
-            .stop_signal
-            .as_deref()
-            .map_or(Ok(STOP_SIGNAL), stop_signal)?,
-        stop_timeout_s: file
-            .stop_timeout
-            .as_deref()
-            .map_or(Ok(STOP_TIMEOUT_S), stop_timeout)?,
+        restart: file.restart.as_deref().map_or(Ok(RestartPolicy::No), restart)?,
+        stop_signal: file.stop_signal.as_deref().map_or(Ok(STOP_SIGNAL), stop_signal)?,
+        stop_timeout_s: file.stop_timeout.as_deref().map_or(Ok(STOP_TIMEOUT_S), stop_timeout)?,
         log_bytes: file.log_size.as_deref().map_or(Ok(LOG_BYTES), log_size)?,
     })
 }
@@ -100,12 +70,7 @@ fn from_spec(spec: &PodSpec) -> PodFile {
         RootSource::Image(image) => (None, Some(image.clone())),
     };
     let volume = |v: &crate::pod::spec::Volume| {
-        format!(
-            "{}:{}:{}",
-            v.host.display(),
-            v.pod.display(),
-            if v.read_only { "ro" } else { "rw" }
-        )
+        format!("{}:{}:{}", v.host.display(), v.pod.display(), if v.read_only { "ro" } else { "rw" })
     };
     let network = spec.network.as_ref();
     PodFile {
@@ -117,9 +82,7 @@ fn from_spec(spec: &PodSpec) -> PodFile {
         workdir: spec.workdir.clone(),
         hostname: spec.hostname.clone(),
         ip: network.map(|n| n.addresses.clone()).unwrap_or_default(),
-        gateway: network
-            .map(|n| n.gateways.iter().map(ToString::to_string).collect())
-            .unwrap_or_default(),
+        gateway: network.map(|n| n.gateways.iter().map(ToString::to_string).collect()).unwrap_or_default(),
         mac: network.map(|n| n.mac.map(|byte| format!("{byte:02x}")).join(":")),
         memory: spec.limits.memory.map(|bytes| bytes.to_string()),
         cpus: spec.limits.cpus,
@@ -143,15 +106,11 @@ fn from_spec(spec: &PodSpec) -> PodFile {
 }
 
 fn command(command: Vec<String>, source: &RootSource) -> Result<Vec<String>, PodFileError> {
-    const CURE: &str =
-        "end with -- PROGRAM ARGUMENTS, or write command = [\"PROGRAM\", \"ARGUMENT\"]";
+    const CURE: &str = "end with -- PROGRAM ARGUMENTS, or write command = [\"PROGRAM\", \"ARGUMENT\"]";
     match (command.first(), source) {
         (None, RootSource::Image(_)) => return Ok(command),
         (None, RootSource::Rootfs(_)) => {
-            return Err(PodFileError::Missing {
-                key: "command",
-                cure: CURE,
-            });
+            return Err(PodFileError::Missing { key: "command", cure: CURE });
         }
         (Some(program), _) if program.is_empty() => {
             return Err(PodFileError::invalid("command", "", "has no program", CURE));
@@ -159,12 +118,7 @@ fn command(command: Vec<String>, source: &RootSource) -> Result<Vec<String>, Pod
         (Some(_), _) => {}
     }
     match command.iter().find(|word| word.contains('\0')) {
-        Some(word) => Err(PodFileError::invalid(
-            "command",
-            word,
-            "contains a NUL character",
-            CURE,
-        )),
+        Some(word) => Err(PodFileError::invalid("command", word, "contains a NUL character", CURE)),
         None => Ok(command),
     }
 }
@@ -172,38 +126,21 @@ fn command(command: Vec<String>, source: &RootSource) -> Result<Vec<String>, Pod
 fn check_env(key: &str, value: &str) -> Result<(), PodFileError> {
     const CURE: &str = "write KEY=VALUE; the key has neither `=` nor NUL, the value no NUL";
     if key.is_empty() || key.contains(['=', '\0']) {
-        return Err(PodFileError::invalid(
-            "env",
-            key,
-            "is not a variable's name",
-            CURE,
-        ));
+        return Err(PodFileError::invalid("env", key, "is not a variable's name", CURE));
     }
     match value.contains('\0') {
-        true => Err(PodFileError::invalid(
-            "env",
-            key,
-            "has a value with a NUL character",
-            CURE,
-        )),
+        true => Err(PodFileError::invalid("env", key, "has a value with a NUL character", CURE)),
         false => Ok(()),
     }
 }
 
 fn checked_user(user: String) -> Result<String, PodFileError> {
-    let word = |part: &str| {
-        !part.is_empty() && !part.contains(|c: char| c.is_whitespace() || c.is_control())
-    };
+    let word = |part: &str| !part.is_empty() && !part.contains(|c: char| c.is_whitespace() || c.is_control());
     let parts: Vec<&str> = user.split(':').collect();
     if parts.len() <= 2 && parts.iter().all(|part| word(part)) {
         return Ok(user);
     }
-    Err(PodFileError::invalid(
-        "user",
-        user,
-        "is not a user",
-        "write USER or USER:GROUP, names or numbers",
-    ))
+    Err(PodFileError::invalid("user", user, "is not a user", "write USER or USER:GROUP, names or numbers"))
 }
 
 fn checked_hostname(name: String) -> Result<String, PodFileError> {
@@ -224,11 +161,7 @@ fn checked_hostname(name: String) -> Result<String, PodFileError> {
     ))
 }
 
-fn limits(
-    memory: Option<&str>,
-    cpus: Option<f64>,
-    pids: Option<u64>,
-) -> Result<Limits, PodFileError> {
+fn limits(memory: Option<&str>, cpus: Option<f64>, pids: Option<u64>) -> Result<Limits, PodFileError> {
     let memory = memory.map(|text| bytes("memory", text)).transpose()?;
     if let Some(memory) = memory {
         // Catches the forgotten unit.
@@ -270,11 +203,7 @@ fn capabilities(names: Vec<String>) -> Result<Vec<String>, PodFileError> {
     let mut all = Vec::with_capacity(names.len());
     for name in names {
         let upper = name.to_ascii_uppercase();
-        let full = if upper.starts_with("CAP_") {
-            upper
-        } else {
-            format!("CAP_{upper}")
-        };
+        let full = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
         let known: Result<caps::Capability, _> = full.parse();
         if known.is_err() {
             return Err(PodFileError::invalid(
@@ -296,12 +225,7 @@ fn restart(text: &str) -> Result<RestartPolicy, PodFileError> {
         "no" => Ok(RestartPolicy::No),
         "on-failure" => Ok(RestartPolicy::OnFailure),
         "always" => Ok(RestartPolicy::Always),
-        _ => Err(PodFileError::invalid(
-            "restart",
-            text,
-            "is not a restart policy",
-            "write no, on-failure or always",
-        )),
+        _ => Err(PodFileError::invalid("restart", text, "is not a restart policy", "write no, on-failure or always")),
     }
 }
 
@@ -332,12 +256,7 @@ fn log_size(text: &str) -> Result<u64, PodFileError> {
     let size = bytes("log_size", text)?;
     match (64 << 10..=1 << 40).contains(&size) {
         true => Ok(size),
-        false => Err(PodFileError::invalid(
-            "log_size",
-            text,
-            "is not between 64K and 1T",
-            SIZE,
-        )),
+        false => Err(PodFileError::invalid("log_size", text, "is not between 64K and 1T", SIZE)),
     }
 }
 

@@ -55,14 +55,8 @@ impl PodFileError {
 
     pub(super) fn syntax(toml: &str, error: &toml::de::Error) -> Self {
         let start = error.span().map_or(0, |span| span.start.min(toml.len()));
-        let line = 1 + toml.as_bytes()[..start]
-            .iter()
-            .filter(|byte| **byte == b'\n')
-            .count();
-        Self::Syntax {
-            line,
-            message: error.message().trim().replace('\n', ", "),
-        }
+        let line = 1 + toml.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count();
+        Self::Syntax { line, message: error.message().trim().replace('\n', ", ") }
     }
 
     pub(super) fn invalid(
@@ -71,22 +65,13 @@ impl PodFileError {
         problem: &'static str,
         cure: &'static str,
     ) -> Self {
-        Self::Invalid {
-            key,
-            value: value.into(),
-            problem,
-            cure,
-        }
+        Self::Invalid { key, value: value.into(), problem, cure }
     }
 }
 
 impl From<PodFileError> for ApiError {
     fn from(error: PodFileError) -> Self {
-        Self {
-            kind: ErrorKind::Usage,
-            message: error.to_string(),
-            cure: Some(error.cure().to_owned()),
-        }
+        Self { kind: ErrorKind::Usage, message: error.to_string(), cure: Some(error.cure().to_owned()) }
     }
 }
 

@@ -53,16 +53,12 @@ pub fn signal(text: &str) -> Option<i32> {
     };
     match real_time {
         Some(number) => (RTMIN..=RTMAX).contains(&number).then_some(number),
-        None => Signal::from_str(&format!("SIG{short}"))
-            .ok()
-            .map(|signal| signal as i32),
+        None => Signal::from_str(&format!("SIG{short}")).ok().map(|signal| signal as i32),
     }
 }
 
 fn split(text: &str) -> Option<(u64, &str)> {
     let text = text.trim();
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     Some((text[..end].parse().ok()?, text[end..].trim_start()))
 }

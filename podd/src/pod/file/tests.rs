@@ -53,18 +53,11 @@ fn full_file_means_what_it_says() {
     assert_eq!(spec.workdir.as_deref(), Some("/var/www"));
     assert_eq!(spec.limits.memory, Some(512 << 20));
     assert_eq!(spec.limits.cpus, Some(1.5));
-    assert_eq!(
-        spec.volumes[0].pod,
-        Path::new("/data"),
-        "parents come first"
-    );
+    assert_eq!(spec.volumes[0].pod, Path::new("/data"), "parents come first");
     assert!(spec.volumes[0].read_only && !spec.volumes[1].read_only);
     assert_eq!(spec.cap_add, ["CAP_NET_RAW"]);
     assert_eq!(spec.restart, RestartPolicy::OnFailure);
-    assert_eq!(
-        (spec.stop_signal, spec.stop_timeout_s, spec.log_bytes),
-        (3, 120, 1 << 20)
-    );
+    assert_eq!((spec.stop_signal, spec.stop_timeout_s, spec.log_bytes), (3, 120, 1 << 20));
     let network = spec.network.as_ref().unwrap();
     assert_eq!(network.mac, [2, 0, 0, 0, 0, 5]);
     assert_eq!(network.addresses, ["10.0.0.5/24", "fd00::5/64"]);
@@ -74,51 +67,28 @@ fn full_file_means_what_it_says() {
 #[test]
 fn defaults_are_the_documented_ones() {
     let spec = minimal().into_spec([0; 6]).unwrap();
-    assert_eq!(
-        (spec.stop_signal, spec.stop_timeout_s, spec.log_bytes),
-        (15, 10, 16 << 20)
-    );
+    assert_eq!((spec.stop_signal, spec.stop_timeout_s, spec.log_bytes), (15, 10, 16 << 20));
     assert_eq!((spec.network, spec.restart), (None, RestartPolicy::No));
 }
 
 #[test]
 fn numbers_may_stand_for_text_and_one_string_for_a_list() {
-    let file = PodFile::parse("user = 33\nmemory = 8388608\nip = '10.0.0.5/24'\nstop_timeout = 3")
-        .unwrap();
-    assert_eq!(
-        (file.user.as_deref(), file.memory.as_deref()),
-        (Some("33"), Some("8388608"))
-    );
-    assert_eq!(
-        (file.ip, file.stop_timeout.as_deref()),
-        (vec!["10.0.0.5/24".to_owned()], Some("3"))
-    );
+    let file = PodFile::parse("user = 33\nmemory = 8388608\nip = '10.0.0.5/24'\nstop_timeout = 3").unwrap();
+    assert_eq!((file.user.as_deref(), file.memory.as_deref()), (Some("33"), Some("8388608")));
+    assert_eq!((file.ip, file.stop_timeout.as_deref()), (vec!["10.0.0.5/24".to_owned()], Some("3")));
 }
 
 #[test]
 fn syntax_errors_name_the_line() {
     let error = PodFile::parse("name = 'web'\nmemry = '512M'\n").unwrap_err();
-    let PodFileError::Syntax { line, message } = &error else {
-        panic!("{error:?}")
-    };
+    let PodFileError::Syntax { line, message } = &error else { panic!("{error:?}") };
     assert_eq!(*line, 2);
     assert!(message.contains("unknown field `memry`"), "{message}");
     let error = PodFile::parse("memory = true").unwrap_err().to_string();
-    assert!(
-        error.contains("expected a string or a whole number"),
-        "{error}"
-    );
+    assert!(error.contains("expected a string or a whole number"), "{error}");
     let error = PodFile::parse("memory = ['1G']").unwrap_err().to_string();
-    assert!(
-        error.contains("expected a string or a whole number"),
-        "{error}"
-    );
-    assert!(
-        !PodFile::parse("name = ")
-            .unwrap_err()
-            .to_string()
-            .contains('\n')
-    );
+    assert!(error.contains("expected a string or a whole number"), "{error}");
+    assert!(!PodFile::parse("name = ").unwrap_err().to_string().contains('\n'));
     assert!(PodFile::parse(&" ".repeat(MAX_FILE + 1)).is_err());
 }
 
@@ -127,140 +97,47 @@ fn refusals_name_key_value_and_reason() {
     type Change = fn(&mut PodFile);
     let table: [(Change, &str); 36] = [
         (|f| f.name = None, "the pod has no name"),
-        (
-            |f| f.name = Some("Web".into()),
-            "name \"Web\" has other characters",
-        ),
-        (
-            |f| f.name = Some("-web".into()),
-            "name \"-web\" starts with a hyphen",
-        ),
+        (|f| f.name = Some("Web".into()), "name \"Web\" has other characters"),
+        (|f| f.name = Some("-web".into()), "name \"-web\" starts with a hyphen"),
         (|f| f.name = Some(String::new()), "name \"\" is empty"),
-        (
-            |f| f.name = Some("a".repeat(64)),
-            "is longer than 63 characters",
-        ),
+        (|f| f.name = Some("a".repeat(64)), "is longer than 63 characters"),
         (|f| f.rootfs = None, "the pod has no rootfs or image"),
-        (
-            |f| f.image = Some("oci:/x".into()),
-            "image \"oci:/x\" is given together with a rootfs",
-        ),
-        (
-            |f| f.rootfs = Some("root".into()),
-            "rootfs \"root\" is not an absolute path",
-        ),
-        (
-            |f| f.rootfs = Some("/a/../b".into()),
-            "rootfs \"/a/../b\" contains `..`",
-        ),
+        (|f| f.image = Some("oci:/x".into()), "image \"oci:/x\" is given together with a rootfs"),
+        (|f| f.rootfs = Some("root".into()), "rootfs \"root\" is not an absolute path"),
+        (|f| f.rootfs = Some("/a/../b".into()), "rootfs \"/a/../b\" contains `..`"),
         (|f| f.command.clear(), "the pod has no command"),
         (|f| f.command[0].clear(), "command \"\" has no program"),
-        (
-            |f| f.command.push("a\0b".into()),
-            "command \"a\\0b\" contains a NUL",
-        ),
-        (
-            |f| f.env = [("A=B".into(), String::new())].into(),
-            "env \"A=B\" is not a variable's name",
-        ),
-        (
-            |f| f.env = [("A".into(), "\0".into())].into(),
-            "env \"A\" has a value with a NUL",
-        ),
-        (
-            |f| f.user = Some("a:b:c".into()),
-            "user \"a:b:c\" is not a user",
-        ),
-        (
-            |f| f.workdir = Some("tmp".into()),
-            "workdir \"tmp\" is not an absolute path",
-        ),
-        (
-            |f| f.hostname = Some("a_b".into()),
-            "hostname \"a_b\" is not a host name",
-        ),
-        (
-            |f| f.ip = vec!["10.0.0.5".into()],
-            "ip \"10.0.0.5\" has no prefix length",
-        ),
-        (
-            |f| f.ip = vec!["10.0.0.5/33".into()],
-            "has an impossible prefix length",
-        ),
-        (
-            |f| f.ip = vec!["10.0.0.0/24".into()],
-            "is the address of a whole network",
-        ),
-        (
-            |f| f.ip = vec!["::1/128".into()],
-            "is not an address that a pod can have",
-        ),
-        (
-            |f| f.ip = vec!["10.0.0.5/24".into(), "10.0.0.5/16".into()],
-            "ip \"10.0.0.5/16\" is given twice",
-        ),
-        (
-            |f| f.gateway = vec!["10.0.0.1".into()],
-            "gateway \"10.0.0.1\" is given, but the pod has no address",
-        ),
-        (
-            |f| f.mac = Some("02:00:00:00:00:05".into()),
-            "is given, but the pod has no address",
-        ),
-        (
-            |f| f.memory = Some("512X".into()),
-            "memory \"512X\" is not a size",
-        ),
-        (
-            |f| f.memory = Some("512".into()),
-            "memory \"512\" is less than 4M",
-        ),
-        (
-            |f| f.cpus = Some(0.0),
-            "cpus \"0\" is not a possible number of cores",
-        ),
-        (
-            |f| f.cpus = Some(f64::NAN),
-            "is not a possible number of cores",
-        ),
+        (|f| f.command.push("a\0b".into()), "command \"a\\0b\" contains a NUL"),
+        (|f| f.env = [("A=B".into(), String::new())].into(), "env \"A=B\" is not a variable's name"),
+        (|f| f.env = [("A".into(), "\0".into())].into(), "env \"A\" has a value with a NUL"),
+        (|f| f.user = Some("a:b:c".into()), "user \"a:b:c\" is not a user"),
+        (|f| f.workdir = Some("tmp".into()), "workdir \"tmp\" is not an absolute path"),
+        (|f| f.hostname = Some("a_b".into()), "hostname \"a_b\" is not a host name"),
+        (|f| f.ip = vec!["10.0.0.5".into()], "ip \"10.0.0.5\" has no prefix length"),
+        (|f| f.ip = vec!["10.0.0.5/33".into()], "has an impossible prefix length"),
+        (|f| f.ip = vec!["10.0.0.0/24".into()], "is the address of a whole network"),
+        (|f| f.ip = vec!["::1/128".into()], "is not an address that a pod can have"),
+        (|f| f.ip = vec!["10.0.0.5/24".into(), "10.0.0.5/16".into()], "ip \"10.0.0.5/16\" is given twice"),
+        (|f| f.gateway = vec!["10.0.0.1".into()], "gateway \"10.0.0.1\" is given, but the pod has no address"),
+        (|f| f.mac = Some("02:00:00:00:00:05".into()), "is given, but the pod has no address"),
+        (|f| f.memory = Some("512X".into()), "memory \"512X\" is not a size"),
+        (|f| f.memory = Some("512".into()), "memory \"512\" is less than 4M"),
+        (|f| f.cpus = Some(0.0), "cpus \"0\" is not a possible number of cores"),
+        (|f| f.cpus = Some(f64::NAN), "is not a possible number of cores"),
         (|f| f.pids = Some(1), "pids \"1\" is not a possible number"),
-        (
-            |f| f.volumes = vec!["/srv".into()],
-            "is not of the form HOST:POD[:ro]",
-        ),
-        (
-            |f| f.volumes = vec!["/srv:/proc/x".into()],
-            "lies in a file system that podd makes itself",
-        ),
-        (
-            |f| f.volumes = vec!["/a:/d".into(), "/b:/d/".into()],
-            "volumes \"/d\" is given twice",
-        ),
-        (
-            |f| f.cap_add = vec!["ALL".into()],
-            "cap_add \"ALL\" is not a capability",
-        ),
-        (
-            |f| f.restart = Some("maybe".into()),
-            "restart \"maybe\" is not a restart policy",
-        ),
-        (
-            |f| f.stop_signal = Some("65".into()),
-            "stop_signal \"65\" is not a signal",
-        ),
-        (
-            |f| f.log_size = Some("1K".into()),
-            "log_size \"1K\" is not between 64K and 1T",
-        ),
+        (|f| f.volumes = vec!["/srv".into()], "is not of the form HOST:POD[:ro]"),
+        (|f| f.volumes = vec!["/srv:/proc/x".into()], "lies in a file system that podd makes itself"),
+        (|f| f.volumes = vec!["/a:/d".into(), "/b:/d/".into()], "volumes \"/d\" is given twice"),
+        (|f| f.cap_add = vec!["ALL".into()], "cap_add \"ALL\" is not a capability"),
+        (|f| f.restart = Some("maybe".into()), "restart \"maybe\" is not a restart policy"),
+        (|f| f.stop_signal = Some("65".into()), "stop_signal \"65\" is not a signal"),
+        (|f| f.log_size = Some("1K".into()), "log_size \"1K\" is not between 64K and 1T"),
     ];
     for (change, expected) in table {
         let mut file = minimal();
         change(&mut file);
         let said = message(file.clone());
-        assert!(
-            said.contains(expected),
-            "{said:?} should contain {expected:?}"
-        );
+        assert!(said.contains(expected), "{said:?} should contain {expected:?}");
         assert!(!file.into_spec([0; 6]).unwrap_err().cure().is_empty());
     }
 }
@@ -271,64 +148,29 @@ fn gateways_must_be_neighbours() {
     file.ip = vec!["10.0.0.5/24".into(), "fd00::5/64".into()];
     let mut with = |gateways: &[&str]| {
         file.gateway = gateways.iter().map(ToString::to_string).collect();
-        file.clone()
-            .into_spec([0; 6])
-            .map(|spec| spec.network.unwrap().gateways.len())
-            .map_err(|e| e.to_string())
+        file.clone().into_spec([0; 6]).map(|spec| spec.network.unwrap().gateways.len()).map_err(|e| e.to_string())
     };
     assert_eq!(with(&["10.0.0.1", "fd00::1"]), Ok(2));
-    assert!(
-        with(&["10.0.1.1"])
-            .unwrap_err()
-            .contains("in none of the pod's networks")
-    );
+    assert!(with(&["10.0.1.1"]).unwrap_err().contains("in none of the pod's networks"));
     assert!(with(&["10.0.0.5"]).unwrap_err().contains("own address"));
-    assert!(
-        with(&["10.0.0.1", "10.0.0.2"])
-            .unwrap_err()
-            .contains("second gateway")
-    );
+    assert!(with(&["10.0.0.1", "10.0.0.2"]).unwrap_err().contains("second gateway"));
 }
 
 #[test]
 fn quantities() {
     use quantity::{seconds, signal, size};
-    assert_eq!(
-        [size("1"), size("2k"), size("3MiB"), size("4 G")],
-        [Some(1), Some(2048), Some(3 << 20), Some(4 << 30)]
-    );
-    assert_eq!(
-        [
-            size("1MB"),
-            size("-1"),
-            size("1.5G"),
-            size(""),
-            size("99999999T")
-        ],
-        [None; 5]
-    );
+    assert_eq!([size("1"), size("2k"), size("3MiB"), size("4 G")], [Some(1), Some(2048), Some(3 << 20), Some(4 << 30)]);
+    assert_eq!([size("1MB"), size("-1"), size("1.5G"), size(""), size("99999999T")], [None; 5]);
     assert_eq!(
         [seconds("10s"), seconds("2m"), seconds("1h"), seconds("7")],
         [Some(10), Some(120), Some(3600), Some(7)]
     );
+    assert_eq!([seconds("s"), seconds("1w"), seconds("99999999999999999999")], [None; 3]);
     assert_eq!(
-        [seconds("s"), seconds("1w"), seconds("99999999999999999999")],
-        [None; 3]
-    );
-    assert_eq!(
-        [
-            signal("TERM"),
-            signal("sigkill"),
-            signal("15"),
-            signal("RTMIN+3"),
-            signal("RTMAX-1")
-        ],
+        [signal("TERM"), signal("sigkill"), signal("15"), signal("RTMIN+3"), signal("RTMAX-1")],
         [Some(15), Some(9), Some(15), Some(37), Some(63)]
     );
-    assert_eq!(
-        [signal("0"), signal("RTMIN+31"), signal("FOO"), signal("")],
-        [None; 4]
-    );
+    assert_eq!([signal("0"), signal("RTMIN+31"), signal("FOO"), signal("")], [None; 4]);
 }
 
 #[test]
@@ -343,18 +185,8 @@ fn flags_lie_over_the_file() {
         ..PodFile::default()
     };
     let both = file.clone().overlaid(flags);
-    assert_eq!(
-        (both.name.as_deref(), both.rootfs, both.ip.len()),
-        (Some("web-2"), None, 1)
-    );
-    assert_eq!(
-        (
-            both.volumes.len(),
-            both.env["PORT"].as_str(),
-            both.env.len()
-        ),
-        (3, "81", 2)
-    );
+    assert_eq!((both.name.as_deref(), both.rootfs, both.ip.len()), (Some("web-2"), None, 1));
+    assert_eq!((both.volumes.len(), both.env["PORT"].as_str(), both.env.len()), (3, "81", 2));
     assert_eq!(file.clone().overlaid(PodFile::default()), file);
 }
 

@@ -49,10 +49,7 @@ pub const WITH_CAPABILITY: &[(Capability, &[i64])] = &[
     (Capability::CAP_SYS_CHROOT, &[libc::SYS_chroot]),
     // In a PID namespace of its own it ends the pod, no more.
     (Capability::CAP_SYS_BOOT, &[libc::SYS_reboot]),
-    (
-        Capability::CAP_SYS_PTRACE,
-        &[libc::SYS_kcmp, libc::SYS_process_madvise],
-    ),
+    (Capability::CAP_SYS_PTRACE, &[libc::SYS_kcmp, libc::SYS_process_madvise]),
     (Capability::CAP_SYS_TTY_CONFIG, &[libc::SYS_vhangup]),
 ];
 

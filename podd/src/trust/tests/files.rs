@@ -12,10 +12,7 @@ fn init_makes_a_folder_that_only_root_can_read_and_refuses_to_do_it_twice() {
     let pki = folder.path().join("state/pki");
     assert!(Identity::load(&pki).unwrap().is_none());
     let made = init(&pki, "web-1", local(7), now()).unwrap();
-    assert_eq!(
-        (made.name.as_str(), made.address, made.is_authority()),
-        ("web-1", local(7), true)
-    );
+    assert_eq!((made.name.as_str(), made.address, made.is_authority()), ("web-1", local(7), true));
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     assert_eq!(mode(&pki), 0o700);
     let mut names = Vec::new();
@@ -25,31 +22,15 @@ fn init_makes_a_folder_that_only_root_can_read_and_refuses_to_do_it_twice() {
         names.push(file.file_name().into_string().unwrap());
     }
     names.sort();
-    assert_eq!(
-        names,
-        [
-            "ca.key",
-            "ca.pem",
-            "host.json",
-            "host.key",
-            "host.pem",
-            "lock"
-        ]
-    );
+    assert_eq!(names, ["ca.key", "ca.pem", "host.json", "host.key", "host.pem", "lock"]);
     let again = init(&pki, "web-2", local(8), now()).unwrap_err();
-    assert_eq!(
-        sentence(&again),
-        "this host already has an identity: it is `web-1` at 127.0.0.1:7"
-    );
+    assert_eq!(sentence(&again), "this host already has an identity: it is `web-1` at 127.0.0.1:7");
     let shown = format!("{made:?}");
     assert!(!shown.contains("PRIVATE") && shown.contains("web-1"));
     // A key that others can read is not used.
     fs::set_permissions(pki.join("host.key"), fs::Permissions::from_mode(0o640)).unwrap();
     let error = Identity::load(&pki).unwrap_err();
-    assert!(
-        matches!(error, TrustError::Exposed { mode: 0o640, .. }),
-        "{error:?}"
-    );
+    assert!(matches!(error, TrustError::Exposed { mode: 0o640, .. }), "{error:?}");
 }
 
 #[test]
@@ -58,23 +39,14 @@ fn an_init_that_was_cut_goes_on_with_its_ca() {
     let pki = folder.path();
     let first = init(pki, "a", local(7), now()).unwrap().ca_pem;
     fs::write(pki.join(".ca.pem.new"), "half a certificate").unwrap();
-    for lost in [
-        &["host.pem"][..],
-        &["host.pem", "host.json"],
-        &["host.pem", "host.json", "host.key"],
-    ] {
-        lost.iter()
-            .for_each(|name| fs::remove_file(pki.join(name)).unwrap());
+    for lost in [&["host.pem"][..], &["host.pem", "host.json"], &["host.pem", "host.json", "host.key"]] {
+        lost.iter().for_each(|name| fs::remove_file(pki.join(name)).unwrap());
         assert_eq!(init(pki, "a", local(7), now()).unwrap().ca_pem, first);
     }
     for name in ["host.pem", "host.json", "ca.pem"] {
         fs::remove_file(pki.join(name)).unwrap();
     }
-    assert_ne!(
-        init(pki, "a", local(7), now()).unwrap().ca_pem,
-        first,
-        "no certificate, no CA"
-    );
+    assert_ne!(init(pki, "a", local(7), now()).unwrap().ca_pem, first, "no certificate, no CA");
 }
 
 #[test]
@@ -107,16 +79,8 @@ fn bad_names_addresses_lifetimes_and_clocks_are_refused() {
     let folder = TempDir::new().unwrap();
     let pki = folder.path();
     let long = "x".repeat(64);
-    for name in [
-        "", "A", "a_b", "a.b", "a b", "ä", "-a", "a-", "12", "a/../b", "*", &long,
-    ] {
-        assert!(
-            matches!(
-                init(pki, name, local(7), now()),
-                Err(TrustError::BadName(_))
-            ),
-            "{name}"
-        );
+    for name in ["", "A", "a_b", "a.b", "a b", "ä", "-a", "a-", "12", "a/../b", "*", &long] {
+        assert!(matches!(init(pki, name, local(7), now()), Err(TrustError::BadName(_))), "{name}");
     }
     for address in ["0.0.0.0:7", "[::]:7", "127.0.0.1:0", "224.0.0.1:7"] {
         let error = init(pki, "a", address.parse().unwrap(), now()).unwrap_err();
@@ -124,24 +88,12 @@ fn bad_names_addresses_lifetimes_and_clocks_are_refused() {
     }
     let error = init(pki, "a", local(7), Timestamp::UNIX_EPOCH).unwrap_err();
     assert!(sentence(&error).contains("1970-01-01"), "{error}");
-    assert!(matches!(
-        invite(pki, "b", 60, now()),
-        Err(TrustError::NoIdentity)
-    ));
+    assert!(matches!(invite(pki, "b", 60, now()), Err(TrustError::NoIdentity)));
     let long = "x".repeat(63);
     init(pki, &long, "[::1]:7".parse().unwrap(), now()).unwrap();
-    assert!(matches!(
-        invite(pki, "b", 0, now()),
-        Err(TrustError::BadLifetime(0))
-    ));
-    assert!(matches!(
-        invite(pki, "b", u64::MAX, now()),
-        Err(TrustError::BadLifetime(_))
-    ));
-    assert!(matches!(
-        invite(pki, &long, 60, now()),
-        Err(TrustError::IsAuthority(_))
-    ));
+    assert!(matches!(invite(pki, "b", 0, now()), Err(TrustError::BadLifetime(0))));
+    assert!(matches!(invite(pki, "b", u64::MAX, now()), Err(TrustError::BadLifetime(_))));
+    assert!(matches!(invite(pki, &long, 60, now()), Err(TrustError::IsAuthority(_))));
 }
 
 #[test]
@@ -158,10 +110,7 @@ fn certificates_say_the_dates_that_were_meant() {
         let at: Timestamp = at.parse().unwrap();
         let made = init(folder.path(), "a", local(7), at).unwrap();
         assert_eq!(made.validity, validity(at, 1));
-        assert_eq!(
-            Facts::of_pem(&made.ca_pem).unwrap().validity,
-            validity(at, 10)
-        );
+        assert_eq!(Facts::of_pem(&made.ca_pem).unwrap().validity, validity(at, 10));
         made.check(at).unwrap();
         invite(folder.path(), "b", 60, at).unwrap();
     }
@@ -170,30 +119,14 @@ fn certificates_say_the_dates_that_were_meant() {
 #[test]
 fn a_host_certificate_does_not_outlive_the_ca() {
     let folder = TempDir::new().unwrap();
-    init(
-        folder.path(),
-        "a",
-        local(7),
-        "2028-02-29T12:00:00Z".parse().unwrap(),
-    )
-    .unwrap();
+    init(folder.path(), "a", local(7), "2028-02-29T12:00:00Z".parse().unwrap()).unwrap();
     let authority = Authority::load(folder.path()).unwrap();
     let key = certificate::make_key().unwrap();
     let end: Timestamp = "2038-02-28T12:00:00Z".parse().unwrap();
-    let signed = authority
-        .sign(
-            &key,
-            "b",
-            local(7).ip(),
-            "2037-12-01T00:00:00Z".parse().unwrap(),
-        )
-        .unwrap();
+    let signed = authority.sign(&key, "b", local(7).ip(), "2037-12-01T00:00:00Z".parse().unwrap()).unwrap();
     assert_eq!(Facts::of_pem(&signed).unwrap().validity.not_after, end);
     let error = authority.sign(&key, "b", local(7).ip(), end).unwrap_err();
-    assert!(
-        sentence(&error).contains("the fleet's CA expired on 2038-02-28T12:00:00Z"),
-        "{error}"
-    );
+    assert!(sentence(&error).contains("the fleet's CA expired on 2038-02-28T12:00:00Z"), "{error}");
 }
 
 #[test]
@@ -209,9 +142,5 @@ fn a_request_with_a_forged_signature_is_refused() {
     assert!(certificate::requested_key("").is_err());
     let other = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
     let request = certificate::make_request(&other, "b").unwrap();
-    assert!(
-        certificate::requested_key(&request)
-            .unwrap_err()
-            .contains("P-256")
-    );
+    assert!(certificate::requested_key(&request).unwrap_err().contains("P-256"));
 }

@@ -15,35 +15,20 @@ use super::*;
 async fn a_host_joins_and_learns_of_the_others() {
     let mut a = Host::authority("a").await;
     let b = Host::new().await;
-    let c = KnownHost {
-        name: "c".into(),
-        address: local(7),
-    };
+    let c = KnownHost { name: "c".into(), address: local(7) };
     let token = a.invite("b");
     assert!(!token.contains(char::is_whitespace));
     let served = a.serve(1, vec![a.known(), c.clone()]);
     let joined = b.join(&a, &token, "b").await.unwrap();
     let recorded = served.await.unwrap().remove(0).unwrap();
-    assert_eq!(
-        recorded,
-        KnownHost {
-            name: "b".into(),
-            address: b.address
-        }
-    );
+    assert_eq!(recorded, KnownHost { name: "b".into(), address: b.address });
     assert_eq!(joined.hosts, [a.known(), c]);
     assert_eq!(joined.identity.name, "b");
     assert_eq!(joined.identity.authority, Some(a.known()));
     assert!(a.identity().is_authority() && !joined.identity.is_authority());
     assert_eq!(crate::trust::joined(&a.pki()).unwrap(), [recorded]);
     joined.identity.check(now()).unwrap();
-    let life = joined
-        .identity
-        .validity
-        .not_after
-        .duration_since(now())
-        .as_hours()
-        / 24;
+    let life = joined.identity.validity.not_after.duration_since(now()).as_hours() / 24;
     assert!((364..=366).contains(&life), "{life} days");
     // The secret is nowhere on the authority's disk.
     let secret = Token::parse(&token).unwrap().secret();
@@ -52,17 +37,11 @@ async fn a_host_joins_and_learns_of_the_others() {
         assert!(!content.contains(&secret));
     }
     // Nobody signs for others without the CA's key.
-    assert!(matches!(
-        invite(&b.pki(), "c", 60, now()),
-        Err(TrustError::NotAuthority)
-    ));
+    assert!(matches!(invite(&b.pki(), "c", 60, now()), Err(TrustError::NotAuthority)));
     // One identity a host.
     let again = b.join(&a, &token, "b").await.unwrap_err();
     assert!(matches!(again, TrustError::HasIdentity { .. }));
-    assert!(matches!(
-        a.join(&b, &token, "b").await,
-        Err(TrustError::HasIdentity { .. })
-    ));
+    assert!(matches!(a.join(&b, &token, "b").await, Err(TrustError::HasIdentity { .. })));
 }
 
 #[tokio::test]
@@ -73,16 +52,7 @@ async fn a_used_token_is_of_no_use_to_another_host() {
     let served = a.serve(2, vec![]);
     b.join(&a, &token, "b").await.unwrap();
     let error = thief.join(&a, &token, "b").await.unwrap_err();
-    assert!(
-        matches!(
-            &error,
-            TrustError::Refused {
-                refusal: Refusal::Used { .. },
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    assert!(matches!(&error, TrustError::Refused { refusal: Refusal::Used { .. }, .. }), "{error:?}");
     assert!(sentence(&error).contains("was used on"), "{error}");
     assert!(Identity::load(&thief.pki()).unwrap().is_none());
     let served = served.await.unwrap();
@@ -143,21 +113,9 @@ async fn a_request_that_is_cut_or_stalls_burns_nothing() {
     drop(TcpStream::connect(a.address).await.unwrap());
     b.join(&a, &token, "b").await.unwrap();
     let served = served.await.unwrap();
-    assert!(
-        matches!(served[0], Err(TrustError::Network { .. })),
-        "{:?}",
-        served[0]
-    );
-    assert!(
-        matches!(served[1], Err(TrustError::Timeout { .. })),
-        "{:?}",
-        served[1]
-    );
-    assert!(
-        matches!(served[2], Err(TrustError::Network { .. })),
-        "{:?}",
-        served[2]
-    );
+    assert!(matches!(served[0], Err(TrustError::Network { .. })), "{:?}", served[0]);
+    assert!(matches!(served[1], Err(TrustError::Timeout { .. })), "{:?}", served[1]);
+    assert!(matches!(served[2], Err(TrustError::Network { .. })), "{:?}", served[2]);
     assert!(served[3].is_err() && served[4].is_ok());
 }
 
@@ -177,24 +135,15 @@ async fn expired_foreign_replaced_and_unknown_tokens_are_told_apart() {
         TrustError::Refused { refusal, .. } => refusal,
         other => panic!("{other:?}"),
     };
-    assert!(matches!(
-        refused(&expired, "x").await,
-        Refusal::Expired { .. }
-    ));
+    assert!(matches!(refused(&expired, "x").await, Refusal::Expired { .. }));
     assert_eq!(refused(&replaced, "b").await, Refusal::Unknown);
     assert_eq!(refused(&unknown.to_string(), "b").await, Refusal::Unknown);
-    let other = Refusal::OtherName {
-        invited: "b".into(),
-        name: "c".into(),
-    };
+    let other = Refusal::OtherName { invited: "b".into(), name: "c".into() };
     assert_eq!(refused(&renamed.to_string(), "c").await, other);
     assert!(served.await.unwrap().iter().all(Result::is_err));
     // Without asking anybody:
     let error = b.join(&a, &foreign, "c").await.unwrap_err();
-    assert_eq!(
-        sentence(&error),
-        "the invitation is for `b`, but this host shall be `c`"
-    );
+    assert_eq!(sentence(&error), "the invitation is for `b`, but this host shall be `c`");
     let error = b.join(&a, &foreign[..40], "b").await.unwrap_err();
     assert!(sentence(&error).contains("not a whole invitation token"));
     assert!(Identity::load(&b.pki()).unwrap().is_none());
@@ -261,22 +210,14 @@ async fn an_answer_with_another_ca_key_or_name_is_not_taken() {
             let (stream, _) = listener.accept().await.unwrap();
             let mut stream = accept(&config, stream, SHORT).await.unwrap();
             let request = receive(&mut stream, "b").await.unwrap();
-            let Request::Join { csr, listen, .. } = request else {
-                panic!()
-            };
+            let Request::Join { csr, listen, .. } = request else { panic!() };
             let key = certificate::requested_key(&csr).unwrap();
             let name = if case == 1 { "c" } else { "b" };
             let signed = authority.sign(&key, name, listen.ip(), now()).unwrap();
-            let wrong = authority
-                .sign(&certificate::make_key().unwrap(), name, listen.ip(), now())
-                .unwrap();
+            let wrong = authority.sign(&certificate::make_key().unwrap(), name, listen.ip(), now()).unwrap();
             let answer = Answer::Signed {
                 certificate: if case == 2 { wrong } else { signed },
-                ca: if case == 0 {
-                    alien.clone()
-                } else {
-                    fs::read_to_string(pki.join("ca.pem")).unwrap()
-                },
+                ca: if case == 0 { alien.clone() } else { fs::read_to_string(pki.join("ca.pem")).unwrap() },
                 authority: own.clone(),
                 hosts: vec![],
             };
@@ -331,26 +272,18 @@ async fn a_crash_between_burning_and_signing_leaves_the_token_to_its_first_user(
         name: "b".into(),
         listen,
     };
-    let (first, other) = (
-        certificate::make_key().unwrap(),
-        certificate::make_key().unwrap(),
-    );
+    let (first, other) = (certificate::make_key().unwrap(), certificate::make_key().unwrap());
     // The authority's own address is refused, and burns nothing.
     let own = admit(&a.pki(), &application(&other, a.address), now()).unwrap();
     assert!(matches!(own, Err(Refusal::AddressTaken { .. })));
     // What a crash before the signature leaves on disk.
     let record = a.pki().join("invitations.json");
-    admit(&a.pki(), &application(&first, local(7)), now())
-        .unwrap()
-        .unwrap();
-    let mut entries: serde_json::Value =
-        serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    admit(&a.pki(), &application(&first, local(7)), now()).unwrap().unwrap();
+    let mut entries: serde_json::Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
     entries[0]["used"]["certificate"] = serde_json::Value::Null;
     fs::write(&record, entries.to_string()).unwrap();
     let refused = admit(&a.pki(), &application(&other, local(7)), now()).unwrap();
     assert!(matches!(refused, Err(Refusal::Used { .. })));
-    let again = admit(&a.pki(), &application(&first, local(7)), now())
-        .unwrap()
-        .unwrap();
+    let again = admit(&a.pki(), &application(&first, local(7)), now()).unwrap().unwrap();
     assert_eq!(Facts::of_pem(&again).unwrap().host.as_deref(), Some("b"));
 }

@@ -28,9 +28,7 @@ fn now() -> Timestamp {
 }
 
 fn ago(seconds: i64) -> Timestamp {
-    now()
-        .checked_sub(SignedDuration::from_secs(seconds))
-        .unwrap()
+    now().checked_sub(SignedDuration::from_secs(seconds)).unwrap()
 }
 
 fn local(port: u16) -> SocketAddr {
@@ -48,11 +46,7 @@ impl Host {
     async fn new() -> Self {
         let listener = TcpListener::bind(local(0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        Self {
-            folder: TempDir::new().unwrap(),
-            listener: Some(listener),
-            address,
-        }
+        Self { folder: TempDir::new().unwrap(), listener: Some(listener), address }
     }
 
     async fn authority(name: &str) -> Self {
@@ -70,18 +64,11 @@ impl Host {
     }
 
     fn known(&self) -> KnownHost {
-        KnownHost {
-            name: self.identity().name,
-            address: self.address,
-        }
+        KnownHost { name: self.identity().name, address: self.address }
     }
 
     /// Answers `calls` connections with ALPN join, and returns what became of each.
-    fn serve(
-        &mut self,
-        calls: usize,
-        hosts: Vec<KnownHost>,
-    ) -> JoinHandle<Vec<Result<JoinedHost, TrustError>>> {
+    fn serve(&mut self, calls: usize, hosts: Vec<KnownHost>) -> JoinHandle<Vec<Result<JoinedHost, TrustError>>> {
         let listener = self.listener.take().unwrap();
         let config = server_config(&self.identity(), &[PEER, JOIN]).unwrap();
         let pki = self.pki();
@@ -90,9 +77,7 @@ impl Host {
             for _ in 0..calls {
                 let (stream, _) = listener.accept().await.unwrap();
                 results.push(match accept(&config, stream, SHORT).await {
-                    Ok(stream) => {
-                        super::join::serve(stream, &pki, &hosts, Duration::from_millis(500)).await
-                    }
+                    Ok(stream) => super::join::serve(stream, &pki, &hosts, Duration::from_millis(500)).await,
                     Err(error) => Err(error),
                 });
             }
@@ -122,10 +107,7 @@ async fn fleet() -> (Host, Host) {
 }
 
 /// Accepts one connection and says who called; `echo`es four bytes.
-fn echo(
-    host: &mut Host,
-    alpn: &'static [&'static str],
-) -> JoinHandle<Result<Option<String>, TrustError>> {
+fn echo(host: &mut Host, alpn: &'static [&'static str]) -> JoinHandle<Result<Option<String>, TrustError>> {
     let listener = host.listener.take().unwrap();
     let config = server_config(&host.identity(), alpn).unwrap();
     tokio::spawn(async move {
@@ -156,12 +138,8 @@ fn sentence(error: &TrustError) -> String {
 /// Gives the host a certificate that was made `days` ago.
 fn shorten(authority: &Path, host: &Path, days: i64) {
     let identity = Identity::load(host).unwrap().unwrap();
-    let key =
-        rcgen::KeyPair::from_pem(&fs::read_to_string(host.join("host.key")).unwrap()).unwrap();
+    let key = rcgen::KeyPair::from_pem(&fs::read_to_string(host.join("host.key")).unwrap()).unwrap();
     let made = ago(days * 24 * 3600);
-    let signed = Authority::load(authority)
-        .unwrap()
-        .sign(&key, &identity.name, identity.address.ip(), made)
-        .unwrap();
+    let signed = Authority::load(authority).unwrap().sign(&key, &identity.name, identity.address.ip(), made).unwrap();
     fs::write(host.join("host.pem"), signed).unwrap();
 }

@@ -33,32 +33,14 @@ pub const ATTEMPTS: &[Attempt] = &[
     ("remount-proc-writable", |_| remount_writable(c"/proc")),
     ("umount-proc", |_| umount(c"/proc")),
     ("umount-masks", |_| umount(c"/proc/kcore")),
-    ("pivot-root", |_| {
-        Outcome::of(call(
-            libc::SYS_pivot_root,
-            [string(c"/tmp"), string(c"/tmp")],
-        ))
-    }),
-    ("fsopen", |_| {
-        Outcome::of(call(libc::SYS_fsopen, [string(c"tmpfs"), 0]))
-    }),
-    ("open-tree", |_| {
-        Outcome::of(call(
-            libc::SYS_open_tree,
-            [libc::AT_FDCWD as usize, string(c"/"), 1],
-        ))
-    }),
+    ("pivot-root", |_| Outcome::of(call(libc::SYS_pivot_root, [string(c"/tmp"), string(c"/tmp")]))),
+    ("fsopen", |_| Outcome::of(call(libc::SYS_fsopen, [string(c"tmpfs"), 0]))),
+    ("open-tree", |_| Outcome::of(call(libc::SYS_open_tree, [libc::AT_FDCWD as usize, string(c"/"), 1]))),
     ("mknod-disk", |_| mknod(libc::S_IFBLK, 8, 0)),
     ("mknod-mem", |_| mknod(libc::S_IFCHR, 1, 1)),
     ("host-devices", host_devices),
     ("kernel-memory", |_| {
-        none_readable(&[
-            "/proc/kcore",
-            "/proc/kmsg",
-            "/proc/keys",
-            "/proc/timer_list",
-            "/proc/sched_debug",
-        ])
+        none_readable(&["/proc/kcore", "/proc/kmsg", "/proc/keys", "/proc/timer_list", "/proc/sched_debug"])
     }),
     ("kernel-settings", |_| {
         none_writable(&[
@@ -113,11 +95,7 @@ fn chroot_escape(_: &Target) -> Outcome {
         Ok(output) if output.status.code() == Some(0) => {
             Outcome::blocked(String::from_utf8_lossy(&output.stdout).trim())
         }
-        Ok(output) => Outcome::through(format!(
-            "{} {}",
-            output.status,
-            String::from_utf8_lossy(&output.stdout).trim()
-        )),
+        Ok(output) => Outcome::through(format!("{} {}", output.status, String::from_utf8_lossy(&output.stdout).trim())),
         Err(error) => Outcome::through(format!("the attempt could not be made: {error}")),
     }
 }
@@ -132,7 +110,7 @@ pub fn escape_chroot() -> ExitCode {
         std::os::unix::fs::chroot(&jail)?;
         nix::unistd::fchdir(&outside)?;
         let _ = fs::remove_dir(jail.strip_prefix("/").unwrap_or(&jail));
-        std::env::set_current_dir(UP)?;
+        nix::unistd::chdir(UP)?;
         std::os::unix::fs::chroot(".")?;
         Ok(identity("/")? == root)
     };
@@ -149,25 +127,17 @@ pub fn escape_chroot() -> ExitCode {
 /// Directories of the host that were left open (as in CVE-2024-21626).
 fn directory_descriptors(_: &Target) -> Outcome {
     let links = processes().into_iter().flat_map(|process| {
-        let descriptors = fs::read_dir(process.join("fd"))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path());
+        let descriptors = fs::read_dir(process.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
         descriptors.chain([process.join("cwd")]).collect::<Vec<_>>()
     });
     Outcome::worst(
-        links
-            .filter(|link| link.is_dir())
-            .filter_map(|link| Some((link.display().to_string(), leads_to_root(&link)?))),
+        links.filter(|link| link.is_dir()).filter_map(|link| Some((link.display().to_string(), leads_to_root(&link)?))),
     )
 }
 
 fn proc_root_links(_: &Target) -> Outcome {
     let roots = processes().into_iter().map(|process| process.join("root"));
-    Outcome::worst(
-        roots.filter_map(|root| Some((root.display().to_string(), leads_to_root(&root)?))),
-    )
+    Outcome::worst(roots.filter_map(|root| Some((root.display().to_string(), leads_to_root(&root)?))))
 }
 
 fn symlink_to_host_proc(target: &Target) -> Outcome {
@@ -188,25 +158,17 @@ fn symlink_to_host_proc(target: &Target) -> Outcome {
 /// A program of the host that runs inside the pod could be overwritten through /proc (as in CVE-2019-5736). The pod may
 /// write its own files.
 fn exe_overwrite(_: &Target) -> Outcome {
-    let foreign = processes()
-        .into_iter()
-        .map(|process| process.join("exe"))
-        .filter(|exe| match (fs::read_link(exe), identity(exe)) {
+    let foreign = processes().into_iter().map(|process| process.join("exe")).filter(|exe| {
+        match (fs::read_link(exe), identity(exe)) {
             // A file that is gone cannot be harmed.
             (Ok(path), _) if path.to_string_lossy().ends_with(" (deleted)") => false,
             (Ok(path), Ok(file)) => identity(path).ok() != Some(file),
             _ => false,
-        });
+        }
+    });
     Outcome::worst(foreign.map(|exe| {
         let outcome = Outcome::of_io(OpenOptions::new().write(true).open(&exe));
-        (
-            format!(
-                "{} -> {}",
-                exe.display(),
-                fs::read_link(&exe).unwrap_or_default().display()
-            ),
-            outcome,
-        )
+        (format!("{} -> {}", exe.display(), fs::read_link(&exe).unwrap_or_default().display()), outcome)
     }))
 }
 
@@ -217,21 +179,9 @@ fn mount(source: &CStr, kind: Option<&CStr>, flags: u64) -> Outcome {
     let Ok(Ok(target)) = made else {
         return Outcome::through("the attempt could not be made: no folder to mount on");
     };
-    let result = call(
-        libc::SYS_mount,
-        [
-            string(source),
-            string(&target),
-            kind.map_or(0, string),
-            flags as usize,
-            0,
-        ],
-    );
+    let result = call(libc::SYS_mount, [string(source), string(&target), kind.map_or(0, string), flags as usize, 0]);
     if result.is_ok() {
-        let _ = call(
-            libc::SYS_umount2,
-            [string(&target), libc::MNT_DETACH as usize],
-        );
+        let _ = call(libc::SYS_umount2, [string(&target), libc::MNT_DETACH as usize]);
     }
     let _ = fs::remove_dir(dir);
     Outcome::of(result)
@@ -239,30 +189,19 @@ fn mount(source: &CStr, kind: Option<&CStr>, flags: u64) -> Outcome {
 
 fn remount_writable(target: &CStr) -> Outcome {
     let flags = (libc::MS_REMOUNT | libc::MS_BIND) as usize;
-    Outcome::of(call(
-        libc::SYS_mount,
-        [string(c"none"), string(target), 0, flags, 0],
-    ))
+    Outcome::of(call(libc::SYS_mount, [string(c"none"), string(target), 0, flags, 0]))
 }
 
 /// MNT_EXPIRE only marks the mount.
 fn umount(target: &CStr) -> Outcome {
-    Outcome::of(call(
-        libc::SYS_umount2,
-        [string(target), libc::MNT_EXPIRE as usize],
-    ))
+    Outcome::of(call(libc::SYS_umount2, [string(target), libc::MNT_EXPIRE as usize]))
 }
 
 fn mknod(kind: libc::mode_t, major: u32, minor: u32) -> Outcome {
     let path = std::env::temp_dir().join(format!("breakout-node-{}", std::process::id()));
     let kind = nix::sys::stat::SFlag::from_bits_truncate(kind);
     let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
-    let result = nix::sys::stat::mknod(
-        &path,
-        kind,
-        mode,
-        nix::sys::stat::makedev(major.into(), minor.into()),
-    );
+    let result = nix::sys::stat::mknod(&path, kind, mode, nix::sys::stat::makedev(major.into(), minor.into()));
     let _ = fs::remove_file(path);
     Outcome::of(result)
 }
@@ -277,10 +216,7 @@ fn host_devices(_: &Target) -> Outcome {
             let Ok(metadata) = fs::symlink_metadata(entry.path()) else {
                 continue;
             };
-            let device = (
-                nix::sys::stat::major(metadata.rdev()),
-                nix::sys::stat::minor(metadata.rdev()),
-            );
+            let device = (nix::sys::stat::major(metadata.rdev()), nix::sys::stat::minor(metadata.rdev()));
             match metadata.mode() & libc::S_IFMT {
                 libc::S_IFDIR => dirs.push(entry.path()),
                 // 136 ... 143: pseudo terminals.
@@ -296,10 +232,7 @@ fn host_devices(_: &Target) -> Outcome {
 /// Masked files may be opened, but have nothing in them.
 fn none_readable(paths: &[&str]) -> Outcome {
     Outcome::worst(paths.iter().map(|path| {
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path);
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
         let outcome = match file.and_then(|mut file| file.read(&mut [0; 64])) {
             Ok(0) => Outcome::blocked("empty"),
             other => Outcome::of_io(other),
@@ -312,13 +245,9 @@ fn none_readable(paths: &[&str]) -> Outcome {
 fn none_writable(paths: &[&str]) -> Outcome {
     Outcome::worst(paths.iter().map(|path| {
         // A file that is masked by /dev/null takes writes, to no effect.
-        let masked = fs::metadata(path)
-            .is_ok_and(|metadata| metadata.rdev() == nix::sys::stat::makedev(1, 3));
-        let outcome = if masked {
-            Outcome::blocked("masked")
-        } else {
-            Outcome::of_io(OpenOptions::new().write(true).open(path))
-        };
+        let masked = fs::metadata(path).is_ok_and(|metadata| metadata.rdev() == nix::sys::stat::makedev(1, 3));
+        let outcome =
+            if masked { Outcome::blocked("masked") } else { Outcome::of_io(OpenOptions::new().write(true).open(path)) };
         (path.to_string(), outcome)
     }))
 }
@@ -335,13 +264,7 @@ fn sys_create(_: &Target) -> Outcome {
 /// Any control file that can be opened for writing may lift a limit, move a process, or name a release agent.
 fn cgroup_escape(_: &Target) -> Outcome {
     let mut dirs = vec![PathBuf::from("/sys/fs/cgroup")];
-    dirs.extend(
-        fs::read_dir("/sys/fs/cgroup")
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path()),
-    );
+    dirs.extend(fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path()));
     let names = [
         "release_agent",
         "notify_on_release",
@@ -355,12 +278,9 @@ fn cgroup_escape(_: &Target) -> Outcome {
         "pids.max",
     ];
     let files = dirs.iter().flat_map(|dir| names.map(|name| dir.join(name)));
-    Outcome::worst(files.map(|file| {
-        (
-            file.display().to_string(),
-            Outcome::of_io(OpenOptions::new().write(true).open(&file)),
-        )
-    }))
+    Outcome::worst(
+        files.map(|file| (file.display().to_string(), Outcome::of_io(OpenOptions::new().write(true).open(&file)))),
+    )
 }
 
 /// Handles name files by inode number, whatever is mounted where (the "Shocker" attack).
@@ -373,29 +293,15 @@ fn open_by_handle(_: &Target) -> Outcome {
     let handle = [8u32, 1, 2, 0];
     Outcome::of(call(
         libc::SYS_open_by_handle_at,
-        [
-            root.as_raw_fd() as usize,
-            address(&handle),
-            libc::O_RDONLY as usize,
-        ],
+        [root.as_raw_fd() as usize, address(&handle), libc::O_RDONLY as usize],
     ))
 }
 
 /// Folders of all processes in /proc, this one's first.
 pub fn processes() -> Vec<PathBuf> {
     let is_process = |path: &PathBuf| {
-        path.file_name()
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| name.parse::<u32>().is_ok())
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.parse::<u32>().is_ok())
     };
-    let all = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(is_process);
-    [PathBuf::from("/proc/self")]
-        .into_iter()
-        .chain(all)
-        .collect()
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path()).filter(is_process);
+    [PathBuf::from("/proc/self")].into_iter().chain(all).collect()
 }

@@ -56,17 +56,11 @@ const REFUSALS: [Errno; 13] = [
 
 impl Outcome {
     fn blocked(how: impl Into<String>) -> Outcome {
-        Outcome {
-            blocked: true,
-            how: how.into(),
-        }
+        Outcome { blocked: true, how: how.into() }
     }
 
     fn through(how: impl Into<String>) -> Outcome {
-        Outcome {
-            blocked: false,
-            how: how.into(),
-        }
+        Outcome { blocked: false, how: how.into() }
     }
 
     /// Of a system call that must be refused.
@@ -79,18 +73,12 @@ impl Outcome {
     }
 
     fn of_io<T>(result: std::io::Result<T>) -> Outcome {
-        Outcome::of(
-            result.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default())),
-        )
+        Outcome::of(result.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default())))
     }
 
     /// Of something that must not be found.
     fn nothing(found: &[String]) -> Outcome {
-        if found.is_empty() {
-            Outcome::blocked("nothing found")
-        } else {
-            Outcome::through(found.join("; "))
-        }
+        if found.is_empty() { Outcome::blocked("nothing found") } else { Outcome::through(found.join("; ")) }
     }
 
     /// Of several variants of one attempt: one that got through, else the last refusal.
@@ -98,10 +86,7 @@ impl Outcome {
         let mut last = Outcome::blocked("nothing to try");
         for (what, outcome) in outcomes {
             let named = format!("{what}: {}", outcome.how);
-            last = Outcome {
-                blocked: outcome.blocked,
-                how: named,
-            };
+            last = Outcome { blocked: outcome.blocked, how: named };
             if !outcome.blocked {
                 break;
             }
@@ -123,20 +108,11 @@ fn main() -> ExitCode {
         }
     };
     let mut all_blocked = true;
-    for (name, attempt) in [
-        files::ATTEMPTS,
-        kernel::ATTEMPTS,
-        processes::ATTEMPTS,
-        sight::ATTEMPTS,
-        kernel::LAST,
-    ]
-    .concat()
+    for (name, attempt) in
+        [files::ATTEMPTS, kernel::ATTEMPTS, processes::ATTEMPTS, sight::ATTEMPTS, kernel::LAST].concat()
     {
         let Outcome { blocked, how } = attempt(&target);
-        println!(
-            "{}",
-            serde_json::json!({ "name": name, "blocked": blocked, "how": how })
-        );
+        println!("{}", serde_json::json!({ "name": name, "blocked": blocked, "how": how }));
         all_blocked &= blocked;
     }
     ExitCode::from(u8::from(!all_blocked))
@@ -145,25 +121,19 @@ fn main() -> ExitCode {
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Target, String> {
     let (mut host_pid, mut abstract_name, mut host_markers) = (None, None, Vec::new());
     while let Some(name) = arguments.next() {
-        let value = arguments
-            .next()
-            .filter(|value| !value.is_empty())
-            .ok_or_else(|| format!("{name} wants a value"))?;
+        let value =
+            arguments.next().filter(|value| !value.is_empty()).ok_or_else(|| format!("{name} wants a value"))?;
         match name.as_str() {
-            "--host-pid" => {
-                host_pid = Some(value.parse().map_err(|_| format!("{value} is no PID"))?)
-            }
+            "--host-pid" => host_pid = Some(value.parse().map_err(|_| format!("{value} is no PID"))?),
             "--abstract" => abstract_name = Some(value),
             "--host-marker" => host_markers.push(value),
             _ => return Err(format!("there is no option {name}")),
         }
     }
     match (host_pid, abstract_name) {
-        (Some(host_pid), Some(abstract_name)) if !host_markers.is_empty() => Ok(Target {
-            host_pid,
-            abstract_name,
-            host_markers,
-        }),
+        (Some(host_pid), Some(abstract_name)) if !host_markers.is_empty() => {
+            Ok(Target { host_pid, abstract_name, host_markers })
+        }
         _ => Err("--host-pid, --abstract and --host-marker are all needed".into()),
     }
 }
@@ -183,15 +153,8 @@ mod tests {
 
     #[test]
     fn one_that_got_through_is_not_hidden_by_others() {
-        let outcomes = [("a", true), ("b", false), ("c", true)].map(|(name, blocked)| {
-            (
-                name.to_string(),
-                Outcome {
-                    blocked,
-                    how: String::new(),
-                },
-            )
-        });
+        let outcomes = [("a", true), ("b", false), ("c", true)]
+            .map(|(name, blocked)| (name.to_string(), Outcome { blocked, how: String::new() }));
         let worst = Outcome::worst(outcomes);
         assert!(!worst.blocked && worst.how.starts_with('b'));
         assert!(Outcome::worst([]).blocked);
@@ -199,13 +162,7 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let all = [
-            files::ATTEMPTS,
-            kernel::ATTEMPTS,
-            processes::ATTEMPTS,
-            sight::ATTEMPTS,
-        ]
-        .concat();
+        let all = [files::ATTEMPTS, kernel::ATTEMPTS, processes::ATTEMPTS, sight::ATTEMPTS].concat();
         let mut names: Vec<_> = all.iter().map(|(name, _)| name).collect();
         names.sort();
         names.dedup();
@@ -215,9 +172,7 @@ mod tests {
     #[test]
     fn all_arguments_are_needed() {
         let words = |words: &str| parse(words.split(' ').map(String::from)).is_ok();
-        assert!(words(
-            "--host-pid 7 --abstract a --host-marker b --host-marker c"
-        ));
+        assert!(words("--host-pid 7 --abstract a --host-marker b --host-marker c"));
         assert!(!words("--host-pid 7 --abstract a"));
         assert!(!words("--host-pid x --abstract a --host-marker b"));
     }

@@ -19,20 +19,10 @@ use crate::{Attempt, Outcome, Target};
 const GUESSES: i32 = 100_000;
 
 pub const ATTEMPTS: &[Attempt] = &[
-    ("signal-host-process", |target| {
-        at_host(target, |pid| kill(pid, None))
-    }),
-    ("ptrace-host-process", |target| {
-        at_host(target, |pid| ptrace::seize(pid, ptrace::Options::empty()))
-    }),
-    ("pidfd-host-process", |target| {
-        at_host(target, |pid| {
-            call(libc::SYS_pidfd_open, [pid.as_raw() as usize, 0])
-        })
-    }),
-    ("memory-of-host-process", |target| {
-        at_host(target, read_memory)
-    }),
+    ("signal-host-process", |target| at_host(target, |pid| kill(pid, None))),
+    ("ptrace-host-process", |target| at_host(target, |pid| ptrace::seize(pid, ptrace::Options::empty()))),
+    ("pidfd-host-process", |target| at_host(target, |pid| call(libc::SYS_pidfd_open, [pid.as_raw() as usize, 0]))),
+    ("memory-of-host-process", |target| at_host(target, read_memory)),
     ("guess-pids", guess_pids),
     ("foreign-processes", foreign_processes),
     ("proc-is-the-pods", proc_is_the_pods),
@@ -51,17 +41,7 @@ fn read_memory(pid: Pid) -> nix::Result<i64> {
     let mut buffer = [0u8; 8];
     let local = [address_mut(&mut buffer), 8];
     let remote = [0x40_0000usize, 8];
-    call(
-        libc::SYS_process_vm_readv,
-        [
-            pid.as_raw() as usize,
-            address(&local),
-            1,
-            address(&remote),
-            1,
-            0,
-        ],
-    )
+    call(libc::SYS_process_vm_readv, [pid.as_raw() as usize, address(&local), 1, address(&remote), 1, 0])
 }
 
 /// Every number that answers must belong to a process or thread that the pod's own /proc knows.
@@ -87,10 +67,7 @@ fn foreign_processes(_: &Target) -> Outcome {
 /// In the same PID namespace. A process whose namespaces cannot be seen is another user's; that its status tells one PID
 /// only then says that its namespace is that of this /proc.
 fn is_own(process: &Path) -> bool {
-    match (
-        fs::read_link(process.join("ns/pid")),
-        fs::read_link("/proc/self/ns/pid"),
-    ) {
+    match (fs::read_link(process.join("ns/pid")), fs::read_link("/proc/self/ns/pid")) {
         (Ok(its), Ok(own)) => its == own,
         _ => fs::read_to_string(process.join("status")).is_ok_and(|status| {
             status
@@ -104,9 +81,7 @@ fn is_own(process: &Path) -> bool {
 fn proc_is_the_pods(_: &Target) -> Outcome {
     let own = std::process::id().to_string();
     match fs::read_link("/proc/self") {
-        Ok(pid) if pid.to_str() == Some(&own) => {
-            Outcome::blocked("shows this process under its own PID")
-        }
+        Ok(pid) if pid.to_str() == Some(&own) => Outcome::blocked("shows this process under its own PID"),
         Ok(pid) => Outcome::through(format!("shows this process, {own}, as {}", pid.display())),
         Err(error) => Outcome::through(format!("cannot be read: {error}")),
     }
@@ -114,7 +89,6 @@ fn proc_is_the_pods(_: &Target) -> Outcome {
 
 fn abstract_socket(target: &Target) -> Outcome {
     Outcome::of_io(
-        SocketAddr::from_abstract_name(&target.abstract_name)
-            .and_then(|address| UnixStream::connect_addr(&address)),
+        SocketAddr::from_abstract_name(&target.abstract_name).and_then(|address| UnixStream::connect_addr(&address)),
     )
 }

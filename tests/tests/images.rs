@@ -1,0 +1,208 @@
+//! Pods in image files: written, restored here and elsewhere, and refused when they are not what they should be.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tests::lab::{Run, eventually, rootfs};
+use tests::{Lab, traces, workload};
+use xxhash_rust::xxh3::xxh3_64;
+
+const ADDRESS: &str = "10.77.4.5";
+
+/// A folder that all hosts of a lab see.
+fn shared_folder() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("podd-test-images").tempdir().expect("there is room for images")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("the path is text")
+}
+
+/// Runs a redis command in the pod `redis`.
+#[track_caller]
+fn redis(lab: &Lab, host: &str, words: &[&str]) -> String {
+    let mut arguments = vec!["exec", "redis", "--", "redis-cli"];
+    arguments.extend(words);
+    lab.ok(host, &arguments).trim().to_owned()
+}
+
+/// Puts a word into the pod's memory and into its files.
+fn write(lab: &Lab, word: &str) {
+    assert_eq!(redis(lab, "a", &["set", "word", word]), "OK");
+    lab.ok("a", &["exec", "redis", "--", "sh", "-c", "echo $1 >/var/tmp/word", "sh", word]);
+}
+
+#[track_caller]
+fn assert_word(lab: &Lab, host: &str, word: &str) {
+    assert_eq!(lab.state(host, "redis").as_deref(), Some("running"));
+    assert_eq!(redis(lab, host, &["get", "word"]), word, "memory");
+    assert_eq!(lab.ok(host, &["exec", "redis", "--", "cat", "/var/tmp/word"]).trim(), word, "files");
+}
+
+/// podctl's answer is exit code 1 and one sentence that has these words.
+#[track_caller]
+fn assert_refused(run: &Run, words: &str) {
+    assert_eq!((run.code, run.out.as_str()), (1, ""), "{run:?}");
+    let error: serde_json::Value = serde_json::from_str(&run.err).expect("an error is one JSON object");
+    let sentence = error["message"].as_str().expect("it has a message");
+    assert!(sentence.contains(words) && !sentence.contains('\n'), "{words:?} is not in {sentence:?}");
+}
+
+#[test]
+fn every_kind_of_image_brings_memory_and_files_back() {
+    let lab = Lab::up(1);
+    let folder = shared_folder();
+    workload::redis(&lab, "a", "redis", ADDRESS);
+    // 8 MB that compress well.
+    redis(
+        &lab,
+        "a",
+        &["eval", "for i=1,8000 do redis.call('SET','k'..i,string.rep('abcdefgh',128)) end return 1", "0"],
+    );
+    let digest = redis(&lab, "a", &["debug", "digest-value", "k1", "k4000", "k8000"]);
+    let mut sizes = Vec::new();
+    for (leave_running, compress) in [(true, false), (true, true), (false, false), (false, true)] {
+        let word = format!("{leave_running}-{compress}");
+        let image = folder.path().join(&word);
+        let image = text(&image);
+        write(&lab, &word);
+        let mut arguments = vec!["checkpoint", "redis", "-o", image];
+        arguments.extend(leave_running.then_some("--leave-running"));
+        arguments.extend(compress.then_some("--compress"));
+        let report = lab.json("a", &arguments);
+        let bytes = fs::read(image).expect("the image was written");
+        assert_eq!(report["bytes"].as_u64(), Some(bytes.len() as u64));
+        sizes.push(bytes.len());
+        if leave_running {
+            assert_word(&lab, "a", &word);
+            write(&lab, "later");
+            assert_refused(&lab.podctl("a", &["--json", "checkpoint", "redis", "-o", image]), "exists already");
+            assert_word(&lab, "a", "later");
+        } else {
+            assert_eq!(lab.state("a", "redis").as_deref(), Some("suspended"));
+            assert_eq!(lab.podctl("a", &["exec", "redis", "--", "true"]).code, 1);
+        }
+        // Under one name there is one pod.
+        assert_refused(&lab.podctl("a", &["--json", "restore", image]), "exists already");
+        lab.ok("a", &["rm", "--force", "redis"]);
+        assert_eq!(lab.state("a", "redis"), None);
+        lab.ok("a", &["restore", image]);
+        assert_word(&lab, "a", &word);
+        assert_eq!(redis(&lab, "a", &["debug", "digest-value", "k1", "k4000", "k8000"]), digest);
+        assert_refused(&lab.podctl("a", &["--json", "restore", image]), "exists already");
+        assert_word(&lab, "a", &word);
+        assert!(fs::read(image).expect("it is still there") == bytes, "a restore leaves the image as it was");
+    }
+    assert!(sizes[1] * 2 < sizes[0] && sizes[3] * 2 < sizes[2], "compressed images are smaller: {sizes:?}");
+}
+
+#[test]
+fn suspended_pod_resumes_with_its_connections() {
+    let lab = Lab::up(1);
+    workload::redis(&lab, "a", "redis", ADDRESS);
+    let counter = workload::Counter::start(&lab, ADDRESS, 6);
+    let before = counted(&lab);
+    for resume in ["resume", "restore"] {
+        lab.ok("a", &["suspend", "redis"]);
+        assert_eq!(lab.state("a", "redis").as_deref(), Some("suspended"));
+        assert_refused(&lab.podctl("a", &["--json", "checkpoint", "redis"]), "suspended");
+        assert_eq!(lab.podctl("a", &["suspend", "redis"]).code, 1);
+        lab.ok("a", &[resume, "redis"]);
+        assert_eq!(lab.state("a", "redis").as_deref(), Some("running"));
+        assert_eq!(lab.podctl("a", &[resume, "redis"]).code, 1, "it can only be done once");
+        let now = counted(&lab);
+        eventually("the client counts on", Duration::from_secs(5), || counted(&lab) > now);
+    }
+    let counted = counter.finish();
+    assert_eq!((counted.error.as_deref(), counted.gaps), (None, 0));
+    assert!(counted.increments > before + 100, "{counted:?}");
+}
+
+fn counted(lab: &Lab) -> u64 {
+    redis(lab, "a", &["get", "n"]).parse().unwrap_or(0)
+}
+
+#[test]
+fn image_goes_to_a_host_with_the_same_layers() {
+    let lab = Lab::up(2);
+    let folder = shared_folder();
+    let image = folder.path().join("redis.img");
+    let image = text(&image);
+    workload::redis(&lab, "a", "redis", ADDRESS);
+    write(&lab, "moved by hand");
+    lab.ok("a", &["checkpoint", "redis", "-o", image, "--compress"]);
+    let before = traces::of(&lab, "b");
+    assert_refused(&lab.podctl("b", &["--json", "restore", image]), "layer");
+    assert_eq!(traces::of(&lab, "b"), before);
+    lab.ok("a", &["rm", "redis"]);
+
+    // A pod of the same rootfs brings the layer, and leaves it.
+    lab.ok("b", &["create", "--name", "other", "--rootfs", &rootfs("redis"), "--", "true"]);
+    lab.ok("b", &["rm", "other"]);
+    lab.ok("b", &["restore", image]);
+    assert_word(&lab, "b", "moved by hand");
+    // It is a pod like any other, and may move.
+    workload::migrate(&lab, "redis", "b", "a");
+    assert_word(&lab, "a", "moved by hand");
+}
+
+#[test]
+fn bad_images_are_refused_in_one_sentence_and_change_nothing() {
+    let lab = Lab::up(1);
+    let folder = shared_folder();
+    let good = folder.path().join("good.img");
+    let script = "head -c 300000 /dev/urandom >/var/tmp/file; exec sleep 1000000";
+    lab.ok(
+        "a",
+        &["run", "--name", "pod", "--rootfs", &rootfs("busybox"), "--ip", "10.77.4.6/16", "--", "sh", "-c", script],
+    );
+    eventually("the pod has written its file", Duration::from_secs(5), || {
+        lab.ok("a", &["exec", "pod", "--", "sh", "-c", "wc -c </var/tmp/file || true"]).trim() == "300000"
+    });
+    lab.ok("a", &["checkpoint", "pod", "-o", text(&good)]);
+    lab.ok("a", &["rm", "pod"]);
+    let image = fs::read(&good).expect("the image was written");
+    let before = traces::of(&lab, "a");
+
+    let mut cases: Vec<(PathBuf, &str)> =
+        vec![(folder.path().join("absent"), "No such file"), (folder.path().into(), "not")];
+    let mut bad = |name: String, bytes: &[u8], words| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).expect("there is room");
+        cases.push((path, words));
+    };
+    bad("empty".into(), b"", "is not a pod image");
+    bad("photograph".into(), b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0", "is not a pod image");
+    bad(
+        "photograph-of-the-same-size".into(),
+        &[b"\xff\xd8\xff\xe0\0\x10JFIF", &image[10..]].concat(),
+        "is not a pod image",
+    );
+    for length in [1, 8, 63, 64, 1000, image.len() / 2, image.len() - 1] {
+        bad(format!("first-{length}"), &image[..length], "is truncated");
+    }
+    bad("with-more".into(), &[&image[..], b"\n"].concat(), "is damaged");
+    // The header, parts all over the file, the manifest.
+    let mut positions: Vec<usize> = (1..16).map(|i| image.len() / 16 * i).collect();
+    positions.extend([9, 20, 30, 60, 64, image.len() - 1]);
+    for position in positions {
+        let mut bytes = image.clone();
+        bytes[position] ^= 0x10;
+        bad(format!("flipped-{position}"), &bytes, "damaged");
+    }
+    let mut newer = image.clone();
+    newer[8..12].copy_from_slice(&2_u32.to_le_bytes());
+    let sum = xxh3_64(&newer[..56]);
+    newer[56..64].copy_from_slice(&sum.to_le_bytes());
+    bad("newer".into(), &newer, "format version 2, this build reads up to 1: upgrade podd");
+
+    for (path, words) in &cases {
+        assert_refused(&lab.podctl("a", &["--json", "restore", text(path)]), words);
+        assert_eq!(lab.state("a", "pod"), None, "{}", path.display());
+    }
+    assert_eq!(traces::of(&lab, "a"), before, "nothing on the host has changed");
+    // All of that was the images' fault.
+    lab.ok("a", &["restore", text(&good)]);
+    assert_eq!(lab.state("a", "pod").as_deref(), Some("running"));
+}

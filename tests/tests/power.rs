@@ -1,0 +1,79 @@
+//! A host loses its power in mid-move: what was in its memory is gone, what it has recorded holds.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use tests::lab::{eventually, run};
+use tests::{Lab, workload};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Moves a redis with a value in it from `a` to `b`; `dies` loses its power once `role` has recorded `step`, and boots
+/// again. Returns the lab when `settled` is true.
+fn power_cut(role: &str, step: &str, dies: &str, settled: impl Fn(&Lab) -> bool) -> Lab {
+    let lab = Lab::up(2);
+    workload::redis(&lab, "a", "redis", "10.77.1.5");
+    assert!(lab.ok("a", &["exec", "redis", "--", "redis-cli", "set", "k", "kept"]).contains("OK"));
+    let paused = if role == "source" { "a" } else { "b" };
+    // A podd that loses its power must not get past the step before; another one must go on afterwards.
+    let pause = if paused == dies { 60_000 } else { 3000 };
+    lab.fault(paused, &format!("{role} {step} pause {pause}"));
+    let mut mover = lab
+        .podctl_command("a", &["migrate", "redis", "--to", "b"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("podctl starts");
+    eventually(&format!("{role} is at {step}"), LIMIT, || {
+        let left = run(lab.on(paused, &["cat", "/run/podd/fault"]));
+        left.code == 0 && !left.out.contains(step)
+    });
+    lab.script(&["crash", dies]).must();
+    lab.script(&["up", "--hosts", "2"]).must();
+    eventually("the move is settled", LIMIT, || settled(&lab));
+    let _ = mover.wait();
+    lab
+}
+
+fn value(lab: &Lab, host: &str) -> String {
+    lab.ok(host, &["exec", "redis", "--", "redis-cli", "get", "k"]).trim().to_owned()
+}
+
+#[test]
+fn target_before_the_commit_then_the_source_takes_the_pod_back() {
+    // The source is stopped right after `given`, so that no commit reaches the target before its end.
+    let lab = Lab::up(2);
+    workload::redis(&lab, "a", "redis", "10.77.1.5");
+    assert!(lab.ok("a", &["exec", "redis", "--", "redis-cli", "set", "k", "kept"]).contains("OK"));
+    lab.fault("a", "source given crash");
+    let moved = lab.podctl("a", &["migrate", "redis", "--to", "b"]);
+    assert_ne!(moved.code, 0);
+    lab.script(&["crash", "b"]).must();
+    lab.script(&["up", "--hosts", "2"]).must();
+    eventually("the source runs it again", LIMIT, || lab.state("a", "redis").as_deref() == Some("running"));
+    eventually("the target has forgotten it", LIMIT, || lab.state("b", "redis").is_none());
+    assert_eq!(value(&lab, "a"), "kept");
+}
+
+#[test]
+fn target_after_the_commit_then_the_source_does_not_go_on_from_an_older_state() {
+    let lab = power_cut("target", "committed", "b", |lab| {
+        lab.state("b", "redis").as_deref() == Some("lost") && lab.state("a", "redis").is_none()
+    });
+    assert_eq!(lab.podctl("b", &["start", "redis"]).code, 0, "it can be started anew where it belongs");
+}
+
+#[test]
+fn source_after_the_handover_then_the_target_runs_it() {
+    let lab = power_cut("source", "given", "a", |lab| {
+        lab.state("b", "redis").as_deref() == Some("running") && lab.state("a", "redis").is_none()
+    });
+    assert_eq!(value(&lab, "b"), "kept");
+}
+
+#[test]
+fn source_before_the_handover_then_nothing_is_left_on_the_target() {
+    let lab = power_cut("target", "held", "a", |lab| lab.state("b", "redis").is_none());
+    assert_eq!(lab.state("a", "redis").as_deref(), Some("lost"));
+}
