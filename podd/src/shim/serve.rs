@@ -13,8 +13,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-use crate::pod::logs::exit_file;
 use super::{Mode, Reply, Request, ShimConfig, Status, external, root, start};
+use crate::pod::logs::exit_file;
 use crate::sys::cgroup::Hierarchies;
 use crate::sys::process::{ProcessId, daemonize, exit_of};
 

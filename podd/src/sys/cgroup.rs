@@ -173,7 +173,10 @@ impl Cgroup {
             own.lines().find_map(|line| {
                 let mut fields = line.splitn(3, ':').skip(1);
                 let controllers = fields.next()?;
-                controllers.split(',').any(|c| c == wanted).then(|| fields.next().unwrap_or("/").trim_start_matches('/'))
+                controllers
+                    .split(',')
+                    .any(|c| c == wanted)
+                    .then(|| fields.next().unwrap_or("/").trim_start_matches('/'))
             })
         };
         let v1 = hierarchies.v1.iter().map(|(controller, mount)| (mount, path(controller)));
