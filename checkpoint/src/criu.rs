@@ -95,6 +95,8 @@ pub struct Dump<'a> {
     pub external: Vec<String>,
     /// Largest deleted-but-open file that is carried along, in bytes.
     pub ghost_limit: u32,
+    /// Paths in the tree's view that are watched with inotify (see [`crate::process::watched_paths`]).
+    pub watched: Vec<String>,
 }
 
 /// What to restore, and where from.
@@ -136,6 +138,7 @@ pub fn dump(criu: &Path, what: &Dump<'_>, limit: Duration) -> Result<(), Error> 
     opts.set_link_remap(true);
     opts.set_timeout(u32::try_from(limit.as_secs()).unwrap_or(u32::MAX));
     opts.external.clone_from(&what.external);
+    opts.irmap_scan_paths.clone_from(&what.watched);
     let mut worker = Worker::spawn(criu, "dump", limit)?;
     let reply = worker.ask(Criu_req_type::DUMP, Some(opts))?;
     worker.finish();

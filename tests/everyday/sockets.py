@@ -219,18 +219,25 @@ class Options(Check):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 77)
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 5))
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 33, 0))
-        self.sockets = [listener, connection, accepted]
+        self.sockets = {"listener": listener, "connection": connection, "accepted": accepted}
         self.before = self.look()
 
     def look(self):
-        solo = ["SO_REUSEADDR", "SO_REUSEPORT", "SO_KEEPALIVE", "SO_RCVBUF", "SO_SNDBUF", "SO_LINGER", "SO_RCVTIMEO", "SO_ACCEPTCONN"]
-        look = [[s.getsockopt(socket.SOL_SOCKET, getattr(socket, o, 20), 16) for o in solo] for s in self.sockets]
-        tcp = ["TCP_NODELAY", "TCP_KEEPIDLE", "TCP_MAXSEG"]
-        look += [[s.getsockopt(socket.IPPROTO_TCP, getattr(socket, o)) for o in tcp] for s in self.sockets[1:]]
-        return look + [(s.getsockname(), os.get_blocking(s.fileno()), os.get_inheritable(s.fileno())) for s in self.sockets]
+        names = ["SO_REUSEADDR", "SO_REUSEPORT", "SO_KEEPALIVE", "SO_RCVBUF", "SO_SNDBUF", "SO_LINGER", "SO_RCVTIMEO", "SO_ACCEPTCONN"]
+        number = {"SO_RCVTIMEO": 20}
+        look = {}
+        for what, s in self.sockets.items():
+            for name in names:
+                look[what, name] = s.getsockopt(socket.SOL_SOCKET, getattr(socket, name, number.get(name)), 16)
+            for name in ["TCP_NODELAY", "TCP_KEEPIDLE"]:
+                look[what, name] = s.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+            look[what, "address"] = s.getsockname()
+            look[what, "flags"] = os.get_blocking(s.fileno()), os.get_inheritable(s.fileno())
+        return look
 
     def step(self):
-        same(self.look(), self.before, "socket options")
+        for key, value in self.look().items():
+            same(value, self.before[key], " ".join(key))
 
 
 class Epoll(Check):
