@@ -321,9 +321,7 @@ impl Worker {
             // SAFETY: between fork and exec it makes write(2) and unshare(2) alone, and allocates nothing.
             unsafe { command.pre_exec(move_there) };
         }
-        let child = command
-            .spawn()
-            .map_err(spawn_error)?;
+        let child = command.spawn().map_err(spawn_error)?;
         let pid = rustix::process::Pid::from_child(&child);
         let end = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
             .map_err(|e| spawn_error(e.into()))?;

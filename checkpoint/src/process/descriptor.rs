@@ -133,9 +133,10 @@ impl Scan {
             };
             let kind = self.classify(&mut found, process.pid(), fd, &target, holder);
             if kind == FdKind::Socket
-                && let Some(inode) = socket::inode(&target) {
-                    self.sockets.add(inode, &mut asker, fd, holder);
-                }
+                && let Some(inode) = socket::inode(&target)
+            {
+                self.sockets.add(inode, &mut asker, fd, holder);
+            }
             if kind == FdKind::Other && found.others.len() < MAX_NAMES {
                 found.others.insert(target.display().to_string());
             }

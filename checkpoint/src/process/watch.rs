@@ -17,10 +17,7 @@ pub fn watched_paths(pids: &[i32], root: &Path) -> Vec<PathBuf> {
         return Vec::new();
     };
     let all = pids.iter().flat_map(|pid| inodes_watched_by(*pid));
-    let mut wanted: BTreeSet<u64> = all
-        .filter(|(device, _)| *device == top.dev())
-        .map(|(_, inode)| inode)
-        .collect();
+    let mut wanted: BTreeSet<u64> = all.filter(|(device, _)| *device == top.dev()).map(|(_, inode)| inode).collect();
     let mut found = Vec::new();
     if wanted.remove(&top.ino()) {
         found.push((true, PathBuf::from("/")));
@@ -58,16 +55,12 @@ fn inodes_watched_by(pid: i32) -> Vec<(u64, u64)> {
     let mut watches = Vec::new();
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"));
     for descriptor in descriptors.into_iter().flatten().flatten() {
-        let is_inotify = std::fs::read_link(descriptor.path())
-            .is_ok_and(|l| l.as_os_str() == "anon_inode:inotify");
+        let is_inotify = std::fs::read_link(descriptor.path()).is_ok_and(|l| l.as_os_str() == "anon_inode:inotify");
         if !is_inotify {
             continue;
         }
         let number = descriptor.file_name();
-        let info = Path::new("/proc")
-            .join(pid.to_string())
-            .join("fdinfo")
-            .join(number);
+        let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(number);
         if let Ok(text) = std::fs::read_to_string(info) {
             watches.extend(text.lines().filter_map(parse));
         }

@@ -65,9 +65,10 @@ pub async fn run(args: Args, ctl: &Podctl<'_>) -> Outcome {
 fn request(args: Args) -> ExecRequest {
     let mut env: std::collections::BTreeMap<_, _> = args.env.into_iter().collect();
     if args.tty
-        && let Ok(term) = std::env::var("TERM") {
-            env.entry("TERM".to_owned()).or_insert(term);
-        }
+        && let Ok(term) = std::env::var("TERM")
+    {
+        env.entry("TERM".to_owned()).or_insert(term);
+    }
     ExecRequest {
         command: args.command,
         env,

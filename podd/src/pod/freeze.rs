@@ -57,7 +57,8 @@ pub struct Frozen {
 pub fn freeze(daemon: &Daemon, record: &PodRecord, hold: Option<&Hold>) -> Result<Frozen> {
     let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
     let frozen = tokio::task::block_in_place(|| {
-        let watched = watched_paths(&daemon.cgroup(&record.id).pids(), &PathBuf::from(format!("/proc/{}/root", init.pid)));
+        let watched =
+            watched_paths(&daemon.cgroup(&record.id).pids(), &PathBuf::from(format!("/proc/{}/root", init.pid)));
         let watched = watched.into_iter().filter_map(|p| p.into_os_string().into_string().ok()).collect();
         let since = freeze_processes(daemon, record, init, hold)?;
         daemon.unplug(record)?;

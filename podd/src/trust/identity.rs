@@ -147,9 +147,10 @@ pub(super) fn check_dates(whose: &str, dates: Validity, now: Timestamp) -> Resul
 /// question has to be repeated.
 pub(super) fn pending_key(lock: &Lock, pki: &Path) -> Result<KeyPair, TrustError> {
     if let Some(pem) = files::read_key(pki, files::HOST_KEY)?
-        && let Ok(key) = KeyPair::from_pem(&pem) {
-            return Ok(key);
-        }
+        && let Ok(key) = KeyPair::from_pem(&pem)
+    {
+        return Ok(key);
+    }
     let key = certificate::make_key()?;
     files::write(lock, pki, files::HOST_KEY, key.serialize_pem().as_bytes())?;
     Ok(key)

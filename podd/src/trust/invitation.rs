@@ -109,9 +109,10 @@ pub(super) fn admit(
     };
     let authority = Authority::load(pki)?;
     if let Some(Use { certificate: Some(same), address, .. }) = &entries[index].used
-        && *address == application.listen {
-            return Ok(Ok(same.clone()));
-        }
+        && *address == application.listen
+    {
+        return Ok(Ok(same.clone()));
+    }
     // Burnt first: whatever fails from here on, no second key gets a certificate for this secret.
     let at = entries[index].used.as_ref().map_or(now, |used| used.at);
     let burnt = Use { at, key_sha256: hex(&digest(key.der_bytes())), address: application.listen, certificate: None };
@@ -139,9 +140,10 @@ fn judge(
     let bad = |why: String| Refusal::BadRequest { why };
     let key = certificate::requested_key(&application.csr).map_err(bad)?;
     if let Some(used) = &entry.used
-        && used.key_sha256 != hex(&digest(key.der_bytes())) {
-            return Err(Refusal::Used { at: used.at });
-        }
+        && used.key_sha256 != hex(&digest(key.der_bytes()))
+    {
+        return Err(Refusal::Used { at: used.at });
+    }
     check_address(application.listen).map_err(|error| bad(error.to_string()))?;
     if application.listen == identity.address {
         return Err(Refusal::AddressTaken { address: application.listen });
