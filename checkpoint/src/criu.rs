@@ -7,7 +7,7 @@
 //! Pods are frozen by their cgroup before a dump and stay frozen after it: CRIU never decides their fate.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use nix::unistd::Pid;
@@ -95,6 +96,8 @@ pub struct Dump<'a> {
     pub external: Vec<String>,
     /// Largest deleted-but-open file that is carried along, in bytes.
     pub ghost_limit: u32,
+    /// Paths in the tree's view that are watched with inotify (see [`crate::process::watched_paths`]).
+    pub watched: Vec<String>,
 }
 
 /// What to restore, and where from.
@@ -106,8 +109,8 @@ pub struct Restore<'a> {
     pub root: &'a Path,
     /// `mnt[KEY]:PATH` for each mount provided from here.
     pub external: Vec<String>,
-    /// The `cgroup.procs` files of the cgroups in which the tree shall live. CRIU is started there, since it is
-    /// told to leave cgroups alone and children inherit them.
+    /// The `cgroup.procs` files of the cgroups in which the tree shall live. CRIU is started there, in a cgroup namespace
+    /// that begins there, since it is told to leave cgroups alone and children inherit both.
     pub cgroup_procs: Vec<PathBuf>,
 }
 
@@ -136,6 +139,7 @@ pub fn dump(criu: &Path, what: &Dump<'_>, limit: Duration) -> Result<(), Error> 
     opts.set_link_remap(true);
     opts.set_timeout(u32::try_from(limit.as_secs()).unwrap_or(u32::MAX));
     opts.external.clone_from(&what.external);
+    opts.irmap_scan_paths.clone_from(&what.watched);
     let mut worker = Worker::spawn(criu, "dump", limit)?;
     let reply = worker.ask(Criu_req_type::DUMP, Some(opts))?;
     worker.finish();
@@ -161,11 +165,7 @@ pub fn restore(
     opts.set_rst_sibling(true);
     opts.set_notify_scripts(true);
     opts.external.clone_from(&what.external);
-    let mut worker = Worker::spawn(criu, "restore", limit)?;
-    for procs in &what.cgroup_procs {
-        std::fs::write(procs, worker.pid().to_string())
-            .map_err(|source| Error::Images { path: procs.clone(), source })?;
-    }
+    let mut worker = Worker::spawn_in(criu, "restore", limit, &what.cgroup_procs)?;
     worker.send(Criu_req_type::RESTORE, Some(opts))?;
     loop {
         let reply = worker.receive()?;
@@ -290,20 +290,38 @@ struct Worker {
 
 impl Worker {
     fn spawn(criu: &Path, action: &'static str, limit: Duration) -> Result<Self, Error> {
+        Self::spawn_in(criu, action, limit, &[])
+    }
+
+    fn spawn_in(criu: &Path, action: &'static str, limit: Duration, cgroups: &[PathBuf]) -> Result<Self, Error> {
         let spawn_error = |source| Error::Spawn { path: criu.to_owned(), source };
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .map_err(|e| spawn_error(e.into()))?;
         // The socket is CRIU's standard input: no descriptor has to survive exec, so none can leak.
-        let child = Command::new(criu)
+        let mut command = Command::new(criu);
+        command
             .args(["swrk", "0"])
             .env_remove("CRIU_CONFIG_FILE")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             // CRIU forks to try out what the kernel can do; were it killed meanwhile, such a child would sleep on.
-            .process_group(0)
-            .spawn()
-            .map_err(spawn_error)?;
+            .process_group(0);
+        if !cgroups.is_empty() {
+            let open = |path: &PathBuf| {
+                File::options().write(true).open(path).map_err(|source| Error::Images { path: path.clone(), source })
+            };
+            let cgroups = cgroups.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+            let move_there = move || {
+                for mut procs in &cgroups {
+                    procs.write_all(b"0")?;
+                }
+                Ok(unshare(CloneFlags::CLONE_NEWCGROUP)?)
+            };
+            // SAFETY: between fork and exec it makes write(2) and unshare(2) alone, and allocates nothing.
+            unsafe { command.pre_exec(move_there) };
+        }
+        let child = command.spawn().map_err(spawn_error)?;
         let pid = rustix::process::Pid::from_child(&child);
         let end = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
             .map_err(|e| spawn_error(e.into()))?;

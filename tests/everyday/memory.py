@@ -4,6 +4,7 @@ import fcntl
 import mmap
 import os
 import random
+import time
 import zlib
 
 from check import Check, call, child, libc, number, read_exactly, same
@@ -78,6 +79,7 @@ class Dirty(Check):
                 mapping[page * PAGE:page * PAGE + 8] = number(n)
                 mapping[page * PAGE + PAGE - 8:(page + 1) * PAGE] = number(n)
                 if n % 64 == 0:
+                    time.sleep(0.001)
                     try:
                         question = os.read(ask, 1)
                     except BlockingIOError:

@@ -10,7 +10,8 @@ from check import PATIENCE, Check, libc, same
 
 
 class Zombies(Check):
-    """A careless parent: 60 dead children at any time, each with its own end."""
+    """A careless parent: 60 dead children at any time, each with its own end. (Exit codes below 128: CRIU keeps 7 bits of
+    a dead process's.)"""
 
     users = ("root", "bob")
     KEPT = 60
@@ -27,8 +28,8 @@ class Zombies(Check):
         if pid == 0:
             if self.n % 5 == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            os._exit(self.n % 200)
-        self.dead.append((pid, -9 if self.n % 5 == 0 else self.n % 200))
+            os._exit(self.n % 128)
+        self.dead.append((pid, -9 if self.n % 5 == 0 else self.n % 128))
 
     def step(self):
         for _ in range(5):

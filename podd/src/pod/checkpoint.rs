@@ -10,7 +10,7 @@ use checkpoint::image::{Compression, Kind, Meta, Writer};
 use checkpoint::wire;
 use jiff::Timestamp;
 
-use super::freeze::{Flight, dump, freeze, hold, milliseconds, thaw};
+use super::freeze::{Flight, Frozen, dump, freeze, hold, milliseconds, thaw};
 use super::start::{clear_up, ensure_shim};
 use super::state::{PodRecord, PodState};
 use super::stop::not_running;
@@ -63,8 +63,8 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
     let flight = Flight::new(daemon, &format!("{}-dump", record.id))?;
     ensure_shim(daemon, &record).await?;
     let hold = hold(daemon, &record);
-    let begun = freeze(daemon, &record, hold.as_ref())?;
-    let written = write(daemon, &record, hold.as_ref(), &flight, &image, &options).await;
+    let frozen = freeze(daemon, &record, hold.as_ref())?;
+    let written = write(daemon, &record, &frozen, hold.as_ref(), &flight, &image, &options).await;
     let bytes = match written {
         Ok(bytes) => bytes,
         Err(e) => {
@@ -72,7 +72,7 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
             return Err(e);
         }
     };
-    let frozen_ms = milliseconds(begun);
+    let frozen_ms = milliseconds(frozen.since);
     if !options.leave_running {
         // From this record on, the image is the pod. A crash before it leaves the pod frozen, and recovery thaws it.
         claim.update(daemon, |r| r.state = PodState::Suspended { image: image.clone(), whole: options.whole })?;
@@ -85,12 +85,13 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
 async fn write(
     daemon: &Daemon,
     record: &PodRecord,
+    frozen: &Frozen,
     hold: Option<&Hold>,
     flight: &Flight,
     image: &Path,
     options: &Options,
 ) -> Result<u64> {
-    dump(daemon, record, flight.path()).await?;
+    dump(daemon, record, frozen, flight.path()).await?;
     let upper = daemon.config.pod_state(&record.id).join("upper");
     let meta = meta(daemon, record)?;
     let target = image.to_owned();

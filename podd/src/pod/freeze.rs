@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use checkpoint::process::watched_paths;
+
 use super::start::{announce, await_workers};
 use super::state::{PodRecord, PodState};
 use super::stop::not_running;
@@ -36,19 +38,31 @@ pub fn hold(daemon: &Daemon, record: &PodRecord) -> Option<Hold> {
     .ok()
 }
 
-/// Freezes the pod's processes, then cuts its link; returns when it began to stand still. On failure the pod runs on.
+/// A pod that stands still.
+#[derive(Clone, Debug)]
+pub struct Frozen {
+    /// When it began to.
+    pub since: Instant,
+    /// What its processes watch, as far as that was so a moment before.
+    watched: Vec<String>,
+}
+
+/// Freezes the pod's processes, then cuts its link. On failure the pod runs on.
 ///
 /// In this order: an answer that a still running process sends into a cut link would be repeated only a second after
 /// the restore, since a restored connection knows no round-trip time (RFC 6298, 2.1).
 ///
 /// # Errors
 /// Processes that do not stand still, or do not accept connections.
-pub fn freeze(daemon: &Daemon, record: &PodRecord, hold: Option<&Hold>) -> Result<Instant> {
+pub fn freeze(daemon: &Daemon, record: &PodRecord, hold: Option<&Hold>) -> Result<Frozen> {
     let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
     let frozen = tokio::task::block_in_place(|| {
+        let watched =
+            watched_paths(&daemon.cgroup(&record.id).pids(), &PathBuf::from(format!("/proc/{}/root", init.pid)));
+        let watched = watched.into_iter().filter_map(|p| p.into_os_string().into_string().ok()).collect();
         let since = freeze_processes(daemon, record, init, hold)?;
         daemon.unplug(record)?;
-        Ok::<_, std::io::Error>(since)
+        Ok::<_, std::io::Error>(Frozen { since, watched })
     });
     if frozen.is_err() {
         let _ = thaw(daemon, record, &hold.map(Hold::take).unwrap_or_default());
@@ -127,8 +141,13 @@ pub fn thaw(daemon: &Daemon, record: &PodRecord, frames: &[Vec<u8>]) -> Result<(
 ///
 /// # Errors
 /// CRIU's reason; the pod is still frozen and unharmed.
-pub async fn dump(daemon: &Daemon, record: &PodRecord, images: &Path) -> Result<()> {
-    let request = Request::Dump { images: images.to_owned(), limit_s: DUMP_LIMIT.as_secs(), ghost_limit: GHOST_LIMIT };
+pub async fn dump(daemon: &Daemon, record: &PodRecord, frozen: &Frozen, images: &Path) -> Result<()> {
+    let request = Request::Dump {
+        images: images.to_owned(),
+        limit_s: DUMP_LIMIT.as_secs(),
+        ghost_limit: GHOST_LIMIT,
+        watched: frozen.watched.clone(),
+    };
     let bundle = daemon.config.bundle(&record.id);
     let dumped = client::order(&bundle, &request, DUMP_LIMIT + Duration::from_secs(10)).await;
     if dumped.is_err()

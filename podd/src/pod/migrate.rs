@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use rand::Rng;
 use tokio::sync::mpsc;
 
-use super::freeze::{Flight, dump, freeze, hold, milliseconds, thaw};
+use super::freeze::{Flight, Frozen, dump, freeze, hold, milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
 use super::preflight::{TargetFacts, refuse_unless_go, towards};
 use super::start::ensure_shim;
@@ -294,11 +294,11 @@ impl Run<'_> {
         self.daemon.journal(migration, None)?;
         self.say("freeze", 0, 0);
         self.peer.hasten();
-        let since = freeze(self.daemon, record, self.hold.as_ref())?;
-        self.frozen_since = Some(since);
-        self.phases.freeze_ms = milliseconds(since);
+        let frozen = freeze(self.daemon, record, self.hold.as_ref())?;
+        self.frozen_since = Some(frozen.since);
+        self.phases.freeze_ms = milliseconds(frozen.since);
         let images = self.flight.as_ref().map_or(Path::new(""), Flight::path).to_owned();
-        self.dump_and_send(record, &mut sender, &images).await?;
+        self.dump_and_send(record, frozen, &mut sender, &images).await?;
 
         let begun = Instant::now();
         self.say("restore", 0, 0);
@@ -377,7 +377,13 @@ impl Run<'_> {
 
     /// While CRIU dumps into memory, the pages go over as they are written; then the last file changes. (Not before:
     /// for files that are open under a name they have lost, CRIU makes new names in the writable layer.)
-    async fn dump_and_send(&mut self, record: &PodRecord, sender: &mut Option<Sender>, images: &Path) -> Result<()> {
+    async fn dump_and_send(
+        &mut self,
+        record: &PodRecord,
+        frozen: Frozen,
+        sender: &mut Option<Sender>,
+        images: &Path,
+    ) -> Result<()> {
         self.say("memory", 0, 0);
         let begun = Instant::now();
         let mapped = shared_writable_files(&self.daemon.cgroup(&record.id).pids());
@@ -386,7 +392,7 @@ impl Run<'_> {
         let daemon = self.daemon.clone();
         let (folder, dumped) = (images.to_owned(), record.clone());
         let mut dumping = tokio::spawn(async move {
-            let result = dump(&daemon, &dumped, &folder).await;
+            let result = dump(&daemon, &dumped, &frozen, &folder).await;
             (result, Instant::now())
         });
         let mut sent = SentFiles::default();

@@ -96,6 +96,9 @@ pub enum Request {
         limit_s: u64,
         /// Bytes of a deleted-but-open file that are carried along.
         ghost_limit: u32,
+        /// Paths inside the pod that its processes watch.
+        #[serde(default)]
+        watched: Vec<String>,
     },
     /// Forget the pod (which has ended) and exit.
     Shutdown,

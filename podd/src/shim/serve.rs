@@ -106,8 +106,8 @@ impl Shim {
         BufReader::new(io::Read::take(&stream, 64 * 1024)).read_line(&mut line)?;
         let (reply, last) = match serde_json::from_str(&line) {
             Ok(Request::Status) => (Reply::Status(self.status.clone()), false),
-            Ok(Request::Dump { images, limit_s, ghost_limit }) => {
-                (self.dump(&images, Duration::from_secs(limit_s), ghost_limit), false)
+            Ok(Request::Dump { images, limit_s, ghost_limit, watched }) => {
+                (self.dump(&images, Duration::from_secs(limit_s), ghost_limit, watched), false)
             }
             Ok(Request::Shutdown) if self.init.is_none() => (Reply::Done, true),
             Ok(Request::Shutdown) => (Reply::Failed("the pod has not ended".into()), false),
@@ -120,7 +120,7 @@ impl Shim {
         Ok(last)
     }
 
-    fn dump(&self, images: &Path, limit: Duration, ghost_limit: u32) -> Reply {
+    fn dump(&self, images: &Path, limit: Duration, ghost_limit: u32, watched: Vec<String>) -> Reply {
         let Some((init, _)) = &self.init else { return Reply::Failed("the pod has ended".into()) };
         let dumped = Hierarchies::detect().map_err(|e| e.to_string()).and_then(|hierarchies| {
             let cgroup = hierarchies.cgroup(&self.config.cgroup);
@@ -132,6 +132,7 @@ impl Shim {
                     .map(external::External::for_dump)
                     .collect(),
                 ghost_limit,
+                watched,
             };
             criu::dump(&self.config.criu, &what, limit).map_err(|e| e.to_string())
         });
