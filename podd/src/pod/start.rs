@@ -235,15 +235,22 @@ pub fn watch(daemon: &Arc<Daemon>, id: &str, init: ProcessId) {
 async fn keep_shim(daemon: Arc<Daemon>, id: String, init: ProcessId) {
     let bundle = daemon.config.bundle(&id);
     loop {
-        if let Ok(pidfd) = client::shim(&bundle).and_then(ProcessId::pidfd).and_then(AsyncFd::new) {
-            let _ = pidfd.readable().await;
+        if let Ok(shim) = client::shim(&bundle) {
+            let _ = shim.ended().await;
         }
         // Not in a hot loop, should each one die at once.
         tokio::time::sleep(Duration::from_millis(50)).await;
         let Ok(pod) = daemon.pod(&id) else { return };
+        let over = |record: &PodRecord| {
+            !matches!(record.state, PodState::Running { init: now, .. } if now == init) || !init.is_alive()
+        };
+        // Most often its end belongs to the pod's own end, and nobody must wait for us then.
+        if over(&pod.record()) {
+            return;
+        }
         let _claim = daemon.claim_in_turn(pod.clone(), "given a new shim").await;
         let record = pod.record();
-        if !matches!(record.state, PodState::Running { init: now, .. } if now == init) || !init.is_alive() {
+        if over(&record) {
             return;
         }
         if let Err(e) = ensure_shim(&daemon, &record).await {

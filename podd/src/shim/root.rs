@@ -40,7 +40,7 @@ pub fn assemble(config: &ShimConfig) -> io::Result<PathBuf> {
     step("mount the overlay", mounts::overlay(&lower, "rw/upper", "rw/work", ROOT))?;
     let root = config.bundle.join(ROOT);
     let inside = fs::File::open(&root)?;
-    if config.mode != Mode::Start && !config.volumes.is_empty() {
+    if matches!(config.mode, Mode::Restore { .. }) && !config.volumes.is_empty() {
         let shown = shown(config);
         fs::create_dir_all(&shown)?;
         step("make a place for volumes", mounts::file_system("tmpfs", &shown, MsFlags::empty(), "mode=711,size=1m"))?;
@@ -52,7 +52,7 @@ pub fn assemble(config: &ShimConfig) -> io::Result<PathBuf> {
         let what = format!("show the volume {} at {}", volume.host.display(), volume.pod.display());
         let target = mounts::make_target(inside.as_fd(), &volume.pod, source.is_dir(), Some(config.id_base));
         let target = match (&config.mode, step(&what, target)?) {
-            (Mode::Start, target) => target,
+            (Mode::Start | Mode::Adopt { .. }, target) => target,
             (Mode::Restore { .. }, _) => {
                 let place = fs::File::open(shown(config))?;
                 mounts::make_target(place.as_fd(), Path::new(&i.to_string()), source.is_dir(), None)?
