@@ -131,7 +131,9 @@ impl Scan {
             let Ok(target) = std::fs::read_link(entry.path()) else {
                 continue;
             };
-            let kind = self.classify(&mut found, process.pid(), fd, &target, holder);
+            let Some(kind) = self.classify(&mut found, process.pid(), fd, &target, holder) else {
+                continue;
+            };
             if kind == FdKind::Socket
                 && let Some(inode) = socket::inode(&target)
             {
@@ -166,16 +168,19 @@ impl Scan {
         }
     }
 
-    fn classify(&mut self, found: &mut Descriptors, pid: i32, fd: u32, target: &Path, holder: &str) -> FdKind {
+    /// What a descriptor is; none if it has been closed since it was listed: busy servers do that all the time.
+    fn classify(&mut self, found: &mut Descriptors, pid: i32, fd: u32, target: &Path, holder: &str) -> Option<FdKind> {
         if let Some(kind) = by_name(target) {
-            return kind;
+            return Some(kind);
         }
         let path = format!("/proc/{pid}/fd/{fd}");
-        let Ok(meta) = std::fs::metadata(&path) else {
-            return FdKind::Other;
+        let meta = match std::fs::metadata(&path) {
+            Ok(meta) => meta,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(_) => return Some(FdKind::Other),
         };
         let kind = meta.file_type();
-        if kind.is_dir() {
+        Some(if kind.is_dir() {
             FdKind::Directory
         } else if kind.is_fifo() {
             FdKind::Pipe
@@ -187,7 +192,7 @@ impl Scan {
             kind
         } else {
             if magic(&path) == Some(MQUEUE) {
-                return FdKind::MessageQueue;
+                return Some(FdKind::MessageQueue);
             }
             self.ghost(&meta, target.as_os_str().as_bytes());
             let info = fdinfo(pid, fd);
@@ -196,7 +201,7 @@ impl Scan {
                 *(if lease { &mut found.leases } else { &mut found.locks }) += 1;
             }
             FdKind::File
-        }
+        })
     }
 
     fn device(&mut self, meta: &Metadata, path: &str, pid: i32, fd: u32, holder: &str) -> FdKind {

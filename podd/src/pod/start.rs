@@ -37,8 +37,12 @@ pub async fn start(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
         });
     }
     let init = give_birth(daemon, &record, Mode::Start).await?;
-    daemon.plug(&record).attempt("connect the pod's link")?;
-    announce(&record, init);
+    match daemon.plug(&record).attempt("connect the pod's link") {
+        Ok(()) => announce(&record, init),
+        Err(e) if init.is_alive() => return Err(e),
+        // Its command has ended already, and took the link with it.
+        Err(_) => {}
+    }
     live(daemon, claim, init)
 }
 
@@ -61,11 +65,14 @@ pub fn live(daemon: &Arc<Daemon>, claim: &Claim, init: ProcessId) -> Result<PodR
 /// The shim's reason.
 pub async fn give_birth(daemon: &Daemon, record: &PodRecord, mode: Mode) -> Result<ProcessId> {
     clear_up(daemon, record).await.attempt("clear up after the pod's last run")?;
+    let starting = mode == Mode::Start;
     let config = shim_config(daemon, record, mode)?;
     let born = async {
         client::launch(&config).await?;
         match client::status(&config.bundle, BIRTH_LIMIT).await? {
             Status::Alive { init } => Ok(init),
+            // A command may be over before we look. A restored pod stands still, so its end is a failure.
+            Status::Ended { init, .. } if starting => Ok(init),
             Status::Ended { code, .. } => Err(io::Error::other(format!("its init ended at once with code {code}"))),
             Status::Failed { reason } => Err(io::Error::other(reason)),
         }
@@ -305,8 +312,8 @@ async fn exit_status(daemon: &Daemon, record: &PodRecord) -> Option<ExitStatus> 
     let written = super::logs::exit_file(&daemon.config.pod_state(&record.id).join("upper"), oom);
     match status {
         // The init passes on the code; that a signal ended the command, only its record says.
-        Some(Status::Ended { code, signal: None }) if written.is_some_and(|w| w.code == code) => written,
-        Some(Status::Ended { code, signal }) => Some(ExitStatus { code, signal, oom }),
+        Some(Status::Ended { code, signal: None, .. }) if written.is_some_and(|w| w.code == code) => written,
+        Some(Status::Ended { code, signal, .. }) => Some(ExitStatus { code, signal, oom }),
         _ => written,
     }
 }

@@ -127,6 +127,8 @@ pub enum Status {
     },
     /// Its init ended.
     Ended {
+        /// The pod's init, as it was.
+        init: ProcessId,
         /// 0 to 255.
         code: i32,
         /// The signal, if one ended it.

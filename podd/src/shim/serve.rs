@@ -94,7 +94,7 @@ impl Shim {
         let ended = ended.or_else(|| exit_file(&self.config.writable.join("upper"), false).map(|e| (e.code, e.signal)));
         while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|s| s.pid().is_some()) {}
         self.set(match ended {
-            Some((code, signal)) => Status::Ended { code, signal },
+            Some((code, signal)) => Status::Ended { init, code, signal },
             None => Status::Failed { reason: "nobody saw its exit code".into() },
         });
     }
