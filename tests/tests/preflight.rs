@@ -153,12 +153,13 @@ fn exec_sessions_hold_a_pod_back() {
 fn files_that_cannot_travel() {
     let lab = Lab::up(2);
     // Its blocks are taken, but never written: CRIU leaves holes out, so that a sparse file is never too large.
-    let script = "exec 3>/tmp/old; fallocate -l 300M /tmp/old; rm /tmp/old; until [ -e /tmp/go ]; do sleep 0.05; done; exec 3>&-; sleep 1000";
+    let script =
+        "exec 3>/tmp/old; fallocate -l 300M /tmp/old; rm /tmp/old; mkfifo /go; read go </go; exec 3>&-; sleep 1000";
     pod(&lab, "a", "ghost", &rootfs("busybox"), &[], &["sh", "-c", script]);
     eventually("the file is gone", SOON, || lab.podctl("a", &["exec", "ghost", "--", "ls", "/tmp"]).out.is_empty());
     std::thread::sleep(Duration::from_millis(100));
     refused(&lab, "ghost", &["ghost-files"], "above the limit of 256.0 MiB: /tmp/old (300.0 MiB)");
-    lab.ok("a", &["exec", "ghost", "--", "touch", "/tmp/go"]);
+    lab.ok("a", &["exec", "ghost", "--", "sh", "-c", "echo >/go"]);
     eventually("the file is closed", SOON, || findings(&lab, "ghost").1 == 0);
     lab.ok("a", &["migrate", "ghost", "--to", "b"]);
 }
