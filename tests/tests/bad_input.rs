@@ -289,9 +289,10 @@ impl Bench {
         run(command)
     }
 
-    /// As the document shows it, without the paths of this run.
+    /// As the document shows it, without the paths and process numbers of this run.
     fn shown(&self, text: &str) -> String {
-        text.replace("{root}", "/srv/root")
+        without_pids(text)
+            .replace("{root}", "/srv/root")
             .replace("{dir}", "/tmp")
             .replace(&self.root, "/srv/root")
             .replace(&self.dir.path().display().to_string(), "/tmp")
@@ -334,6 +335,17 @@ fn judge(mistake: &str, answer: &str) {
     for line in lines {
         assert!(line.starts_with("  cure: "), "{mistake}: {answer}");
     }
+}
+
+/// `(pid 4711)` becomes `(pid N)`.
+fn without_pids(text: &str) -> String {
+    let mut parts = text.split("(pid ");
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        shown.push_str("(pid N");
+        shown.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()));
+    }
+    shown
 }
 
 fn quoted(words: &[&str]) -> String {
