@@ -156,12 +156,12 @@ fn iptables(holder: i32) -> Vec<String> {
     lines
 }
 
-/// Runtime folders, images in flight, writable layers, stored images and layers.
+/// Runtime folders, images in flight, writable layers and stored images. Layers are a store of their own: podd keeps
+/// them for the next pod, and removes unused ones when it starts.
 fn folders(lab: &Lab, host: &str) -> Vec<String> {
     let run = inside(lab, host, "/run/podd");
     let state = lab.dir().join(host).join("state");
-    let folders =
-        [run.join("pods"), run.join("flight"), state.join("pods"), state.join("images"), state.join("layers")];
+    let folders = [run.join("pods"), run.join("flight"), state.join("pods"), state.join("images")];
     let mut lines = Vec::new();
     for folder in &folders {
         lines.extend(entries(folder).iter().map(|e| format!("folder {} {}", name(folder), name(e))));

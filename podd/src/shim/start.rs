@@ -61,7 +61,7 @@ pub fn start(config: &ShimConfig) -> io::Result<i32> {
     step(&format!("make the pod's namespaces ({ended:?})"), told)?;
     let pid = Pid::from_raw(i32::from_ne_bytes(pid));
     let prepared = prepare(config, &cgroup, pid);
-    let started = prepared.and_then(|()| Ok(File::from(go_write).write_all(&[1])?)).and_then(|()| {
+    let started = prepared.and_then(|()| File::from(go_write).write_all(&[1])).and_then(|()| {
         // Closed without a word when the child's exec succeeds.
         let mut error = String::new();
         File::from(error_read).read_to_string(&mut error)?;
