@@ -135,6 +135,7 @@ fn criu_dies() {
     }
 }
 
+#[cfg(feature = "long")]
 /// Kills CRIU on `host`, so long after it appeared; false if it had ended by then.
 fn criu_case(subject: &Subject<'_>, host: &str, after: Duration) -> bool {
     subject.bring_to("a");
