@@ -121,7 +121,7 @@ fn shim_of_the_target_dies_at_every_step() {
 }
 
 /// CRIU is killed while it dumps or restores: early, in the middle, late. The move fails, and the pod runs on.
-// CRIU killed in the middle of its work inside a process can take that process along: see "Known limits" in README.
+// CRIU killed in the middle of its work inside a process can take that process along: see the limits in README.
 #[cfg(feature = "long")]
 #[test]
 fn criu_dies() {
