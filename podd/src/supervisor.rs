@@ -169,7 +169,7 @@ impl Daemon {
     /// There is no such pod, or somebody is changing it.
     pub async fn claim_once_tidy(&self, name: &str, what: &'static str) -> Result<Claim> {
         let pod = self.pod(name)?;
-        while pod.doing() == Some(CLEARED_UP) {
+        while pod.doing().is_some_and(|what| [CLEARED_UP, "restarted", "given a new shim"].contains(&what)) {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
         self.claim(name, what)

@@ -205,6 +205,8 @@ pub async fn conclude(
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(5));
     };
+    // A podd that has died since the handover left it: only this one knows the name.
+    let _ = std::fs::remove_dir_all(daemon.config.flight().join(format!("{}-out", migration.id)));
     match answer {
         Message::Thawed { announce_ms } => {
             report(migration, announce_ms);
