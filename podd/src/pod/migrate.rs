@@ -205,8 +205,8 @@ pub async fn conclude(
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(5));
     };
-    // A podd that has died since the handover left it: only this one knows the name.
-    let _ = std::fs::remove_dir_all(daemon.config.flight().join(format!("{}-out", migration.id)));
+    // A podd that has died since the handover left its dump: only this one knows the name.
+    let dump = daemon.config.flight().join(format!("{}-out", migration.id));
     match answer {
         Message::Thawed { announce_ms } => {
             report(migration, announce_ms);
@@ -214,6 +214,7 @@ pub async fn conclude(
             if let Some(mut peer) = peer {
                 let _ = peer.send(&Message::Late { frames: late }).await;
             }
+            let _ = std::fs::remove_dir_all(dump);
             // The target runs it: our copy may go. Recorded after the deletion, so that a crash repeats the deletion.
             delete(daemon, &claim.record()).await?;
             migration.step = Step::Done;
@@ -222,6 +223,7 @@ pub async fn conclude(
         }
         Message::Lost { reason } => {
             let record = take_back(daemon, claim, migration, &reason)?;
+            let _ = std::fs::remove_dir_all(dump);
             Err(ApiError::failed(format!(
                 "{} could not go to {} and runs here again: {reason}",
                 record.spec.name, migration.peer
