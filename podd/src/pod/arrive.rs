@@ -371,7 +371,7 @@ async fn held(daemon: &Arc<Daemon>, claim: &Claim, migration: &Migration) -> Res
     {
         return Ok(init);
     }
-    let written = std::fs::read(bundle.join("status.json")).ok().and_then(|t| serde_json::from_slice(&t).ok());
+    let written = client::last_status(&bundle);
     if let Some(Status::Alive { init }) = written
         && init.is_alive()
     {

@@ -137,7 +137,7 @@ pub fn thaw(daemon: &Daemon, record: &PodRecord, frames: &[Vec<u8>]) -> Result<(
     .attempt(format!("thaw {}", record.spec.name))
 }
 
-/// Has the shim dump the frozen pod into `images`, which is emptied first.
+/// Has the shim dump the frozen pod into the empty folder `images`.
 ///
 /// # Errors
 /// CRIU's reason; the pod is still frozen and unharmed.

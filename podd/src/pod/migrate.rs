@@ -237,7 +237,7 @@ pub async fn conclude(
 fn take_back(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, reason: &str) -> Result<PodRecord> {
     let mut record = claim.record();
     let bundle = daemon.config.bundle(&record.id);
-    let status = std::fs::read(bundle.join("status.json")).ok().and_then(|t| serde_json::from_slice(&t).ok());
+    let status = crate::shim::client::last_status(&bundle);
     record.epoch = migration.epoch + 1;
     let alive = match status {
         Some(crate::shim::Status::Alive { init }) if init.is_alive() => Some(init),

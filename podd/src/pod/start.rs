@@ -305,7 +305,7 @@ async fn exit_status(daemon: &Daemon, record: &PodRecord) -> Option<ExitStatus> 
                 continue;
             }
             Ok(status) => Some(status),
-            Err(_) => std::fs::read(bundle.join("status.json")).ok().and_then(|t| serde_json::from_slice(&t).ok()),
+            Err(_) => client::last_status(&bundle),
         };
         break;
     }

@@ -66,6 +66,12 @@ pub async fn status(bundle: &Path, limit: Duration) -> io::Result<Status> {
     }
 }
 
+/// What a shim last wrote of its pod: for one that can no longer be asked.
+#[must_use]
+pub fn last_status(bundle: &Path) -> Option<Status> {
+    serde_json::from_slice(&std::fs::read(bundle.join("status.json")).ok()?).ok()
+}
+
 /// Sends a request that is either done or fails with a reason.
 ///
 /// # Errors
