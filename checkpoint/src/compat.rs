@@ -89,7 +89,7 @@ pub fn verdict(findings: &[Finding]) -> Verdict {
 }
 
 /// All rules, in the order in which they are shown.
-const RULES: [Rule; 39] = [
+const RULES: [Rule; 41] = [
     machine::criu_round_trip,
     machine::arch,
     machine::kernel_direction,
@@ -117,6 +117,8 @@ const RULES: [Rule; 39] = [
     content::other_descriptors,
     content::terminals,
     content::ghost_files,
+    content::unlinked_files,
+    content::packet_pipes,
     content::file_locks,
     content::hugetlb,
     room::name_conflict,

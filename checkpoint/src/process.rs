@@ -41,6 +41,8 @@ pub struct PodFacts {
     pub peers_unknown: Option<String>,
     /// Deleted files that are still open or mapped.
     pub ghosts: Vec<Ghost>,
+    /// Former names of files that are open or mapped and still exist under another name.
+    pub unlinked: Vec<PathBuf>,
     /// Terminals whose other end is outside the pod, such as `/dev/pts/3 of bash (pid 17)`.
     pub outside_terminals: Vec<String>,
     /// POSIX message queues of the pod's IPC namespace, as far as the pod has them mounted.
@@ -155,6 +157,7 @@ impl PodFacts {
         }
         pod.outside_terminals = outside_terminals(&scan.slaves, &scan.masters);
         pod.ghosts = std::mem::take(&mut scan.ghosts).into_values().collect();
+        pod.unlinked = std::mem::take(&mut scan.unlinked).into_iter().collect();
         pod.unknown_sockets = scan.sockets.unknown;
         pod.sockets = scan.sockets.kinds();
         match scan.sockets.outside(&root, &members) {

@@ -415,14 +415,17 @@ fn modules(f: &Facts) -> Check {
 
 /// One of [`facts::FEATURES`].
 fn feature(name: &str, support: Support) -> Check {
-    let why = facts::FEATURES.iter().find(|f| f.name == name).map_or("", |f| f.why);
+    let (why, optional) = facts::FEATURES.iter().find(|f| f.name == name).map_or(("", true), |f| (f.why, f.optional));
     match support {
         Support::Ready => ok(name, "there"),
         Support::Loadable => ok(name, "will be loaded when needed"),
         Support::Unknown => {
             warn(name, format!("not known whether the kernel has it ({why})"), format!("modprobe {name}"))
         }
-        Support::Missing => fail(name, format!("the kernel lacks it ({why})"), "use the distribution's kernel"),
+        Support::Missing => {
+            let judge = if optional { warn } else { fail };
+            judge(name, format!("the kernel lacks it ({why})"), "use the distribution's kernel")
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::pod::journal::{Migration, Role, Step};
 use crate::pod::state::{PodRecord, PodState};
 use crate::pod::{arrive, migrate, start};
 use crate::shim::{Status, client};
-use crate::supervisor::Daemon;
+use crate::supervisor::{Daemon, Doing};
 use crate::sys::process::ProcessId;
 
 /// Settles everything that can be settled alone, then starts tasks for what needs other hosts.
@@ -25,7 +25,7 @@ pub async fn recover(daemon: &Arc<Daemon>) -> Result<()> {
         daemon.journal(&migration, None)?;
     }
     for pod in daemon.pods() {
-        let claim = daemon.claim_in_turn(pod, "recovered").await;
+        let claim = daemon.claim_in_turn(pod, Doing::Recover).await;
         let record = claim.record();
         let mine = open.iter().find(|m| m.pod_id == record.id && !matches!(m.step, Step::Preparing | Step::Freezing));
         let recovered = match (mine, &record.state) {

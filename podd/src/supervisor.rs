@@ -46,7 +46,7 @@ struct CriuFindings {
 pub struct Pod {
     record: RwLock<PodRecord>,
     owner: Arc<AsyncMutex<()>>,
-    doing: Mutex<Option<&'static str>>,
+    doing: Mutex<Option<Doing>>,
 }
 
 impl Pod {
@@ -58,13 +58,68 @@ impl Pod {
 
     /// What its owner is doing with it, if it has one.
     #[must_use]
-    pub fn doing(&self) -> Option<&'static str> {
+    pub fn doing(&self) -> Option<Doing> {
         *self.doing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What podd does with a pod whose command has ended.
-pub const CLEARED_UP: &str = "cleared up";
+/// What is done to a pod by whoever has the right to change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// It is being made.
+    Create,
+    /// A user starts it.
+    Start,
+    /// A user stops it.
+    Stop,
+    /// A user removes it.
+    Remove,
+    /// It goes into an image.
+    Checkpoint,
+    /// It goes into an image, until it is resumed.
+    Suspend,
+    /// It comes back from its own image.
+    Resume,
+    /// It comes from an image.
+    Restore,
+    /// It leaves for another host, or comes from one.
+    Migrate,
+    /// podd looks after it at its own start.
+    Recover,
+    /// podd tidies up after its command has ended.
+    ClearUp,
+    /// The restart policy starts it.
+    Restart,
+    /// podd replaces its dead shim.
+    ReplaceShim,
+}
+
+impl Doing {
+    /// What becomes of the pod, for messages.
+    #[must_use]
+    pub fn participle(self) -> &'static str {
+        match self {
+            Self::Create => "created",
+            Self::Start => "started",
+            Self::Stop => "stopped",
+            Self::Remove => "removed",
+            Self::Checkpoint => "checkpointed",
+            Self::Suspend => "suspended",
+            Self::Resume => "resumed",
+            Self::Restore => "restored",
+            Self::Migrate => "migrated",
+            Self::Recover => "recovered",
+            Self::ClearUp => "cleared up",
+            Self::Restart => "restarted",
+            Self::ReplaceShim => "given a new shim",
+        }
+    }
+
+    /// podd does it of its own accord, and soon has done.
+    fn is_upkeep(self) -> bool {
+        matches!(self, Self::ClearUp | Self::Restart | Self::ReplaceShim)
+    }
+}
 
 /// The right to change one pod.
 pub struct Claim {
@@ -153,10 +208,10 @@ impl Daemon {
     ///
     /// # Errors
     /// There is no such pod, or somebody is changing it.
-    pub fn claim(&self, name: &str, what: &'static str) -> Result<Claim> {
+    pub fn claim(&self, name: &str, what: Doing) -> Result<Claim> {
         let pod = self.pod(name)?;
         let guard = pod.owner.clone().try_lock_owned().map_err(|_| {
-            let doing = pod.doing().unwrap_or("changed");
+            let doing = pod.doing().map_or("changed", Doing::participle);
             ApiError::conflict(format!("{name} is being {doing}")).cure("try again when that has ended")
         })?;
         Ok(self.claimed(pod, guard, what))
@@ -167,21 +222,21 @@ impl Daemon {
     ///
     /// # Errors
     /// There is no such pod, or somebody is changing it.
-    pub async fn claim_once_tidy(&self, name: &str, what: &'static str) -> Result<Claim> {
+    pub async fn claim_once_tidy(&self, name: &str, what: Doing) -> Result<Claim> {
         let pod = self.pod(name)?;
-        while pod.doing().is_some_and(|what| [CLEARED_UP, "restarted", "given a new shim"].contains(&what)) {
+        while pod.doing().is_some_and(Doing::is_upkeep) {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
         self.claim(name, what)
     }
 
     /// Takes the right to change a pod, after whoever has it.
-    pub async fn claim_in_turn(&self, pod: Arc<Pod>, what: &'static str) -> Claim {
+    pub async fn claim_in_turn(&self, pod: Arc<Pod>, what: Doing) -> Claim {
         let guard = pod.owner.clone().lock_owned().await;
         self.claimed(pod, guard, what)
     }
 
-    fn claimed(&self, pod: Arc<Pod>, guard: OwnedMutexGuard<()>, what: &'static str) -> Claim {
+    fn claimed(&self, pod: Arc<Pod>, guard: OwnedMutexGuard<()>, what: Doing) -> Claim {
         *pod.doing.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
         Claim { pod, _guard: guard }
     }

@@ -187,7 +187,8 @@ impl<'a> Subject<'a> {
                 Err(reason) if begun.elapsed() > limit => {
                     let moves = HOSTS.map(|h| self.lab.podctl(h, &["migrations"]).out);
                     let [a, b] = moves.map(|m| m.lines().rev().take(4).collect::<Vec<_>>().join("\n"));
-                    panic!("not within {limit:?}: {reason}\nmigrations, newest first\na:\n{a}\nb:\n{b}");
+                    let podds = HOSTS.map(|h| stand(self.lab, h)).join("\n");
+                    panic!("not within {limit:?}: {reason}\n{podds}\nmigrations, newest first\na:\n{a}\nb:\n{b}");
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
@@ -380,6 +381,15 @@ pub fn podd(lab: &Lab, host: &str) -> Option<Pid> {
     alive.then_some(Pid::from_raw(pid))
 }
 
+/// What every thread of a host's podd is doing.
+fn stand(lab: &Lab, host: &str) -> String {
+    let Some(pid) = podd(lab, host) else { return format!("podd of {host} does not run") };
+    let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().map(|t| t.path());
+    let lines = threads.map(|t| format!("  {} {}", read(t.join("comm")), read(t.join("wchan"))));
+    lines.fold(format!("podd of {host} is process {pid}:"), |all, line| all + "\n" + &line)
+}
+
 /// kill -9 of podd, if it runs; returns when it is gone.
 #[track_caller]
 pub fn kill_podd(lab: &Lab, host: &str) {
@@ -395,6 +405,7 @@ pub fn start_podds(lab: &Lab) {
     for host in HOSTS {
         if podd(lab, host).is_none() {
             lab.script(&["start", host]).must();
+            assert!(podd(lab, host).is_some(), "podd of {host} is dead at once: {}", lab.log(host));
         }
     }
 }

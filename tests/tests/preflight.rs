@@ -162,6 +162,14 @@ fn files_that_cannot_travel() {
     lab.ok("a", &["exec", "ghost", "--", "sh", "-c", "echo >/go"]);
     eventually("the file is closed", SOON, || findings(&lab, "ghost").1 == 0);
     lab.ok("a", &["migrate", "ghost", "--to", "b"]);
+    // Its name is gone, another one remains.
+    let script = "exec 3>/tmp/new; ln /tmp/new /tmp/kept; rm /tmp/new; mkfifo /go; read go </go; exec 3>&-; sleep 1000";
+    pod(&lab, "a", "linked", &rootfs("busybox"), &[], &["sh", "-c", script]);
+    eventually("it waits", SOON, || lab.podctl("a", &["exec", "linked", "--", "ls", "/go"]).code == 0);
+    refused(&lab, "linked", &["unlinked-files"], "/tmp/new");
+    lab.ok("a", &["exec", "linked", "--", "sh", "-c", "echo >/go"]);
+    eventually("the file is closed", SOON, || findings(&lab, "linked").1 == 0);
+    lab.ok("a", &["migrate", "linked", "--to", "b"]);
 }
 
 #[test]
@@ -247,6 +255,10 @@ time.sleep(1000)";
         // This kernel has none, or the pod's filter denies it: then nothing is in the way.
         _ => goes(&lab, "multipath"),
     }
+    let script = "import os, time\nos.pipe2(os.O_DIRECT)\nprint('made', flush=True)\ntime.sleep(1000)";
+    pod(&lab, "a", "packets", &root, &[], &["python3", "-c", script]);
+    eventually("it has one", SOON, || lab.ok("a", &["logs", "packets"]).contains("made"));
+    refused(&lab, "packets", &["packet-pipes"], "python3");
     // A descriptor so high that CRIU, with the limits that it has here, could not restore the process.
     let script = "\
 import os, resource, time

@@ -263,6 +263,20 @@ pub(super) fn ghost_files(c: &Context) -> Option<Finding> {
     go(RULE, format!("{} deleted but open, {} together", c.pod.ghosts.len(), size(bytes)))
 }
 
+/// CRIU gives such a file a name of its own while it dumps, and takes the name away at the end of a dump that leaves the processes
+/// alive (files-reg.c, link_remap): the restore would not find it.
+pub(super) fn unlinked_files(c: &Context) -> Option<Finding> {
+    let which = some_of(c.pod.unlinked.iter().map(|p| p.display().to_string()));
+    let cure = "make the program close the file, or open it by the name that is left";
+    absent("unlinked-files", "open files whose name is gone while another link remains", which, cure)
+}
+
+/// CRIU: packets in a pipe have bounds, which it does not carry (pipes.c).
+pub(super) fn packet_pipes(c: &Context) -> Option<Finding> {
+    let who = c.holders(|p| p.descriptors.of(FdKind::PacketPipe) > 0);
+    absent("packet-pipes", "pipes in packet mode (O_DIRECT)", who, "end the program that uses them")
+}
+
 /// CRIU takes locks again on restore (option file_locks); whoever else locks the same file of a volume is not asked.
 pub(super) fn file_locks(c: &Context) -> Option<Finding> {
     let count =

@@ -224,6 +224,9 @@ const CASES: &[Case] = &[
     ("terminals", No, |w| w.pod.outside_terminals = vec!["/dev/pts/0 of sh (pid 9)".into()]),
     ("ghost-files", No, |w| ghost(w, (1 << 20) + 1)),
     ("ghost-files", Go, |w| ghost(w, 1 << 20)),
+    ("unlinked-files", No, |w| w.pod.unlinked.push("/var/mail/tmp".into())),
+    ("packet-pipes", No, |w| fd(w, FdKind::PacketPipe)),
+    ("packet-pipes", Go, |w| fd(w, FdKind::Pipe)),
     ("file-locks", GoWith, |w| {
         w.init().descriptors.locks = 1;
         volume(w, Some(true));

@@ -1,6 +1,7 @@
 //! What a process has open.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::Metadata;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -40,6 +41,8 @@ pub enum FdKind {
     Directory,
     /// Pipe or FIFO.
     Pipe,
+    /// Pipe in packet mode (`O_DIRECT` of pipe2(2)).
+    PacketPipe,
     /// Any socket; see [`super::SocketFacts`].
     Socket,
     /// Terminal, master or slave.
@@ -111,6 +114,7 @@ pub(super) struct Terminal {
 #[derive(Default)]
 pub(super) struct Scan {
     pub ghosts: BTreeMap<(u64, u64), Ghost>,
+    pub unlinked: BTreeSet<PathBuf>,
     pub slaves: BTreeMap<Terminal, String>,
     pub masters: BTreeSet<Terminal>,
     pub sockets: socket::Scan,
@@ -155,23 +159,36 @@ impl Scan {
             return;
         };
         if let Ok(meta) = std::fs::metadata(format!("/proc/{pid}/map_files/{range}")) {
-            self.ghost(&meta, name);
+            self.deleted(pid, &meta, name);
         }
     }
 
-    fn ghost(&mut self, meta: &Metadata, name: &[u8]) {
-        if meta.is_file() && meta.nlink() == 0 {
-            let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
-            let path = PathBuf::from(std::ffi::OsStr::from_bytes(name));
+    /// Remembers a file if the kernel says that its name is gone.
+    fn deleted(&mut self, pid: i32, meta: &Metadata, name: &[u8]) {
+        let stripped = name.strip_suffix(b" (deleted)");
+        let path = || PathBuf::from(OsStr::from_bytes(stripped.unwrap_or(name)));
+        if !meta.is_file() {
+            return;
+        }
+        if meta.nlink() == 0 {
             // CRIU holds the blocks against its limit, not the length (files-reg.c, dump_ghost_remap).
-            self.ghosts.insert((meta.dev(), meta.ino()), Ghost { path, bytes: meta.blocks() * 512 });
+            self.ghosts.insert((meta.dev(), meta.ino()), Ghost { path: path(), bytes: meta.blocks() * 512 });
+            return;
+        }
+        // A file may really be called so.
+        let called = Path::new("/proc").join(pid.to_string()).join("root").join(OsStr::from_bytes(&name[1..]));
+        let same = |m: Metadata| (m.dev(), m.ino()) == (meta.dev(), meta.ino());
+        if stripped.is_some() && !std::fs::symlink_metadata(called).is_ok_and(same) {
+            self.unlinked.insert(path());
         }
     }
 
     /// What a descriptor is; none if it has been closed since it was listed: busy servers do that all the time.
     fn classify(&mut self, found: &mut Descriptors, pid: i32, fd: u32, target: &Path, holder: &str) -> Option<FdKind> {
-        if let Some(kind) = by_name(target) {
-            return Some(kind);
+        match by_name(target) {
+            Some(FdKind::Pipe) => return Some(pipe(pid, fd)),
+            Some(kind) => return Some(kind),
+            None => {}
         }
         let path = format!("/proc/{pid}/fd/{fd}");
         let meta = match std::fs::metadata(&path) {
@@ -183,7 +200,7 @@ impl Scan {
         Some(if kind.is_dir() {
             FdKind::Directory
         } else if kind.is_fifo() {
-            FdKind::Pipe
+            pipe(pid, fd)
         } else if kind.is_char_device() || kind.is_block_device() {
             let kind = self.device(&meta, &path, pid, fd, holder);
             if kind == FdKind::Device && found.devices.len() < MAX_NAMES {
@@ -194,7 +211,7 @@ impl Scan {
             if magic(&path) == Some(MQUEUE) {
                 return Some(FdKind::MessageQueue);
             }
-            self.ghost(&meta, target.as_os_str().as_bytes());
+            self.deleted(pid, &meta, target.as_os_str().as_bytes());
             let info = fdinfo(pid, fd);
             for lock in info.lines().filter_map(|l| l.strip_prefix("lock:")) {
                 let lease = lock.split_ascii_whitespace().any(|w| w == "LEASE");
@@ -231,6 +248,13 @@ const DEVPTS: u32 = 0x1cd1;
 
 fn magic(path: &str) -> Option<u32> {
     rustix::fs::statfs(path).ok().map(|s| s.f_type as u32)
+}
+
+/// The mode is the writing end's (pipe(2)), and changes with fcntl(2).
+fn pipe(pid: i32, fd: u32) -> FdKind {
+    let info = fdinfo(pid, fd);
+    let flags = info.lines().find_map(|l| i32::from_str_radix(l.strip_prefix("flags:")?.trim(), 8).ok());
+    if flags.is_some_and(|f| f & nix::libc::O_DIRECT != 0) { FdKind::PacketPipe } else { FdKind::Pipe }
 }
 
 fn fdinfo(pid: i32, fd: u32) -> String {

@@ -19,6 +19,8 @@ pub(super) const FEATURES: &[&str] = &[
     "droppable",
     "ghost",
     "mapped_ghost",
+    "unlinked",
+    "packet_pipe",
     "shared_mapping",
     "lock",
     "lease",
@@ -95,6 +97,18 @@ fn take(feature: &str, dir: &Path) -> Result<Vec<OwnedFd>, Errno> {
             map(4096, libc::PROT_READ, libc::MAP_PRIVATE, Some((&mapped.into(), 0)))?;
             std::fs::remove_file(dir.join("ghost-mapped")).unwrap();
             return Ok(Vec::new());
+        }
+        "unlinked" => {
+            // The second one is really called so.
+            let names = ["unlinked", "kept (deleted)"].map(|n| dir.join(n));
+            let held = names.clone().map(|n| file(&n).into());
+            std::fs::hard_link(&names[0], dir.join("another link")).unwrap();
+            std::fs::remove_file(&names[0]).unwrap();
+            return Ok(held.into());
+        }
+        "packet_pipe" => {
+            let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_DIRECT)?;
+            return Ok(vec![read, write]);
         }
         "shared_mapping" => {
             let mapped = file(&dir.join("a shared mapping"));

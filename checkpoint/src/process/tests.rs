@@ -118,6 +118,8 @@ fn everything_a_process_holds_is_seen() {
         "droppable" => memory.droppable,
         "ghost" => pod.ghosts.iter().any(|g| g.path.to_string_lossy().contains("ghost-open") && g.bytes >= 1 << 16),
         "mapped_ghost" => pod.ghosts.iter().any(|g| g.path.to_string_lossy().contains("ghost-mapped")),
+        "unlinked" => matches!(&pod.unlinked[..], [path] if path.ends_with("unlinked")),
+        "packet_pipe" => fds.of(FdKind::PacketPipe) >= 1,
         "shared_mapping" => {
             shared_writable_files(&[held.pid()]).iter().any(|f| f.to_string_lossy().contains("shared mapping"))
         }

@@ -77,7 +77,7 @@ fn of_spec(spec: &PodSpec) -> Vec<(&'static str, String)> {
         lines.push(("new privileges", "allowed".to_owned()));
     }
     lines.push(("restart", restart.to_owned()));
-    lines.push(("stop", format!("signal {}, killed after {} s", spec.stop_signal, spec.stop_timeout_s)));
+    lines.push(("stop", format!("signal {}, killed after {} s", spec.stop_signal(), spec.stop_timeout_s)));
     lines.push(("log size", words::memory(spec.log_bytes)));
     lines
 }

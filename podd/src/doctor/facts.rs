@@ -48,14 +48,32 @@ pub(super) struct Feature {
     option: &'static str,
     /// What for.
     pub why: &'static str,
+    /// Pods can do without.
+    pub optional: bool,
 }
 
-pub(super) const FEATURES: [Feature; 5] = [
-    Feature { name: "veth", option: "CONFIG_VETH", why: "the pods' network" },
-    Feature { name: "bridge", option: "CONFIG_BRIDGE", why: "the pods' network" },
-    Feature { name: "tcp_diag", option: "CONFIG_INET_TCP_DIAG", why: "CRIU finds TCP sockets with it" },
-    Feature { name: "udp_diag", option: "CONFIG_INET_UDP_DIAG", why: "CRIU finds UDP sockets with it" },
-    Feature { name: "unix_diag", option: "CONFIG_UNIX_DIAG", why: "CRIU finds unix sockets with it" },
+pub(super) const FEATURES: [Feature; 6] = [
+    Feature { name: "veth", option: "CONFIG_VETH", why: "the pods' network", optional: false },
+    Feature { name: "bridge", option: "CONFIG_BRIDGE", why: "the pods' network", optional: false },
+    Feature {
+        name: "tcp_diag",
+        option: "CONFIG_INET_TCP_DIAG",
+        why: "CRIU finds TCP sockets with it",
+        optional: false,
+    },
+    Feature {
+        name: "udp_diag",
+        option: "CONFIG_INET_UDP_DIAG",
+        why: "CRIU finds UDP sockets with it",
+        optional: false,
+    },
+    Feature { name: "unix_diag", option: "CONFIG_UNIX_DIAG", why: "CRIU finds unix sockets with it", optional: false },
+    Feature {
+        name: "tun",
+        option: "CONFIG_TUN",
+        why: "what comes for a pod while it is frozen is kept with it, not sent again later",
+        optional: true,
+    },
 ];
 
 impl Facts {

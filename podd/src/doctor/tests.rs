@@ -84,6 +84,7 @@ const FAULTS: &[Fault] = &[
         f.modules_disabled = true;
         f.support[0].1 = Support::Loadable;
     }),
+    ("tun", Verdict::Warn, |f| f.support[5].1 = Support::Missing),
     ("veth", Verdict::Fail, |f| f.support[0].1 = Support::Missing),
     ("bridge", Verdict::Fail, |f| f.support[1].1 = Support::Missing),
     ("tcp_diag", Verdict::Warn, |f| f.support[2].1 = Support::Unknown),

@@ -21,7 +21,7 @@ use crate::error::{Attempt, Result};
 use crate::layers::Hold;
 use crate::peer::{Message, Peer, known, unexpected};
 use crate::shim::{Mode, Status, client};
-use crate::supervisor::{Claim, Daemon};
+use crate::supervisor::{Claim, Daemon, Doing};
 use crate::sys::hold::deliver;
 use crate::sys::network::outer_name;
 use crate::sys::process::ProcessId;
@@ -121,7 +121,7 @@ fn reserve(daemon: &Daemon, from: &str, id: &str, record: &str) -> Result<(Claim
     record.state = PodState::Arriving { migration: id.to_owned() };
     daemon.journal(&migration, Some(&record))?;
     daemon.insert(record.clone());
-    Ok((daemon.claim(&record.id, "migrated")?, migration))
+    Ok((daemon.claim(&record.id, Doing::Migrate)?, migration))
 }
 
 /// Receives, restores, holds, and then does what the source has decided.
@@ -299,7 +299,7 @@ async fn commit_by_id(daemon: &Arc<Daemon>, from: &str, id: &str, frames: &[Vec<
             _ => lost(migration.error.as_deref().unwrap_or("it gave the move up")),
         });
     };
-    let claim = daemon.claim_in_turn(pod, "migrated").await;
+    let claim = daemon.claim_in_turn(pod, Doing::Migrate).await;
     // Whoever held the claim before us may have settled it.
     match known(daemon.store.migration(id)?) {
         Some(mut migration) => commit(daemon, &claim, &mut migration, frames).await,

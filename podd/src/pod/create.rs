@@ -14,7 +14,7 @@ use super::state::{PodRecord, PodState, Process};
 use crate::api::{ApiError, Progress};
 use crate::error::{Attempt, Result};
 use crate::layers::ImageConfig;
-use crate::supervisor::{Claim, Daemon};
+use crate::supervisor::{Claim, Daemon, Doing};
 use crate::sys::namespaces::ID_COUNT;
 use crate::sys::network;
 
@@ -32,7 +32,7 @@ const DEFAULT_ENV: [(&str, &str); 2] = [
 ///
 /// # Errors
 /// The name or an address is taken, the source cannot be read, or there is nothing to run. Nothing is left then.
-pub fn create(daemon: &Daemon, spec: PodSpec, progress: &mut dyn FnMut(Progress)) -> Result<Claim> {
+pub fn create(daemon: &Daemon, mut spec: PodSpec, progress: &mut dyn FnMut(Progress)) -> Result<Claim> {
     check_free(daemon, &spec)?;
     let image = daemon
         .layers
@@ -45,6 +45,7 @@ pub fn create(daemon: &Daemon, spec: PodSpec, progress: &mut dyn FnMut(Progress)
             }
         })?;
     let process = process(&spec, &image.config)?;
+    spec.stop_signal = spec.stop_signal.or(image.config.stop_signal);
     // Again, now that nobody else is about to take a name, an address or ids: the import may have taken long.
     let _turn = turn();
     check_free(daemon, &spec)?;
@@ -57,6 +58,7 @@ pub fn create(daemon: &Daemon, spec: PodSpec, progress: &mut dyn FnMut(Progress)
         created: Timestamp::now(),
         started: None,
         restarts: 0,
+        restarts_in_a_row: 0,
         state: PodState::Created,
         spec,
         id,
@@ -69,7 +71,7 @@ pub fn create(daemon: &Daemon, spec: PodSpec, progress: &mut dyn FnMut(Progress)
         return Err(e);
     }
     daemon.insert(record.clone());
-    daemon.claim(&record.id, "created")
+    daemon.claim(&record.id, Doing::Create)
 }
 
 /// Held between looking whether something is free and recording that it is taken.

@@ -16,7 +16,7 @@ use super::state::{PodRecord, PodState};
 use crate::api::ApiError;
 use crate::error::{Attempt, Result};
 use crate::shim::Mode;
-use crate::supervisor::{Claim, Daemon};
+use crate::supervisor::{Claim, Daemon, Doing};
 
 /// Continues a suspended pod. The daemon's own image is deleted afterwards, the user's is not.
 ///
@@ -59,7 +59,7 @@ pub async fn restore(daemon: &Arc<Daemon>, from: &str) -> Result<PodRecord> {
             return Err(ApiError::conflict(format!("{from} cannot be restored: it is {}", record.state.word()))
                 .cure("a pod is restored once; `podctl ls` shows what exists"));
         }
-        return resume(daemon, &daemon.claim(from, "resumed")?).await;
+        return resume(daemon, &daemon.claim(from, Doing::Resume)?).await;
     }
     if !from.contains('/') {
         return Err(ApiError::not_found(format!("there is no suspended pod named {from:?}"))
@@ -78,7 +78,7 @@ pub async fn restore(daemon: &Arc<Daemon>, from: &str) -> Result<PodRecord> {
         return Err(e);
     }
     daemon.insert(record.clone());
-    let claim = daemon.claim(&record.id, "restored")?;
+    let claim = daemon.claim(&record.id, Doing::Restore)?;
     let resumed = resume(daemon, &claim).await;
     if resumed.is_err() {
         let _ = clear_up(daemon, &record).await;

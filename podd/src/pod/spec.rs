@@ -38,12 +38,20 @@ pub struct PodSpec {
     pub allow_new_privileges: bool,
     /// What to do when the pod's command ends.
     pub restart: RestartPolicy,
-    /// Signal number sent by `stop`.
-    pub stop_signal: i32,
+    /// Signal number sent by `stop`; none: the image's, else SIGTERM.
+    pub stop_signal: Option<i32>,
     /// Seconds between the stop signal and the kill.
     pub stop_timeout_s: u32,
     /// Log bytes kept (in two files of half this size).
     pub log_bytes: u64,
+}
+
+impl PodSpec {
+    /// The number of the signal that `stop` sends.
+    #[must_use]
+    pub fn stop_signal(&self) -> i32 {
+        self.stop_signal.unwrap_or(nix::libc::SIGTERM)
+    }
 }
 
 /// Where the pod's read-only files come from.

@@ -11,7 +11,7 @@ use super::state::{PodRecord, PodState};
 use crate::api::{ApiError, ExitStatus};
 use crate::error::{Attempt, Result};
 use crate::shim::{Mode, Request, ShimConfig, Status, client};
-use crate::supervisor::{CLEARED_UP, Claim, Daemon, Pod};
+use crate::supervisor::{Claim, Daemon, Doing, Pod};
 use crate::sys::network;
 use crate::sys::process::ProcessId;
 
@@ -21,6 +21,9 @@ const BIRTH_LIMIT: Duration = Duration::from_secs(130);
 const ORPHAN_LIMIT: Duration = Duration::from_secs(310);
 /// Time for killed processes to be gone.
 pub const KILL_LIMIT: Duration = Duration::from_secs(20);
+
+/// A run of this length ends a row of failures: the next pause before a restart is the shortest again.
+const STEADY: Duration = Duration::from_secs(60);
 
 /// Starts a pod that does not run.
 ///
@@ -225,7 +228,7 @@ pub fn watch(daemon: &Arc<Daemon>, id: &str, init: ProcessId) {
         // An error means that it is gone already.
         let _ = init.ended().await;
         let Ok(pod) = daemon.pod(&id) else { return };
-        let claim = daemon.claim_in_turn(pod.clone(), CLEARED_UP).await;
+        let claim = daemon.claim_in_turn(pod.clone(), Doing::ClearUp).await;
         // Its owner may have ended it on purpose (stop, suspend, a move) and said so in the record.
         if !matches!(pod.record().state, PodState::Running { init: now, .. } if now == init) {
             return;
@@ -255,7 +258,7 @@ async fn keep_shim(daemon: Arc<Daemon>, id: String, init: ProcessId) {
         if over(&pod.record()) {
             return;
         }
-        let _claim = daemon.claim_in_turn(pod.clone(), "given a new shim").await;
+        let _claim = daemon.claim_in_turn(pod.clone(), Doing::ReplaceShim).await;
         let record = pod.record();
         if over(&record) {
             return;
@@ -287,6 +290,9 @@ pub async fn ended(daemon: &Daemon, claim: &Claim, asked: bool) -> Result<PodRec
             Some(exit) => PodState::Exited { exit, asked },
             None => PodState::Lost { reason: "its processes vanished, and nobody saw its exit code".into() },
         };
+        if asked || r.started.is_some_and(|t| Timestamp::now().duration_since(t).unsigned_abs() > STEADY) {
+            r.restarts_in_a_row = 0;
+        }
     })?;
     clear_up(daemon, &record).await.attempt("clear up after the pod")?;
     Ok(updated)
@@ -334,13 +340,16 @@ pub fn will_restart(record: &PodRecord) -> bool {
 async fn restart_if_wanted(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
     while will_restart(&pod.record()) {
         tokio::time::sleep(pause(&pod.record())).await;
-        let claim = daemon.claim_in_turn(pod.clone(), "restarted").await;
+        let claim = daemon.claim_in_turn(pod.clone(), Doing::Restart).await;
         let record = pod.record();
         // In the meantime it may have been started, stopped or removed.
         if !will_restart(&record) || daemon.pod(&record.id).is_err() {
             return;
         }
-        let restarted = match claim.update(daemon, |r| r.restarts += 1) {
+        let restarted = match claim.update(daemon, |r| {
+            r.restarts += 1;
+            r.restarts_in_a_row += 1;
+        }) {
             Ok(_) => start(daemon, &claim).await,
             Err(e) => Err(e),
         };
@@ -351,5 +360,5 @@ async fn restart_if_wanted(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
 }
 
 fn pause(record: &PodRecord) -> Duration {
-    Duration::from_millis(100 << record.restarts.min(10)).min(Duration::from_secs(60))
+    Duration::from_millis(100 << record.restarts_in_a_row.min(10)).min(Duration::from_secs(60))
 }

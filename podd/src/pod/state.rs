@@ -30,6 +30,8 @@ pub struct PodRecord {
     pub started: Option<Timestamp>,
     /// Times that the restart policy started it again.
     pub restarts: u32,
+    /// Those of them since it last ran for a while.
+    pub restarts_in_a_row: u32,
     /// Where it stands.
     pub state: PodState,
 }

@@ -26,7 +26,7 @@ pub async fn stop(daemon: &Arc<Daemon>, claim: &Claim, timeout_s: Option<u32>) -
     let PodState::Running { init, .. } = record.state else { return Err(not_running(&record)) };
     let limit = Duration::from_secs(timeout_s.unwrap_or(record.spec.stop_timeout_s).into());
     let cgroup = daemon.cgroup(&record.id);
-    let signal = record.spec.stop_signal;
+    let signal = record.spec.stop_signal();
     tokio::task::spawn_blocking(move || {
         if let Ok(pidfd) = init.pidfd() {
             let asked = init.signal(signal).is_ok();

@@ -27,7 +27,7 @@ use crate::error::{Attempt, Result};
 use crate::pod::state::{PodRecord, PodState};
 use crate::pod::{checkpoint, create, inspect, logs, migrate, preflight, restore, start, stop};
 use crate::store::Host;
-use crate::supervisor::{Claim, Daemon};
+use crate::supervisor::{Claim, Daemon, Doing};
 use crate::trust;
 
 type App = State<Arc<Daemon>>;
@@ -208,7 +208,7 @@ struct RemoveQuery {
 }
 
 async fn remove(State(daemon): App, Path(name): Path<String>, Asked(query): Asked<RemoveQuery>) -> Answer {
-    let claim = daemon.claim_once_tidy(&name, "removed").await?;
+    let claim = daemon.claim_once_tidy(&name, Doing::Remove).await?;
     apart(async move { stop::remove(&daemon, &claim, query.force).await }).await?;
     json(())
 }
@@ -219,12 +219,7 @@ async fn apart<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send +
 }
 
 /// Streams an action on one pod whose result is the pod's view.
-async fn on_pod<F>(
-    daemon: Arc<Daemon>,
-    name: &str,
-    what: &'static str,
-    act: impl FnOnce(Arc<Daemon>, Claim) -> F,
-) -> Answer
+async fn on_pod<F>(daemon: Arc<Daemon>, name: &str, what: Doing, act: impl FnOnce(Arc<Daemon>, Claim) -> F) -> Answer
 where
     F: Future<Output = Result<PodRecord>> + Send + 'static,
 {
@@ -237,15 +232,15 @@ where
 }
 
 async fn start_pod(State(daemon): App, Path(name): Path<String>) -> Answer {
-    on_pod(daemon, &name, "started", async |daemon, claim| start::start(&daemon, &claim).await).await
+    on_pod(daemon, &name, Doing::Start, async |daemon, claim| start::start(&daemon, &claim).await).await
 }
 
 async fn resume(State(daemon): App, Path(name): Path<String>) -> Answer {
-    on_pod(daemon, &name, "resumed", async |daemon, claim| restore::resume(&daemon, &claim).await).await
+    on_pod(daemon, &name, Doing::Resume, async |daemon, claim| restore::resume(&daemon, &claim).await).await
 }
 
 async fn suspend(State(daemon): App, Path(name): Path<String>) -> Answer {
-    on_pod(daemon, &name, "suspended", async |daemon, claim| {
+    on_pod(daemon, &name, Doing::Suspend, async |daemon, claim| {
         let options = checkpoint::Options { output: None, leave_running: false, compress: false, whole: false };
         checkpoint::checkpoint(&daemon, &claim, options).await?;
         Ok(claim.record())
@@ -254,7 +249,7 @@ async fn suspend(State(daemon): App, Path(name): Path<String>) -> Answer {
 }
 
 async fn stop_pod(State(daemon): App, Path(name): Path<String>, Said(request): Said<StopRequest>) -> Answer {
-    let claim = daemon.claim_once_tidy(&name, "stopped").await?;
+    let claim = daemon.claim_once_tidy(&name, Doing::Stop).await?;
     let stopping = daemon.clone();
     let record = apart(async move { stop::stop(&stopping, &claim, request.timeout_s).await }).await?;
     json(daemon.view(&*daemon.pod(&record.id)?))
@@ -283,7 +278,7 @@ async fn checkpoint_pod(
     Path(name): Path<String>,
     Said(request): Said<CheckpointRequest>,
 ) -> Answer {
-    let claim = daemon.claim(&name, "checkpointed")?;
+    let claim = daemon.claim(&name, Doing::Checkpoint)?;
     let options = checkpoint::Options {
         output: request.output.map(Into::into),
         leave_running: request.leave_running,
@@ -309,7 +304,7 @@ async fn preflight_pod(State(daemon): App, Path(name): Path<String>, Said(reques
 }
 
 async fn migrate_pod(State(daemon): App, Path(name): Path<String>, Said(request): Said<MigrateRequest>) -> Answer {
-    let claim = daemon.claim(&name, "migrated")?;
+    let claim = daemon.claim(&name, Doing::Migrate)?;
     Ok(stream(async move |tell| migrate::migrate(&daemon, &claim, &request.to, &tell).await))
 }
 
@@ -389,13 +384,13 @@ async fn doctor(State(daemon): App) -> Answer {
 async fn hosts(State(daemon): App) -> Answer {
     // As far as we can: without the authority, those whom we know.
     let _ = crate::peer::learn_hosts(&daemon).await;
-    let mut hosts = Vec::new();
-    for host in daemon.store.hosts()? {
+    let known = daemon.store.hosts()?;
+    let asked = known.into_iter().map(async |host| {
         let this = daemon.identity().is_ok_and(|i| i.name == host.name);
-        let reachable = if this { true } else { crate::peer::Peer::call(&daemon, &host.name).await.is_ok() };
-        hosts.push(HostView { name: host.name, address: host.address.to_string(), this, reachable: Some(reachable) });
-    }
-    json(hosts)
+        let reachable = this || crate::peer::Peer::call(&daemon, &host.name).await.is_ok();
+        HostView { name: host.name, address: host.address.to_string(), this, reachable: Some(reachable) }
+    });
+    json(futures_util::future::join_all(asked).await)
 }
 
 fn address(text: &str) -> Result<std::net::SocketAddr> {

@@ -4,11 +4,15 @@ mod exec;
 mod http;
 mod peers;
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
 
 use crate::config::Config;
@@ -32,10 +36,14 @@ pub fn main(config: Option<&Path>) -> Result<(), Box<dyn std::error::Error>> {
     let config = Config::load(config)?;
     process::raise_file_limit()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(config))
+    let served = runtime.block_on(serve(config));
+    // Work that hangs must not keep us from saying why we end: whatever it was, the next podd finishes or undoes it.
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    served
 }
 
 async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+    let _alone = lock(&config.state)?;
     let daemon = Arc::new(prepare(config)?);
     // Before anybody can ask: what this host says of its moves must be settled (see `recover`).
     recover(&daemon).await?;
@@ -53,6 +61,26 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     }
     peers.abort();
     Ok(())
+}
+
+/// Time for a podd that was killed to be gone to its last thread.
+const PREDECESSOR_LIMIT: Duration = Duration::from_secs(10);
+
+/// Sees to it that no other podd has this state folder, as long as the result lives: two would undo each other's work.
+fn lock(state: &Path) -> Result<Flock<File>, Box<dyn std::error::Error>> {
+    std::fs::create_dir_all(state).map_err(|e| format!("cannot make {}: {e}", state.display()))?;
+    let path = state.join("lock");
+    let mut file = File::create(&path).map_err(|e| format!("cannot make {}: {e}", path.display()))?;
+    let begun = Instant::now();
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((file, Errno::EWOULDBLOCK)) if begun.elapsed() < PREDECESSOR_LIMIT => file,
+            Err((_, Errno::EWOULDBLOCK)) => return Err(format!("another podd uses {}", state.display()).into()),
+            Err((_, e)) => return Err(format!("cannot lock {}: {e}", path.display()).into()),
+        };
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Folders, memory for images, the bridge, the store.
@@ -84,7 +112,7 @@ fn prepare(config: Config) -> Result<Daemon, Box<dyn std::error::Error>> {
 /// Opens the API's socket; group `podd` may use it, if there is such a group.
 fn listen(socket: &Path) -> io::Result<UnixListener> {
     if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("another podd serves {}", socket.display())));
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("another program serves {}", socket.display())));
     }
     let _ = std::fs::remove_file(socket);
     if let Some(folder) = socket.parent() {

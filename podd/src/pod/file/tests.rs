@@ -57,7 +57,7 @@ fn full_file_means_what_it_says() {
     assert!(spec.volumes[0].read_only && !spec.volumes[1].read_only);
     assert_eq!(spec.cap_add, ["CAP_NET_RAW"]);
     assert_eq!(spec.restart, RestartPolicy::OnFailure);
-    assert_eq!((spec.stop_signal, spec.stop_timeout_s, spec.log_bytes), (3, 120, 1 << 20));
+    assert_eq!((spec.stop_signal, spec.stop_timeout_s, spec.log_bytes), (Some(3), 120, 1 << 20));
     let network = spec.network.as_ref().unwrap();
     assert_eq!(network.mac, [2, 0, 0, 0, 0, 5]);
     assert_eq!(network.addresses, ["10.0.0.5/24", "fd00::5/64"]);
@@ -67,7 +67,7 @@ fn full_file_means_what_it_says() {
 #[test]
 fn defaults_are_the_documented_ones() {
     let spec = minimal().into_spec([0; 6]).unwrap();
-    assert_eq!((spec.stop_signal, spec.stop_timeout_s, spec.log_bytes), (15, 10, 16 << 20));
+    assert_eq!((spec.stop_signal, spec.stop_timeout_s, spec.log_bytes), (None, 10, 16 << 20));
     assert_eq!((spec.network, spec.restart), (None, RestartPolicy::No));
 }
 
