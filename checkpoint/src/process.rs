@@ -8,6 +8,7 @@ mod memory;
 mod namespace;
 mod rlimit;
 mod socket;
+mod timers;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -22,6 +23,7 @@ pub use descriptor::{Descriptors, FdKind, Ghost};
 pub use memory::{MemoryFacts, shared_writable_files};
 pub use rlimit::{Resource, Rlimit};
 pub use socket::{OutsidePeer, SocketFacts, UnixFault};
+pub use timers::rearm_timers;
 pub use watch::watched_paths;
 
 use descriptor::{Scan, Terminal};

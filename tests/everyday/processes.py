@@ -90,12 +90,14 @@ class Identity(Check):
             "scheduler": (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority),
             "environment": dict(os.environ),
         }
-        for name in ("cgroup", "cmdline", "comm", "environ", "mounts", "oom_score_adj", "personality", "uid_map"):
+        for name in ("cgroup", "cmdline", "comm", "environ", "oom_score_adj", "personality", "uid_map"):
             try:
                 with open(f"/proc/self/{name}") as file:
                     look[name] = file.read()
             except PermissionError:
                 pass
+        with open("/proc/self/mounts") as mounts:  # their order depends on how they were made
+            look["mounts"] = "".join(sorted(mounts))
         look["links"] = {name: os.readlink(f"/proc/self/{name}") for name in ("exe", "root", "cwd")}
         wanted = ("Umask", "Uid", "Gid", "Groups", "NSpid", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "SigIgn")
         with open("/proc/self/status") as status:

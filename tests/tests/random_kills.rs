@@ -90,7 +90,13 @@ fn random_moments() {
             "{:6.1} s  {round:3}  {from} to {to}: {dies:?} after {:3} ms ({}), podctl said {code:?}, on {now}, {} ms",
             subject.elapsed().as_secs_f64(),
             moment.as_millis(),
-            if !hit { "nothing there" } else if under_way { "hit" } else { "too late" },
+            if !hit {
+                "nothing there"
+            } else if under_way {
+                "hit"
+            } else {
+                "too late"
+            },
             begun.elapsed().as_millis()
         );
         assert!(code.is_some(), "podctl did not end");

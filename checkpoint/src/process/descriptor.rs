@@ -158,28 +158,33 @@ impl Scan {
         let Ok(range) = std::str::from_utf8(range) else {
             return;
         };
-        if let Ok(meta) = std::fs::metadata(format!("/proc/{pid}/map_files/{range}")) {
-            self.deleted(pid, &meta, name);
+        let path = format!("/proc/{pid}/map_files/{range}");
+        if let Ok(meta) = std::fs::metadata(&path) {
+            self.deleted(pid, &path, &meta, name);
         }
     }
 
-    /// Remembers a file if the kernel says that its name is gone.
-    fn deleted(&mut self, pid: i32, meta: &Metadata, name: &[u8]) {
-        let stripped = name.strip_suffix(b" (deleted)");
-        let path = || PathBuf::from(OsStr::from_bytes(stripped.unwrap_or(name)));
+    /// Remembers a file (which `path` leads to) if the kernel says that its name is gone.
+    fn deleted(&mut self, pid: i32, path: &str, meta: &Metadata, name: &[u8]) {
         if !meta.is_file() {
             return;
         }
+        let stripped = name.strip_suffix(b" (deleted)");
+        let called = PathBuf::from(OsStr::from_bytes(stripped.unwrap_or(name)));
         if meta.nlink() == 0 {
             // CRIU holds the blocks against its limit, not the length (files-reg.c, dump_ghost_remap).
-            self.ghosts.insert((meta.dev(), meta.ino()), Ghost { path: path(), bytes: meta.blocks() * 512 });
+            self.ghosts.insert((meta.dev(), meta.ino()), Ghost { path: called, bytes: meta.blocks() * 512 });
             return;
         }
-        // A file may really be called so.
-        let called = Path::new("/proc").join(pid.to_string()).join("root").join(OsStr::from_bytes(&name[1..]));
-        let same = |m: Metadata| (m.dev(), m.ino()) == (meta.dev(), meta.ino());
-        if stripped.is_some() && !std::fs::symlink_metadata(called).is_ok_and(same) {
-            self.unlinked.insert(path());
+        // In a tmpfs, CRIU's own name for it travels with all else (mount.c).
+        if stripped.is_none() || magic(path) == Some(TMPFS) {
+            return;
+        }
+        // And a file may really be called so.
+        let root = Path::new("/proc").join(pid.to_string()).join("root");
+        let real = std::fs::symlink_metadata(root.join(OsStr::from_bytes(name.strip_prefix(b"/").unwrap_or(name))));
+        if !real.is_ok_and(|m| (m.dev(), m.ino()) == (meta.dev(), meta.ino())) {
+            self.unlinked.insert(called);
         }
     }
 
@@ -211,7 +216,7 @@ impl Scan {
             if magic(&path) == Some(MQUEUE) {
                 return Some(FdKind::MessageQueue);
             }
-            self.deleted(pid, &meta, target.as_os_str().as_bytes());
+            self.deleted(pid, &path, &meta, target.as_os_str().as_bytes());
             let info = fdinfo(pid, fd);
             for lock in info.lines().filter_map(|l| l.strip_prefix("lock:")) {
                 let lease = lock.split_ascii_whitespace().any(|w| w == "LEASE");
@@ -245,6 +250,7 @@ impl Scan {
 
 const MQUEUE: u32 = 0x1980_0202;
 const DEVPTS: u32 = 0x1cd1;
+const TMPFS: u32 = 0x0102_1994;
 
 fn magic(path: &str) -> Option<u32> {
     rustix::fs::statfs(path).ok().map(|s| s.f_type as u32)

@@ -52,20 +52,20 @@ pub fn watched_paths(pids: &[i32], root: &Path) -> Vec<PathBuf> {
 
 /// Device and inode of each watch of a process.
 fn inodes_watched_by(pid: i32) -> Vec<(u64, u64)> {
-    let mut watches = Vec::new();
-    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"));
-    for descriptor in descriptors.into_iter().flatten().flatten() {
-        let is_inotify = std::fs::read_link(descriptor.path()).is_ok_and(|l| l.as_os_str() == "anon_inode:inotify");
-        if !is_inotify {
-            continue;
-        }
-        let number = descriptor.file_name();
-        let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(number);
-        if let Ok(text) = std::fs::read_to_string(info) {
-            watches.extend(text.lines().filter_map(parse));
-        }
-    }
-    watches
+    anonymous(pid, "anon_inode:inotify")
+        .flat_map(|(_, info)| info.lines().filter_map(parse).collect::<Vec<_>>())
+        .collect()
+}
+
+/// Descriptors of a process that the kernel names so, with what it says of them (/proc/PID/fdinfo).
+pub(super) fn anonymous(pid: i32, name: &'static str) -> impl Iterator<Item = (i32, String)> {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    descriptors.filter_map(move |descriptor| {
+        let link = std::fs::read_link(descriptor.path()).ok()?;
+        let number = descriptor.file_name().to_str()?.parse().ok()?;
+        let info = || std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).ok();
+        (link.as_os_str() == name).then(info).flatten().map(|info| (number, info))
+    })
 }
 
 /// `inotify wd:3 ino:9e7e sdev:800013 mask:800afce ...`, all hexadecimal; the device as the kernel has it inside

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use checkpoint::criu;
+use checkpoint::process::rearm_timers;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::waitpid;
@@ -119,7 +120,11 @@ pub fn restore(config: &ShimConfig, root: &Path, images: &Path) -> io::Result<i3
         _ => Ok(()),
     };
     let restored = criu::restore(&config.criu, &request, RESTORE_LIMIT, &mut on_hook).map_err(io::Error::other);
-    let restored = restored.and_then(|pid| cgroup.freeze(Duration::from_secs(10)).map(|()| pid));
+    let restored = restored.and_then(|pid| {
+        cgroup.freeze(Duration::from_secs(10))?;
+        step("arm the pod's timers", rearm_timers(&cgroup.pids()))?;
+        Ok(pid)
+    });
     if restored.is_err() {
         let _ = cgroup.kill(Duration::from_secs(10));
         let _ = network::remove_link(&config.link);

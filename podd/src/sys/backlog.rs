@@ -1,6 +1,7 @@
 //! Connections that the kernel has taken on behalf of a listening program, and the program has not taken over yet. They
 //! belong to no process, so CRIU cannot dump them: it refuses the pod for one that waits to be accepted
-//! (`inet: In-flight connection`), and silently loses one whose handshake is under way.
+//! (`inet: In-flight connection`), and silently loses one whose handshake is under way. A unix connection that waits it
+//! can carry, but not what has been written into it (`Non-empty write queue on an in-flight socket`).
 
 use std::io;
 
@@ -9,6 +10,8 @@ use std::io;
 pub struct Backlog {
     /// Established, and not accepted.
     pub unaccepted: u64,
+    /// The same for unix sockets.
+    pub unaccepted_unix: u64,
     /// The peer's last packet of the handshake has not come.
     pub half_open: u64,
 }
@@ -19,18 +22,26 @@ pub struct Backlog {
 /// The process is gone.
 pub fn of(pid: i32) -> io::Result<Backlog> {
     let mut backlog = Backlog::default();
-    for table in ["tcp", "tcp6"] {
-        match std::fs::read_to_string(format!("/proc/{pid}/net/{table}")) {
-            Ok(text) => backlog.count(&text),
-            // A kernel without IPv6.
-            Err(e) if table == "tcp6" && e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e),
-        }
+    let read = |table: &str| std::fs::read_to_string(format!("/proc/{pid}/net/{table}"));
+    backlog.count(&read("tcp")?);
+    match read("tcp6") {
+        Ok(text) => backlog.count(&text),
+        // A kernel without IPv6.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
     }
+    backlog.count_unix(&read("unix")?);
     Ok(backlog)
 }
 
 impl Backlog {
+    /// Adds up the table of unix sockets. A connection that nobody has accepted has no inode, and is connecting
+    /// (SS_CONNECTING; net/unix/af_unix.c, unix_seq_show).
+    fn count_unix(&mut self, table: &str) {
+        let connecting = |line: &&str| line.split_whitespace().nth(5) == Some("02");
+        self.unaccepted_unix += table.lines().skip(1).filter(connecting).count() as u64;
+    }
+
     /// Adds up a table (Documentation/networking/proc_net_tcp.rst): state, then both queues. The receive queue of a
     /// listening socket has whole connections.
     fn count(&mut self, table: &str) {
@@ -62,7 +73,26 @@ mod tests {
    1: 0502C40A:0050 6400C40A:DB5C 03 00000000:00000000 01:00000063 00000000     0        0 0 1 0
    2: 0502C40A:0050 6400C40A:DB5A 01 00000000:0000004D 00:00000000 00000000    33        0 509312 1 0 20 4 30 10 -1\n",
         );
-        assert_eq!(backlog, Backlog { unaccepted: 18, half_open: 1 });
+        assert_eq!(backlog, Backlog { unaccepted: 18, unaccepted_unix: 0, half_open: 1 });
+    }
+
+    #[test]
+    fn a_unix_connection_is_counted_until_it_is_accepted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let own = || {
+            let text = std::fs::read_to_string("/proc/self/net/unix").unwrap();
+            let ours = text.lines().enumerate().filter(|(i, l)| *i == 0 || l.ends_with(path.to_str().unwrap()));
+            let mut backlog = Backlog::default();
+            backlog.count_unix(&ours.map(|(_, l)| l).collect::<Vec<_>>().join("\n"));
+            backlog.unaccepted_unix
+        };
+        assert_eq!(own(), 0);
+        let _client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        assert_eq!(own(), 1);
+        let _accepted = listener.accept().unwrap();
+        assert_eq!(own(), 0);
     }
 
     #[test]
