@@ -4,6 +4,7 @@
 //! [`crate::compat`] does. Processes that end while they are looked at are left out.
 
 mod descriptor;
+mod foreground;
 mod memory;
 mod namespace;
 mod rlimit;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use descriptor::{Descriptors, FdKind, Ghost};
+pub use foreground::Terminals;
 pub use memory::{MemoryFacts, shared_writable_files};
 pub use rlimit::{Resource, Rlimit};
 pub use socket::{OutsidePeer, SocketFacts, UnixFault};

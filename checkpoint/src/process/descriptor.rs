@@ -234,8 +234,7 @@ impl Scan {
             (true, 1, 3 | 5 | 7 | 8 | 9) => FdKind::MemoryDevice,
             (true, 5, 0) => FdKind::Terminal,
             (true, 5, 2) => {
-                let index = fdinfo(pid, fd).lines().find_map(|l| l.strip_prefix("tty-index:")?.trim().parse().ok());
-                self.masters.extend(index.map(|index| Terminal { file_system, index }));
+                self.masters.extend(terminal_index(pid, fd).map(|index| Terminal { file_system, index }));
                 FdKind::Terminal
             }
             (true, 136..=143, _) => {
@@ -254,6 +253,11 @@ const TMPFS: u32 = 0x0102_1994;
 
 fn magic(path: &str) -> Option<u32> {
     rustix::fs::statfs(path).ok().map(|s| s.f_type as u32)
+}
+
+/// N of the /dev/pts/N whose master this descriptor is.
+pub(super) fn terminal_index(pid: i32, fd: u32) -> Option<u32> {
+    fdinfo(pid, fd).lines().find_map(|l| l.strip_prefix("tty-index:")?.trim().parse().ok())
 }
 
 /// The mode is the writing end's (pipe(2)), and changes with fcntl(2).

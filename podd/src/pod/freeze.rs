@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use checkpoint::process::watched_paths;
+use checkpoint::process::{Terminals, watched_paths};
 
 use super::start::{announce, await_workers};
 use super::state::{PodRecord, PodState};
@@ -18,8 +18,8 @@ use crate::sys::process::ProcessId;
 
 /// Time for all processes to stand still.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
-/// Time for programs to accept the connections that wait for them.
-const ACCEPT_LIMIT: Duration = Duration::from_secs(2);
+/// Time for programs to accept the connections that wait for them, and for shells to take their terminals back.
+const SETTLE_LIMIT: Duration = Duration::from_secs(2);
 /// Time for handshakes to end: more than most round trips. One that hangs was perhaps never meant to end.
 const HANDSHAKE_LIMIT: Duration = Duration::from_millis(300);
 /// Time for a dump.
@@ -57,10 +57,11 @@ pub struct Frozen {
 pub fn freeze(daemon: &Daemon, record: &PodRecord, hold: Option<&Hold>) -> Result<Frozen> {
     let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
     let frozen = tokio::task::block_in_place(|| {
-        let watched =
-            watched_paths(&daemon.cgroup(&record.id).pids(), &PathBuf::from(format!("/proc/{}/root", init.pid)));
+        let pids = daemon.cgroup(&record.id).pids();
+        let watched = watched_paths(&pids, &PathBuf::from(format!("/proc/{}/root", init.pid)));
+        let terminals = Terminals::of(&pids);
         let watched = watched.into_iter().filter_map(|p| p.into_os_string().into_string().ok()).collect();
-        let since = freeze_processes(daemon, record, init, hold)?;
+        let since = freeze_processes(daemon, record, init, &terminals, hold)?;
         daemon.unplug(record)?;
         Ok::<_, std::io::Error>(Frozen { since, watched })
     });
@@ -70,11 +71,12 @@ pub fn freeze(daemon: &Daemon, record: &PodRecord, hold: Option<&Hold>) -> Resul
     frozen.attempt(format!("freeze {}", record.spec.name))
 }
 
-/// Freezes them at a moment at which no connection waits to be accepted.
+/// Freezes them at a moment at which no connection waits to be accepted, and no terminal for its shell.
 fn freeze_processes(
     daemon: &Daemon,
     record: &PodRecord,
     init: ProcessId,
+    terminals: &Terminals,
     hold: Option<&Hold>,
 ) -> std::io::Result<Instant> {
     let cgroup = daemon.cgroup(&record.id);
@@ -91,15 +93,20 @@ fn freeze_processes(
         cgroup.freeze(FREEZE_LIMIT)?;
         // Connections within the pod, and without a hold all others, may have come in between.
         let backlog = backlog::of(init.pid)?;
-        let late = begun.elapsed() > ACCEPT_LIMIT;
-        match backlog.unaccepted {
+        let late = begun.elapsed() > SETTLE_LIMIT;
+        let obstacle = match (backlog.unaccepted, terminals.abandoned()) {
+            (0, None) => None,
+            (0, Some(terminal)) => {
+                Some(format!("the foreground job of {terminal} has ended, and its shell does not take it back"))
+            }
+            (n, _) => Some(format!("{n} connections wait for a program in it to accept them")),
+        };
+        match obstacle {
             // Those of unix sockets can be carried as long as nothing was written into them: CRIU knows.
-            0 if late || backlog.unaccepted_unix == 0 => return Ok(since),
-            n if late => {
-                return Err(std::io::Error::other(format!(
-                    "{n} connections wait for a program in it to accept them, which it did not within {} s",
-                    ACCEPT_LIMIT.as_secs()
-                )));
+            None if late || backlog.unaccepted_unix == 0 => return Ok(since),
+            Some(what) if late => {
+                let limit = SETTLE_LIMIT.as_secs();
+                return Err(std::io::Error::other(format!("{what}, for {limit} s already")));
             }
             _ => cgroup.thaw()?,
         }
@@ -113,7 +120,7 @@ fn settle(outer: &str, init: ProcessId, hold: &Hold, begun: Instant) -> std::io:
         hold.pass(outer)?;
         let backlog = backlog::of(init.pid)?;
         let handshakes = backlog.half_open > 0 && begun.elapsed() < HANDSHAKE_LIMIT;
-        if !handshakes && (backlog.unaccepted == 0 || begun.elapsed() > ACCEPT_LIMIT) {
+        if !handshakes && (backlog.unaccepted == 0 || begun.elapsed() > SETTLE_LIMIT) {
             return Ok(());
         }
         std::thread::sleep(Duration::from_millis(1));

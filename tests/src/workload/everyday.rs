@@ -20,9 +20,9 @@ pub fn everyday(lab: &Lab, host: &str, name: &str, address: &str) {
 #[must_use]
 pub fn rounds(lab: &Lab, host: &str, name: &str) -> BTreeMap<String, u64> {
     let log = lab.podctl(host, &["logs", name]).checked();
-    assert_eq!(log.err, "", "on {host}");
     let failed: Vec<&str> = log.out.lines().filter(|l| l.starts_with("FAIL")).collect();
     assert!(failed.is_empty(), "on {host}: {failed:#?}");
+    assert_eq!(log.err, "", "on {host}");
     let mut rounds = BTreeMap::new();
     for line in log.out.lines() {
         let words: Vec<&str> = line.split(' ').collect();
