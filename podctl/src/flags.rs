@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use podd::api::ApiError;
-use podd::pod::file::{MAX_FILE, PodFile};
+use podd::pod::file::{HealthFile, MAX_FILE, PodFile, in_shell};
 use podd::pod::spec::PodSpec;
 
 use crate::error;
@@ -66,7 +66,25 @@ pub struct PodFlags {
     /// Start the command again when it ends: no, on-failure or always [default: no].
     #[arg(long, value_name = "POLICY")]
     pub restart: Option<String>,
-    /// Stop the pod with this signal [default: SIGTERM].
+    /// Run this in the pod's shell now and then: the pod is healthy if it ends with 0.
+    #[arg(long, value_name = "CMD", group = "probe")]
+    pub health_cmd: Option<String>,
+    /// Ask for this path at this port now and then: the pod is healthy if the answer is a status from 200 to 399.
+    #[arg(long, value_name = ":PORT/PATH", group = "probe")]
+    pub health_http: Option<String>,
+    /// Connect to this port now and then: the pod is healthy if it accepts.
+    #[arg(long, value_name = "PORT", group = "probe")]
+    pub health_tcp: Option<String>,
+    /// Time from one question about its health to the next [default: 10s].
+    #[arg(long, value_name = "TIME")]
+    pub health_interval: Option<String>,
+    /// Time until such a question counts as failed [default: 5s].
+    #[arg(long, value_name = "TIME")]
+    pub health_timeout: Option<String>,
+    /// Failures in a row that make the pod unhealthy [default: 3].
+    #[arg(long, value_name = "N")]
+    pub health_retries: Option<u32>,
+    /// Stop the pod with this signal [default: the image's, else SIGTERM].
     #[arg(long, value_name = "SIGNAL")]
     pub stop_signal: Option<String>,
     /// Kill the pod this long after the stop signal [default: 10s].
@@ -114,6 +132,14 @@ impl PodFlags {
             cap_add: self.cap_add,
             allow_new_privileges: self.allow_new_privileges,
             restart: self.restart,
+            health: HealthFile {
+                command: self.health_cmd.as_deref().map(in_shell).unwrap_or_default(),
+                http: self.health_http,
+                tcp: self.health_tcp,
+                interval: self.health_interval,
+                timeout: self.health_timeout,
+                retries: self.health_retries,
+            },
             stop_signal: self.stop_signal,
             stop_timeout: self.stop_timeout,
             log_size: self.log_size,

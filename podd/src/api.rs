@@ -133,6 +133,43 @@ pub struct PodView {
     pub host: String,
     /// Counts the handovers.
     pub epoch: u64,
+    /// What its health probe says; none: it has none, or does not run.
+    pub health: Option<HealthView>,
+}
+
+/// What a pod's health probe says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthView {
+    /// The verdict.
+    pub state: HealthState,
+    /// Failures in a row.
+    pub failures: u32,
+    /// What the last one was.
+    pub reason: Option<String>,
+}
+
+/// The verdict of a health probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HealthState {
+    /// It has never succeeded since the pod came to life here, nor failed often enough.
+    Starting,
+    /// It succeeded.
+    Healthy,
+    /// It failed as often in a row as the pod's spec allows.
+    Unhealthy,
+}
+
+impl HealthState {
+    /// One word for people.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
 }
 
 /// How a pod's command ended.
@@ -318,7 +355,7 @@ pub struct LogLine {
 }
 
 /// Body of `exec`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ExecRequest {
     /// Program and arguments.
     pub command: Vec<String>,

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
+use crate::api::HealthView;
 use crate::error::{Attempt, Result};
 use crate::pod::preflight::TargetFacts;
 use crate::store::Host;
@@ -126,6 +127,13 @@ pub enum Message {
         /// All of them.
         hosts: Vec<Host>,
     },
+    /// What does the health probe of this pod say?
+    AskHealth {
+        /// The pod's id.
+        pod: String,
+    },
+    /// The answer; none: it does not run here.
+    Health(Option<HealthView>),
 }
 
 /// A connection to the podd of another host.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-use crate::api::{ApiError, PodView};
+use crate::api::{ApiError, HealthView, PodView};
 use crate::config::Config;
 use crate::error::Result;
 use crate::layers::LayerStore;
@@ -47,6 +47,9 @@ pub struct Pod {
     record: RwLock<PodRecord>,
     owner: Arc<AsyncMutex<()>>,
     doing: Mutex<Option<Doing>>,
+    health: Mutex<Option<HealthView>>,
+    /// Held while the health probe is asked.
+    probing: AsyncMutex<()>,
 }
 
 impl Pod {
@@ -60,6 +63,24 @@ impl Pod {
     #[must_use]
     pub fn doing(&self) -> Option<Doing> {
         *self.doing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pod {
+    /// What its health probe said last.
+    #[must_use]
+    pub fn health(&self) -> Option<HealthView> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what its health probe says.
+    pub fn set_health(&self, health: HealthView) {
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = Some(health);
+    }
+
+    /// The right to ask its health probe.
+    pub async fn probing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.probing.lock().await
     }
 }
 
@@ -150,6 +171,11 @@ impl Claim {
         daemon.store.put_pod(&record)?;
         self.publish(record.clone());
         Ok(record)
+    }
+
+    /// Waits until no health probe is being asked; none will be while this claim lasts.
+    pub async fn quiet(&self) {
+        drop(self.pod.probing().await);
     }
 
     /// Shows a record that is on disk already.
@@ -254,7 +280,13 @@ impl Daemon {
     /// Adds a pod whose record is on disk.
     pub fn insert(&self, record: PodRecord) -> Arc<Pod> {
         let id = record.id.clone();
-        let pod = Arc::new(Pod { record: RwLock::new(record), owner: Arc::default(), doing: Mutex::default() });
+        let pod = Arc::new(Pod {
+            record: RwLock::new(record),
+            owner: Arc::default(),
+            doing: Mutex::default(),
+            health: Mutex::default(),
+            probing: AsyncMutex::default(),
+        });
         self.pods.write().unwrap_or_else(PoisonError::into_inner).insert(id, pod.clone());
         pod
     }
@@ -358,6 +390,7 @@ impl Daemon {
             restarts: record.restarts,
             host: self.config.host.clone(),
             epoch: record.epoch,
+            health: if matches!(record.state, PodState::Running { .. }) { pod.health() } else { None },
         }
     }
 }

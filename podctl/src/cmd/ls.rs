@@ -47,7 +47,10 @@ pub(super) fn state(pod: &PodView) -> String {
         Some(exit) if pod.state == "exited" => {
             format!("{} ({}{})", pod.state, exit.code, if exit.oom { ", out of memory" } else { "" })
         }
-        Some(_) | None => pod.state.clone(),
+        Some(_) | None => match &pod.health {
+            Some(health) => format!("{}, {}", pod.state, health.state.word()),
+            None => pod.state.clone(),
+        },
     }
 }
 
@@ -73,6 +76,7 @@ mod tests {
             restarts: 2,
             host: "a".into(),
             epoch: 1,
+            health: None,
         };
         let job = PodView {
             name: "import-job".into(),

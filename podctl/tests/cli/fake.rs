@@ -75,7 +75,7 @@ pub fn podctl(arguments: &[&str]) -> Command {
 pub fn pod(name: &str) -> Value {
     json!({
         "name": name, "id": "0123456789abcdef", "state": "running", "addresses": ["10.0.0.5/24"],
-        "command": ["sleep", "9"], "started": "2024-02-29T12:00:00Z", "exit": null, "restarts": 0, "host": "a",
+        "command": ["sleep", "9"], "started": "2024-02-29T12:00:00Z", "exit": null, "restarts": 0, "health": null, "host": "a",
         "epoch": 1,
     })
 }

@@ -53,6 +53,10 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
                     Err(e) => peer.send(&refused(&e)).await?,
                 }
             }
+            Message::AskHealth { pod } => {
+                let health = daemon.pod(&pod).ok().and_then(|pod| daemon.view(&pod).health);
+                peer.send(&Message::Health(health)).await?;
+            }
             Message::AskHosts => peer.send(&Message::Hosts { hosts: daemon.store.hosts()? }).await?,
             other => return Err(unexpected(&other)),
         }

@@ -44,6 +44,7 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
     if !matches!(record.state, PodState::Running { .. }) {
         return Err(not_running(&record));
     }
+    claim.quiet().await;
     super::preflight::refuse_unless_go(&super::preflight::here(daemon, &record)?)?;
     let image = match &options.output {
         Some(path) => path.clone(),
@@ -97,7 +98,7 @@ async fn write(
     let target = image.to_owned();
     let options = options.clone();
     let whole = options.whole;
-    let mut writer = tokio::task::block_in_place(|| {
+    let writer = tokio::task::block_in_place(|| {
         let compression = if options.compress { Compression::Zstd } else { Compression::None };
         let mut writer = Writer::create(&target, compression).map_err(|e| ApiError::failed(e.to_string()))?;
         if whole {
@@ -109,20 +110,34 @@ async fn write(
         thaw(daemon, record, &hold.map(Hold::take).unwrap_or_default())?;
     }
     tokio::task::block_in_place(|| {
-        let mut names: Vec<_> = std::fs::read_dir(flight.path())
-            .attempt("read the dump")?
-            .filter_map(|e| Some(e.ok()?.file_name()))
-            .collect();
-        names.sort();
-        for name in names {
-            let Some(name) = name.to_str().filter(|n| !n.ends_with(".log")) else { continue };
-            let mut file = File::open(flight.path().join(name)).attempt("read the dump")?;
-            let kind = if name.starts_with("pages-") { Kind::Memory } else { Kind::Criu };
-            writer.part(name, kind, &mut file).map_err(|e| ApiError::failed(e.to_string()))?;
-        }
-        writer.finish(meta).map_err(|e| ApiError::failed(e.to_string()))?;
+        write_dump(writer, flight.path(), meta)?;
         Ok(image.metadata().attempt("look at the image")?.len())
     })
+}
+
+/// Writes a whole image of a pod that was dumped into `dump` and has stood still since. Blocks.
+///
+/// # Errors
+/// What cannot be read or written; there is no image then.
+pub fn save(daemon: &Daemon, record: &PodRecord, dump: &Path, image: &Path) -> Result<()> {
+    let meta = meta(daemon, record)?;
+    let mut writer = Writer::create(image, Compression::None).map_err(|e| ApiError::failed(e.to_string()))?;
+    write_files(&mut writer, &daemon.config.pod_state(&record.id).join("upper"))?;
+    write_dump(writer, dump, meta)
+}
+
+/// CRIU's files, and the end of the image.
+fn write_dump(mut writer: Writer, dump: &Path, meta: Meta) -> Result<()> {
+    let entries = std::fs::read_dir(dump).attempt("read the dump")?;
+    let mut names: Vec<_> = entries.filter_map(|e| Some(e.ok()?.file_name())).collect();
+    names.sort();
+    for name in names {
+        let Some(name) = name.to_str().filter(|n| !n.ends_with(".log")) else { continue };
+        let mut file = File::open(dump.join(name)).attempt("read the dump")?;
+        let kind = if name.starts_with("pages-") { Kind::Memory } else { Kind::Criu };
+        writer.part(name, kind, &mut file).map_err(|e| ApiError::failed(e.to_string()))?;
+    }
+    writer.finish(meta).map(drop).map_err(|e| ApiError::failed(e.to_string()))
 }
 
 /// The writable layer as a stream of file operations, each in a frame of the wire format.

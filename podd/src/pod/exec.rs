@@ -80,6 +80,8 @@ pub fn command(daemon: &Daemon, record: &PodRecord, request: &ExecRequest) -> Re
 pub fn enter() -> io::Result<()> {
     let text = std::env::var(ENTRY).map_err(|_| io::Error::other("podd itself starts this"))?;
     let entry: Entry = serde_json::from_str(&text)?;
+    // What `top` and preflight show of it inside the pod; its program file is /proc/self/exe.
+    let _ = nix::sys::prctl::set_name(c"podd-exec");
     let pidfd = entry.init.pidfd()?;
     for procs in &entry.cgroup_procs {
         std::fs::write(procs, "0")?;

@@ -6,6 +6,7 @@
 mod address;
 mod convert;
 mod error;
+mod health;
 mod paths;
 pub mod quantity;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::convert::{check_name, validated};
 pub use self::error::PodFileError;
+pub use self::health::{HealthFile, in_shell};
 use crate::pod::spec::PodSpec;
 
 /// Largest pod file in bytes.
@@ -67,6 +69,8 @@ pub struct PodFile {
     pub allow_new_privileges: bool,
     /// `no`, `on-failure` or `always`.
     pub restart: Option<String>,
+    /// How to tell that it does its work.
+    pub health: HealthFile,
     /// Signal name or number.
     #[serde(deserialize_with = "text")]
     pub stop_signal: Option<String>,
@@ -112,6 +116,7 @@ impl PodFile {
             cap_add: [self.cap_add, flags.cap_add].concat(),
             allow_new_privileges: self.allow_new_privileges || flags.allow_new_privileges,
             restart: flags.restart.or(self.restart),
+            health: self.health.overlaid(flags.health),
             stop_signal: flags.stop_signal.or(self.stop_signal),
             stop_timeout: flags.stop_timeout.or(self.stop_timeout),
             log_size: flags.log_size.or(self.log_size),

@@ -14,13 +14,14 @@ use jiff::Timestamp;
 use rand::Rng;
 use tokio::sync::mpsc;
 
+use super::checkpoint::save;
 use super::freeze::{Flight, Frozen, dump, freeze, hold, milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
 use super::preflight::{TargetFacts, refuse_unless_go, towards};
 use super::start::ensure_shim;
 use super::state::{PodRecord, PodState};
 use super::stop::{delete, not_running};
-use crate::api::{ApiError, Bytes, MigrateReport, Phases, Progress};
+use crate::api::{ApiError, Bytes, HealthState, MigrateReport, Phases, Progress};
 use crate::error::{Attempt, Result};
 use crate::peer::{Message, Peer, unexpected};
 use crate::supervisor::{Claim, Daemon};
@@ -69,6 +70,7 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell)
     if to == daemon.config.host {
         return Err(ApiError::usage(format!("{} is on {to} already", record.spec.name)));
     }
+    claim.quiet().await;
     let mut run = Run {
         daemon,
         tell,
@@ -214,12 +216,19 @@ pub async fn conclude(
             if let Some(mut peer) = peer {
                 let _ = peer.send(&Message::Late { frames: late }).await;
             }
+            // The target runs it: our copy may go, once the pod is well there. Recorded after the deletion, so that a
+            // crash repeats all of this.
+            let record = claim.record();
+            let unwell = match confirm(daemon, &record, &migration.peer).await {
+                Ok(()) => None,
+                Err(reason) => Some(keep(daemon, &record, migration, &dump, &reason)),
+            };
             let _ = std::fs::remove_dir_all(dump);
-            // The target runs it: our copy may go. Recorded after the deletion, so that a crash repeats the deletion.
-            delete(daemon, &claim.record()).await?;
+            delete(daemon, &record).await?;
+            migration.error = unwell.as_ref().map(|e| e.message.clone());
             migration.step = Step::Done;
             daemon.journal(migration, None)?;
-            Ok(())
+            unwell.map_or(Ok(()), Err)
         }
         Message::Lost { reason } => {
             let record = take_back(daemon, claim, migration, &reason)?;
@@ -230,6 +239,52 @@ pub async fn conclude(
             )))
         }
         other => Err(unexpected(&other)),
+    }
+}
+
+/// Waits until the pod's health probe, if it has one, has succeeded on the target.
+async fn confirm(daemon: &Daemon, record: &PodRecord, host: &str) -> std::result::Result<(), String> {
+    let Some(health) = &record.spec.health else { return Ok(()) };
+    let question = Message::AskHealth { pod: record.id.clone() };
+    // The target asks a pod that has just come once a second.
+    let limit = Duration::from_secs(u64::from(health.retries) * u64::from(health.timeout_s + 1) + 5);
+    let begun = Instant::now();
+    loop {
+        let answer = match Peer::call(daemon, host).await {
+            Ok(mut peer) => peer.ask(&question).await,
+            Err(e) => Err(e),
+        };
+        let not_yet = match answer {
+            Ok(Message::Health(Some(health))) => match health.state {
+                HealthState::Healthy => return Ok(()),
+                HealthState::Unhealthy => return Err(health.reason.unwrap_or_default()),
+                HealthState::Starting => format!("not healthy within {} s", limit.as_secs()),
+            },
+            Ok(Message::Health(None)) => return Err("it has ended".to_owned()),
+            Ok(other) => unexpected(&other).message,
+            Err(e) => e.message,
+        };
+        if begun.elapsed() > limit {
+            return Err(not_yet);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Keeps the pod as it was at the freeze in an image: the target has it, but it is not well there. The error says so.
+fn keep(daemon: &Daemon, record: &PodRecord, migration: &Migration, dump: &Path, reason: &str) -> ApiError {
+    let (name, to) = (&record.spec.name, &migration.peer);
+    let error = format!("{name} runs on {to}, but it is not healthy there: {reason}");
+    let image = daemon.config.state.join("images").join(format!("{name}-before-{}.img", &migration.id[..8]));
+    // The record as it was: the pod's epoch there is higher.
+    let before = PodRecord { state: PodState::Created, ..record.clone() };
+    match tokio::task::block_in_place(|| save(daemon, &before, dump, &image)) {
+        Ok(()) => ApiError::failed(error).cure(format!(
+            "see `podctl logs {name}` there; to have it back as it was before the move, remove it there and \
+             `podctl restore {}` here",
+            image.display()
+        )),
+        Err(e) => ApiError::failed(format!("{error}; and it could not be kept here as it was: {}", e.message)),
     }
 }
 

@@ -6,6 +6,7 @@ pub mod create;
 pub mod exec;
 pub mod file;
 pub mod freeze;
+pub mod health;
 pub mod init;
 pub mod inspect;
 pub mod journal;

@@ -38,6 +38,8 @@ pub struct PodSpec {
     pub allow_new_privileges: bool,
     /// What to do when the pod's command ends.
     pub restart: RestartPolicy,
+    /// How to tell that it does its work; none: nobody asks.
+    pub health: Option<Health>,
     /// Signal number sent by `stop`; none: the image's, else SIGTERM.
     pub stop_signal: Option<i32>,
     /// Seconds between the stop signal and the kill.
@@ -98,6 +100,37 @@ pub struct Volume {
     pub pod: PathBuf,
     /// Read-only inside the pod.
     pub read_only: bool,
+}
+
+/// How to tell that a pod's program does its work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    /// What is asked.
+    pub probe: Probe,
+    /// Seconds from one question to the next, at least 1.
+    pub interval_s: u32,
+    /// Seconds until a question counts as failed, at least 1.
+    pub timeout_s: u32,
+    /// Failures in a row that make the pod unhealthy, at least 1.
+    pub retries: u32,
+}
+
+/// A question to the pod's program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Probe {
+    /// This command, run inside as the pod's user, ends with 0.
+    Command(Vec<String>),
+    /// GET of this path at this port is answered with a status from 200 to 399.
+    Http {
+        /// TCP port.
+        port: u16,
+        /// With a leading slash.
+        path: String,
+    },
+    /// This TCP port accepts a connection.
+    Tcp(u16),
 }
 
 /// What to do when the pod's command ends.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::health;
 use super::spec::RestartPolicy;
 use super::state::{PodRecord, PodState};
 use crate::api::{ApiError, ExitStatus};
@@ -224,6 +225,7 @@ pub fn watch(daemon: &Arc<Daemon>, id: &str, init: ProcessId) {
     let daemon = daemon.clone();
     let id = id.to_owned();
     tokio::spawn(keep_shim(daemon.clone(), id.clone(), init));
+    tokio::spawn(health::watch(daemon.clone(), id.clone(), init));
     tokio::spawn(async move {
         // An error means that it is gone already.
         let _ = init.ended().await;

@@ -1,6 +1,6 @@
 //! From words to a [`PodSpec`], and back for a spec that did not come from words.
 
-use super::{PodFile, PodFileError, address, paths, quantity};
+use super::{HealthFile, PodFile, PodFileError, address, paths, quantity};
 use crate::pod::spec::{Limits, PodSpec, RestartPolicy, RootSource};
 
 const STOP_TIMEOUT_S: u32 = 10;
@@ -57,6 +57,7 @@ pub(super) fn into_spec(file: PodFile, random: [u8; 6]) -> Result<PodSpec, PodFi
         cap_add: capabilities(file.cap_add)?,
         allow_new_privileges: file.allow_new_privileges,
         restart: file.restart.as_deref().map_or(Ok(RestartPolicy::No), restart)?,
+        health: file.health.into_health()?,
         stop_signal: file.stop_signal.as_deref().map(stop_signal).transpose()?,
         stop_timeout_s: file.stop_timeout.as_deref().map_or(Ok(STOP_TIMEOUT_S), stop_timeout)?,
         log_bytes: file.log_size.as_deref().map_or(Ok(LOG_BYTES), log_size)?,
@@ -97,6 +98,7 @@ fn from_spec(spec: &PodSpec) -> PodFile {
             }
             .to_owned(),
         ),
+        health: HealthFile::of(spec.health.as_ref()),
         stop_signal: spec.stop_signal.map(|signal| signal.to_string()),
         stop_timeout: Some(spec.stop_timeout_s.to_string()),
         log_size: Some(spec.log_bytes.to_string()),

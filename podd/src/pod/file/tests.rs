@@ -227,7 +227,7 @@ prop_compose! {
         PodFile {
             name, rootfs, image, command, user: user.clone(), workdir, hostname: user.clone(), ip, gateway,
             mac: memory.clone(), memory, cpus, pids: cpus.map(|c| c as u64), volumes, cap_add,
-            allow_new_privileges: false, restart: user.clone(), stop_signal: user.clone(),
+            allow_new_privileges: false, restart: user.clone(), health: HealthFile { http: user.clone(), interval: user.clone(), ..HealthFile::default() }, stop_signal: user.clone(),
             stop_timeout: user.clone(), log_size: user, env: Default::default(),
         }
     }
@@ -253,6 +253,7 @@ prop_compose! {
             volumes: volumes.iter().filter(|v| !["dev", "sys", "proc"].contains(&v.as_str()))
                 .map(|v| format!("{path}/{v}:/{v}{mode}")).collect(),
             cap_add: vec!["net_raw".into()], allow_new_privileges: read_only, restart: Some(restart.into()),
+            health: HealthFile { tcp: with_ip.then(|| signal.to_string()), command: if image && !with_ip { vec!["a".into(), "b".into()] } else { vec![] }, ..HealthFile::default() },
             stop_signal: Some(signal.to_string()), stop_timeout: Some(format!("{timeout}s")),
             log_size: memory.map(|m| format!("{m}M")), env,
         }
