@@ -25,6 +25,8 @@ use rust_criu::rust_criu_protobuf::rpc::{
     Criu_cg_mode, Criu_features, Criu_network_lock_method, Criu_opts, Criu_req, Criu_req_type, Criu_resp,
 };
 
+use crate::clocks::Teller;
+
 /// `CLONE_NEWNET`, the value that CRIU's `empty_ns` wants.
 const CLONE_NEWNET: u32 = 0x4000_0000;
 /// A reply is a few hundred bytes; error texts add a little.
@@ -160,6 +162,8 @@ pub fn restore(
     on_hook: &mut dyn FnMut(Hook<'_>) -> Result<(), String>,
 ) -> Result<i32, Error> {
     let images = open_dir(what.images)?;
+    let told = Teller::start(what.images);
+    let _teller = told.map_err(|source| Error::Images { path: what.images.to_owned(), source })?;
     let mut opts = common_options(&images, "restore.log");
     opts.set_root(what.root.to_string_lossy().into_owned());
     opts.set_rst_sibling(true);

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use checkpoint::clocks::Clocks;
 use checkpoint::files::Op;
 use checkpoint::wire;
 use serde::{Deserialize, Serialize};
@@ -76,6 +77,8 @@ pub enum Message {
     Restore {
         /// Names and sizes of the image files.
         files: Vec<(String, u64)>,
+        /// What the pod's clocks show as this is sent.
+        clocks: Clocks,
     },
     /// Restored and held.
     Ready {

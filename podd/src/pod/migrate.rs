@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use checkpoint::clocks::Clocks;
 use checkpoint::compat::Finding;
 use checkpoint::files::{self, Mode, Op, PassReport, Sender};
 use checkpoint::process::shared_writable_files;
@@ -361,7 +362,9 @@ impl Run<'_> {
 
         let begun = Instant::now();
         self.say("restore", 0, 0);
-        let restore = Message::Restore { files: sizes(&images).attempt("read the dump")? };
+        let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
+        let files = sizes(&images).attempt("read the dump")?;
+        let restore = Message::Restore { files, clocks: Clocks::of(init.pid).attempt("read the pod's clocks")? };
         match self.peer.ask(&restore).await? {
             Message::Ready { .. } => self.phases.restore_ms = milliseconds(begun),
             other => return Err(unexpected(&other)),

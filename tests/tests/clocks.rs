@@ -1,0 +1,61 @@
+//! A pod's clocks across moves: they never go back, and go on by exactly the time that passed.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use tests::Lab;
+use tests::lab::{eventually, rootfs};
+use tests::workload::migrate;
+
+/// Reads CLOCK_REALTIME, MONOTONIC and BOOTTIME all the time, and says by how many ns each went on across a gap of more
+/// than 40 ms, and how long the three readings took.
+const SCRIPT: &str = "\
+import time
+def read():
+    begun = time.monotonic_ns()
+    clocks = [time.clock_gettime_ns(c) for c in (time.CLOCK_REALTIME, time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME)]
+    return clocks, time.monotonic_ns() - begun
+last, took = read()
+while True:
+    now, takes = read()
+    passed = [n - l for n, l in zip(now, last)]
+    if max(passed) > 40e6 or min(passed) < 0:
+        print(*passed, took + takes, flush=True)
+    last, took = now, takes
+    time.sleep(0.001)
+";
+
+/// What CRIU needs between asking for the time and setting the clocks, and the way of a message.
+const TOLERANCE_NS: i64 = 1_000_000;
+
+#[test]
+fn clocks_go_on_by_exactly_the_blackout() {
+    let lab = Lab::up(2);
+    let root = rootfs("shell");
+    lab.ok("a", &["run", "--name", "clock", "--rootfs", &root, "--", "python3", "-c", SCRIPT]);
+    std::thread::sleep(Duration::from_millis(300));
+    let mut differences = Vec::new();
+    for (from, to) in [("a", "b"), ("b", "a")].repeat(4) {
+        let before = lab.ok(from, &["logs", "clock"]).lines().count();
+        let report = migrate(&lab, "clock", from, to);
+        let blackout = report["blackout_ms"].as_f64().unwrap();
+        let mut gap = Vec::new();
+        eventually("the pod has seen the gap", Duration::from_secs(5), || {
+            let log = lab.ok(to, &["logs", "clock"]);
+            let lines =
+                log.lines().skip(before).map(|l| -> Vec<i64> { l.split(' ').map(|n| n.parse().unwrap()).collect() });
+            gap = lines.max_by_key(|l| l[0]).unwrap_or_default();
+            // On a busy machine it may have stood still at other times too.
+            gap.first().is_some_and(|real| *real as f64 > blackout * 0.7e6)
+        });
+        let [real, monotonic, boottime, reading] = gap[..] else { panic!("{gap:?}") };
+        let apart = [monotonic - real, boottime - real];
+        eprintln!("blackout {blackout:.1} ms: real time {real}, off by {apart:?} ns, read in {reading} ns");
+        assert!(monotonic > 0 && boottime > 0);
+        differences.push(apart.iter().map(|ns| ns.abs() - reading).max().unwrap());
+    }
+    // A machine that is busy may interrupt CRIU just there: once in a while, not most of the time.
+    differences.sort_unstable();
+    assert!(differences[differences.len() / 2] < TOLERANCE_NS, "{differences:?}");
+    assert!(differences.iter().all(|d| *d < 20 * TOLERANCE_NS), "{differences:?}");
+}
