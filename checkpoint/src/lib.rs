@@ -6,7 +6,9 @@
 pub mod compat;
 pub mod criu;
 pub mod files;
+pub mod guard;
 pub mod host;
 pub mod image;
 pub mod process;
+mod sys;
 pub mod wire;
