@@ -61,7 +61,7 @@ fn count(counters: &File, slot: usize) {
         match slot % 4 {
             0 => std::thread::sleep(Duration::from_millis(1)),
             1 => drop(nobody.recv_timeout(Duration::from_millis(1))),
-            2 => std::thread::sleep(Duration::from_secs(if n % 64 == 0 { 1 } else { 0 })),
+            2 => std::thread::sleep(Duration::from_millis(if n % 64 == 0 { 100 } else { 0 })),
             _ => {
                 let begun = Instant::now();
                 while begun.elapsed() < Duration::from_micros(200) {
@@ -136,7 +136,7 @@ impl Victim {
             watched: Vec::new(),
         };
         let begun = Instant::now();
-        criu::dump(Path::new(CRIU), &what, LIMIT).map(|()| begun.elapsed())
+        criu::dump(Path::new(&std::env::var("PODD_CRIU").unwrap_or(CRIU.into())), &what, LIMIT).map(|()| begun.elapsed())
     }
 
     fn pids(&self) -> Vec<i32> {
@@ -201,7 +201,8 @@ fn kill_criu(parent: Pid, after: Duration) -> bool {
 #[test]
 fn criu_dies_at_every_moment() {
     let rounds: u32 = std::env::var("GUARD_ROUNDS").map_or(1, |n| n.parse().unwrap());
-    let victim = Victim::start("dies", THREADS[0]);
+    let threads = std::env::var("GUARD_THREADS").map_or(THREADS[0], |n| n.parse().unwrap());
+    let victim = Victim::start("dies", threads);
     victim.freeze(true);
     let before = victim.looks();
     let whole = victim.dump().unwrap();

@@ -98,10 +98,6 @@ impl Injury<'_> {
     }
 
     fn clean(&self) -> io::Result<()> {
-        if std::env::var_os("GUARD_DEBUG").is_some() {
-            let at: Vec<_> = self.threads.iter().map(|t| { let r = ptrace::getregs(t.tid).unwrap(); format!("{}:{:x}(was {:x}) {}", t.tid, r.rip, t.registers.rip, r.rax as i64) }).collect();
-            eprintln!("    {} maps {:x?} fds {:?} code {} threads {at:?}", self.process.pid, self.mappings, self.descriptors, self.process.code.as_ref().is_some_and(|c| c.is_in(self.process.pid)));
-        }
         let Some(code) = &self.process.code else { return Ok(()) };
         for thread in &self.threads {
             self.let_leave(thread.tid)?;
