@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use protobuf::Message;
 use rust_criu::rust_criu_protobuf::rpc::{
@@ -334,7 +335,16 @@ impl Worker {
         let pid = rustix::process::Pid::from_child(&child);
         let end = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
             .map_err(|e| spawn_error(e.into()))?;
-        Ok(Self { child, end, socket: ours, action, deadline: Instant::now() + limit, limit, watch: None, reaped: false })
+        Ok(Self {
+            child,
+            end,
+            socket: ours,
+            action,
+            deadline: Instant::now() + limit,
+            limit,
+            watch: None,
+            reaped: false,
+        })
     }
 
     fn pid(&self) -> i32 {
@@ -413,8 +423,12 @@ impl Drop for Worker {
     fn drop(&mut self) {
         // The number of its group is not given to another one before it is reaped.
         if !self.reaped {
-            let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
+            let group = Pid::from_raw(self.pid());
+            let _ = killpg(group, Signal::SIGKILL);
+            let dumps = self.watch.is_some();
             self.reap();
+            // What it had forked is ours now, if we are a subreaper. (Of a restore, its caller takes care.)
+            while dumps && waitpid(Pid::from_raw(-group.as_raw()), None).is_ok() {}
         }
     }
 }

@@ -33,6 +33,7 @@ use nix::unistd::Pid;
 
 use crate::sys;
 
+mod socket;
 #[cfg_attr(not(target_arch = "x86_64"), path = "guard/unsupported.rs")]
 mod task;
 
@@ -83,8 +84,10 @@ impl Saved {
         }
         shut_freezer(&self.cgroup, true)?;
         await_stillness(&self.cgroup)?;
+        let pids = pids(&self.cgroup);
+        socket::end_repair(&pids);
         as_tracer(|| {
-            let held = hold(&pids(&self.cgroup), task::options());
+            let held = hold(&pids, task::options());
             let injured: Vec<_> = self.processes.iter().filter_map(|process| process.injury(&held)).collect();
             if injured.is_empty() {
                 return Ok(());

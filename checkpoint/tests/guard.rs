@@ -136,7 +136,8 @@ impl Victim {
             watched: Vec::new(),
         };
         let begun = Instant::now();
-        criu::dump(Path::new(&std::env::var("PODD_CRIU").unwrap_or(CRIU.into())), &what, LIMIT).map(|()| begun.elapsed())
+        criu::dump(Path::new(&std::env::var("PODD_CRIU").unwrap_or(CRIU.into())), &what, LIMIT)
+            .map(|()| begun.elapsed())
     }
 
     fn pids(&self) -> Vec<i32> {
@@ -160,7 +161,8 @@ impl Victim {
             let mem = File::open(format!("/proc/{pid}/mem")).unwrap();
             for line in maps.lines().filter(|l| l.contains("r-x") && !l.contains("[v")) {
                 let mut code = [0; 4096];
-                mem.read_exact_at(&mut code, u64::from_str_radix(line.split('-').next().unwrap(), 16).unwrap()).unwrap();
+                mem.read_exact_at(&mut code, u64::from_str_radix(line.split('-').next().unwrap(), 16).unwrap())
+                    .unwrap();
                 looks.insert(format!("{pid} {line}"), format!("{code:02x?}"));
             }
             for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|f| f.unwrap().path()) {

@@ -180,7 +180,8 @@ impl Thread {
         // No `orig_rax`: nothing is to be done again.
         let none = u64::MAX;
         let rax = number.cast_unsigned();
-        let call = libc::user_regs_struct { rip: address, rax, orig_rax: none, rdi: first, rsi: second, ..self.registers };
+        let call =
+            libc::user_regs_struct { rip: address, rax, orig_rax: none, rdi: first, rsi: second, ..self.registers };
         ptrace::setregs(self.tid, call)?;
         // Of the signals that wait for it, those come first that CRIU's end has caused: the trap at the end of borrowed code,
         // and the one that a parasite got which answered nobody. They are not passed on.
