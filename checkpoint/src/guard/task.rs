@@ -27,6 +27,8 @@ const SYSCALL: u64 = 0xcccc_cccc_cccc_050f;
 const USER_CS: u64 = 0x33;
 /// `PTRACE_O_SUSPEND_SECCOMP`: what the parasite does, and what we do in its place, is not for the pod's filter to judge.
 const SUSPEND_SECCOMP: i32 = 1 << 21;
+/// A system call that would be gone on with by `restart_syscall(2)`.
+const ERESTART_RESTARTBLOCK: i64 = 516;
 /// Time for a parasite to leave, and for one system call.
 const RUN_LIMIT: Duration = Duration::from_secs(2);
 
@@ -163,7 +165,13 @@ impl Thread {
     }
 
     fn restore(&self) -> nix::Result<()> {
-        ptrace::setregs(self.tid, self.registers)?;
+        let mut registers = self.registers;
+        // What the kernel has noted of a call with a time limit is of another call by now: it ends early. So it does after
+        // every dump (`compel_get_task_regs`), and programs have to expect it (signal(7)).
+        if registers.rax.cast_signed() == -ERESTART_RESTARTBLOCK {
+            registers.rax = (-i64::from(libc::EINTR)).cast_unsigned();
+        }
+        ptrace::setregs(self.tid, registers)?;
         sys::set_extended_registers(self.tid, &self.extended)?;
         sys::set_signal_mask(self.tid, self.mask)
     }
