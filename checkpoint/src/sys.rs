@@ -29,6 +29,7 @@ pub(crate) fn listen(pid: Pid) -> nix::Result<()> {
 }
 
 /// The signals that a stopped tracee blocks, bit n - 1 for signal n.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn signal_mask(tid: Pid) -> nix::Result<u64> {
     let mut mask = 0u64;
     // SAFETY: the kernel writes as many bytes as it is told of, which are those of `mask`.
@@ -37,6 +38,7 @@ pub(crate) fn signal_mask(tid: Pid) -> nix::Result<u64> {
 }
 
 /// Sets what a stopped tracee blocks.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn set_signal_mask(tid: Pid, mask: u64) -> nix::Result<()> {
     // SAFETY: the kernel reads as many bytes as it is told of, which are those of `mask`.
     let result = unsafe { libc::ptrace(libc::PTRACE_SETSIGMASK, tid.as_raw(), size_of::<u64>(), &raw const mask) };

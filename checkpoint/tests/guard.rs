@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,7 +17,6 @@ use checkpoint::guard::Saved;
 use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
 use nix::unistd::{Pid, gettid};
 
-const CRIU: &str = "/usr/local/libexec/podd/criu";
 const FILE: &str = "VICTIM_FILE";
 /// Threads of the first process, and of each child of its.
 const THREADS: [usize; 3] = [9, 4, 1];
@@ -56,12 +57,19 @@ fn count(counters: &File, slot: usize) {
         SigSet::from_iter([Signal::SIGUSR1, Signal::SIGWINCH]).thread_block().unwrap();
     }
     let (_keep, nobody) = mpsc::channel::<()>();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut far, _) = listener.accept().unwrap();
     let mut sum = 0.5f64;
     for n in 1u64.. {
         match slot % 4 {
             0 => std::thread::sleep(Duration::from_millis(1)),
             1 => drop(nobody.recv_timeout(Duration::from_millis(1))),
-            2 => std::thread::sleep(Duration::from_millis(if n % 64 == 0 { 100 } else { 0 })),
+            2 => {
+                near.write_all(&[0]).unwrap();
+                far.read_exact(&mut [1]).unwrap();
+                std::thread::sleep(Duration::from_millis(if n % 64 == 0 { 100 } else { 1 }));
+            }
             _ => {
                 let begun = Instant::now();
                 while begun.elapsed() < Duration::from_micros(200) {
@@ -75,12 +83,16 @@ fn count(counters: &File, slot: usize) {
     }
 }
 
+/// The one that `scripts/criu` has provided.
+fn criu() -> PathBuf {
+    std::env::var_os("PODD_CRIU").map_or("/usr/local/libexec/podd/criu".into(), PathBuf::from)
+}
+
 /// The victim in its cgroup.
 struct Victim {
     child: Child,
     cgroup: PathBuf,
     folder: tempfile::TempDir,
-    slots: usize,
 }
 
 impl Victim {
@@ -98,7 +110,7 @@ impl Victim {
         command.args(["-c", script]).arg(&cgroup).arg(std::env::current_exe().unwrap());
         command.args(["victim", "--exact", "--ignored"]).env(FILE, &file).env("VICTIM_THREADS", threads.to_string());
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let victim = Self { child, cgroup, folder, slots };
+        let victim = Self { child, cgroup, folder };
         victim.goes_on();
         victim
     }
@@ -136,8 +148,7 @@ impl Victim {
             watched: Vec::new(),
         };
         let begun = Instant::now();
-        criu::dump(Path::new(&std::env::var("PODD_CRIU").unwrap_or(CRIU.into())), &what, LIMIT)
-            .map(|()| begun.elapsed())
+        criu::dump(&criu(), &what, LIMIT).map(|()| begun.elapsed())
     }
 
     fn pids(&self) -> Vec<i32> {
