@@ -44,6 +44,9 @@ const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 /// Time for threads that stand still to show up as stopped. One that waits for its vfork child does not; nor can CRIU dump it.
 const STOP_LIMIT: Duration = Duration::from_millis(100);
 
+/// Between two looks. Not sched_yield(2): on a busy machine that gives a whole slice to somebody else.
+const A_MOMENT: Duration = Duration::from_micros(10);
+
 /// What the processes of a frozen cgroup looked like before CRIU came.
 #[derive(Debug)]
 pub struct Saved {
@@ -60,7 +63,9 @@ impl Saved {
             processes = as_tracer(|| {
                 let pids = pids(cgroup);
                 let held = hold(&pids, Options::empty());
-                pids.into_iter().filter_map(|pid| Process::save(pid, &held)).collect()
+                let saved = pids.into_iter().filter_map(|pid| Process::save(pid, &held)).collect();
+                release(&held);
+                saved
             });
             // CRIU shuts the freezer afterwards only if it found it shut.
             let _ = await_stillness(cgroup);
@@ -89,13 +94,14 @@ impl Saved {
         as_tracer(|| {
             let held = hold(&pids, task::options());
             let injured: Vec<_> = self.processes.iter().filter_map(|process| process.injury(&held)).collect();
-            if injured.is_empty() {
-                return Ok(());
+            let mut mended = Ok(());
+            if !injured.is_empty() {
+                // Nobody runs in the open freezer but whom we tell to: all are held.
+                shut_freezer(&self.cgroup, false)?;
+                mended = injured.iter().map(task::Injury::mend).fold(Ok(()), io::Result::and);
+                shut_freezer(&self.cgroup, true)?;
             }
-            // Nobody runs in the open freezer but whom we tell to: all are held.
-            shut_freezer(&self.cgroup, false)?;
-            let mended = injured.iter().map(task::Injury::mend).fold(Ok(()), io::Result::and);
-            shut_freezer(&self.cgroup, true)?;
+            release(&held);
             mended
         })?;
         await_stillness(&self.cgroup)
@@ -147,7 +153,8 @@ fn follow(criu: Pid, cgroup: &Path) {
     }
 }
 
-/// Runs this in a thread of its own, at whose end the kernel lets go of everybody whom it traces.
+/// Runs this in a thread of its own, since at its end the kernel lets go of everybody whom it still traces: also of those that
+/// could not be stopped. It does so a little after the thread has been joined, so others are to be [released](release).
 fn as_tracer<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     match thread::scope(|scope| scope.spawn(work).join()) {
         Ok(result) => result,
@@ -164,11 +171,17 @@ fn hold(pids: &[Pid], options: Options) -> HashSet<Pid> {
     seized.into_iter().filter(stops).collect()
 }
 
+fn release(held: &HashSet<Pid>) {
+    for tid in held {
+        let _ = ptrace::detach(*tid, None);
+    }
+}
+
 /// The next thing that a tracee reports; none if nothing comes in time, or it has ended.
 fn next_stop(tid: Pid, deadline: Instant) -> Option<WaitStatus> {
     loop {
         match waitpid(tid, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) if Instant::now() < deadline => thread::yield_now(),
+            Ok(WaitStatus::StillAlive) if Instant::now() < deadline => thread::sleep(A_MOMENT),
             Ok(WaitStatus::StillAlive | WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => return None,
             Ok(status) => return Some(status),
             Err(Errno::EINTR) => {}
@@ -209,7 +222,7 @@ fn await_stillness(cgroup: &Path) -> io::Result<()> {
         if Instant::now() > deadline {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the processes do not stand still"));
         }
-        thread::yield_now();
+        thread::sleep(A_MOMENT);
     }
     Ok(())
 }
