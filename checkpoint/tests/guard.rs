@@ -1,4 +1,5 @@
-//! CRIU is killed at every moment of a dump, and nothing happens to the processes. Needs root, a cgroup v2 and CRIU.
+//! CRIU is killed at every moment of a dump, and nothing happens to the processes. Needs root, a cgroup v2 and a CRIU that
+//! `scripts/criu` has built (another one fails now and then, and with many threads soon).
 
 #![allow(clippy::unwrap_used)]
 
