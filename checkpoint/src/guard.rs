@@ -13,6 +13,10 @@
 //! 3. [`Saved::put_back`] takes the processes in hand, lets the parasite come to its own end where it serves CRIU, and puts
 //!    everything back.
 //!
+//! One thing is beyond reach: a thread that has run into `int3` is stopped with a SIGTRAP, which the kernel delivers if CRIU dies
+//! before it has waited for that stop (`ptrace_stop()` and `exit_ptrace()`; only the tracer could take it away). The CRIU that
+//! `scripts/criu` builds is patched not to use such stops.
+//!
 //! None of this is needed for correctness while CRIU lives, and nothing here makes a dump fail: what cannot be saved is not
 //! guarded, as if this module were not there.
 
