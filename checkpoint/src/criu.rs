@@ -7,7 +7,7 @@
 //! Pods are frozen by their cgroup before a dump and stay frozen after it: CRIU never decides their fate.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use protobuf::Message;
 use rust_criu::rust_criu_protobuf::rpc::{
@@ -26,6 +26,8 @@ use rust_criu::rust_criu_protobuf::rpc::{
 };
 
 use crate::clocks::Teller;
+use crate::guard::{Saved, Watch};
+use crate::sys;
 
 /// `CLONE_NEWNET`, the value that CRIU's `empty_ns` wants.
 const CLONE_NEWNET: u32 = 0x4000_0000;
@@ -130,8 +132,19 @@ pub struct Hook<'a> {
 /// Dumps a frozen tree; it is still there, and frozen, afterwards.
 ///
 /// # Errors
-/// Any [`Error`]; the tree is unchanged (a killed CRIU's parasite leaves by itself).
+/// Any [`Error`]; the tree is unchanged, also by a CRIU that was killed in the middle (see [`crate::guard`]).
 pub fn dump(criu: &Path, what: &Dump<'_>, limit: Duration) -> Result<(), Error> {
+    let saved = Saved::of(what.freeze_cgroup);
+    let dumped = dump_guarded(criu, what, limit, &saved);
+    if dumped.is_err()
+        && let Err(e) = saved.put_back()
+    {
+        tracing::error!(cgroup = %what.freeze_cgroup.display(), error = %e, "processes may not be what they were before the dump");
+    }
+    dumped
+}
+
+fn dump_guarded(criu: &Path, what: &Dump<'_>, limit: Duration, saved: &Saved) -> Result<(), Error> {
     let images = open_dir(what.images)?;
     let mut opts = common_options(&images, "dump.log");
     opts.set_pid(what.pid);
@@ -143,6 +156,7 @@ pub fn dump(criu: &Path, what: &Dump<'_>, limit: Duration) -> Result<(), Error> 
     opts.external.clone_from(&what.external);
     opts.irmap_scan_paths.clone_from(&what.watched);
     let mut worker = Worker::spawn(criu, "dump", limit)?;
+    worker.watch = saved.watch(Pid::from_raw(worker.pid()));
     let reply = worker.ask(Criu_req_type::DUMP, Some(opts))?;
     worker.finish();
     judge(&reply, "dump", &what.images.join("dump.log"))
@@ -289,6 +303,8 @@ struct Worker {
     action: &'static str,
     deadline: Instant,
     limit: Duration,
+    /// The one who waits for it, if it is not this thread.
+    watch: Option<Watch>,
     reaped: bool,
 }
 
@@ -316,20 +332,22 @@ impl Worker {
                 File::options().write(true).open(path).map_err(|source| Error::Images { path: path.clone(), source })
             };
             let cgroups = cgroups.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-            let move_there = move || {
-                for mut procs in &cgroups {
-                    procs.write_all(b"0")?;
-                }
-                Ok(unshare(CloneFlags::CLONE_NEWCGROUP)?)
-            };
-            // SAFETY: between fork and exec it makes write(2) and unshare(2) alone, and allocates nothing.
-            unsafe { command.pre_exec(move_there) };
+            sys::enter_cgroups(&mut command, cgroups);
         }
         let child = command.spawn().map_err(spawn_error)?;
         let pid = rustix::process::Pid::from_child(&child);
         let end = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
             .map_err(|e| spawn_error(e.into()))?;
-        Ok(Self { child, end, socket: ours, action, deadline: Instant::now() + limit, limit, reaped: false })
+        Ok(Self {
+            child,
+            end,
+            socket: ours,
+            action,
+            deadline: Instant::now() + limit,
+            limit,
+            watch: None,
+            reaped: false,
+        })
     }
 
     fn pid(&self) -> i32 {
@@ -391,7 +409,14 @@ impl Worker {
 
     /// Waits for the child after its last reply: it has nothing left to do but exit.
     fn finish(mut self) {
-        let _ = self.child.wait();
+        self.reap();
+    }
+
+    fn reap(&mut self) {
+        match self.watch.take() {
+            Some(watch) => watch.finish(),
+            None => drop(self.child.wait()),
+        }
         self.reaped = true;
     }
 }
@@ -401,8 +426,12 @@ impl Drop for Worker {
     fn drop(&mut self) {
         // The number of its group is not given to another one before it is reaped.
         if !self.reaped {
-            let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
-            let _ = self.child.wait();
+            let group = Pid::from_raw(self.pid());
+            let _ = killpg(group, Signal::SIGKILL);
+            let dumps = self.watch.is_some();
+            self.reap();
+            // What it had forked is ours now, if we are a subreaper. (Of a restore, its caller takes care.)
+            while dumps && waitpid(Pid::from_raw(-group.as_raw()), None).is_ok() {}
         }
     }
 }
