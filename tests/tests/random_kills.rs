@@ -33,14 +33,22 @@ impl Random {
 enum Dies {
     SourcePodd,
     TargetPodd,
+    SourceCriu,
     TargetCriu,
     TargetShim,
     SourceShim,
     Cable,
 }
 
-const ALL: [Dies; 6] =
-    [Dies::SourcePodd, Dies::TargetPodd, Dies::TargetCriu, Dies::TargetShim, Dies::SourceShim, Dies::Cable];
+const ALL: [Dies; 7] = [
+    Dies::SourcePodd,
+    Dies::TargetPodd,
+    Dies::SourceCriu,
+    Dies::TargetCriu,
+    Dies::TargetShim,
+    Dies::SourceShim,
+    Dies::Cable,
+];
 
 #[test]
 fn random_moments() {
@@ -72,6 +80,7 @@ fn random_moments() {
                 kill_podd(&lab, to);
                 true
             }
+            Dies::SourceCriu => subject.criu(from).is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok()),
             Dies::TargetCriu => subject.criu(to).is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok()),
             Dies::TargetShim => subject.shim(to).is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok()),
             Dies::SourceShim => subject.shim(from).is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok()),
