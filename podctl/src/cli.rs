@@ -66,6 +66,8 @@ pub enum Verb {
     Resume(cmd::resume::Args),
     /// Move a running pod to another host with its memory, files, addresses and open connections.
     Migrate(cmd::migrate::Args),
+    /// Restore a clone of a running pod on another host, cut off from everything, to see whether a move would succeed.
+    Rehearse(cmd::rehearse::Args),
     /// Tell whether a pod can be checkpointed or moved, and what stands in the way.
     Preflight(cmd::preflight::Args),
     /// Check whether this host can run and move pods.

@@ -15,6 +15,7 @@
 //! | POST `/v1/restore` | [`RestoreRequest`] | stream of [`Event`], result [`PodView`] |
 //! | POST `/v1/pods/{name}/preflight` | [`PreflightRequest`] | `[checkpoint::compat::Finding]` |
 //! | POST `/v1/pods/{name}/migrate` | [`MigrateRequest`] | stream of [`Event`], result [`MigrateReport`] |
+//! | POST `/v1/pods/{name}/rehearse` | [`MigrateRequest`] | stream of [`Event`], result [`RehearsalReport`] |
 //! | GET `/v1/pods/{name}/logs?follow=bool&tail=N&timestamps=bool` | | stream of [`LogLine`] |
 //! | POST `/v1/pods/{name}/exec` | [`ExecRequest`] | 101 upgrade, then [`exec_stream`] frames |
 //! | GET `/v1/pods/{name}/stats` | | [`PodStats`] |
@@ -264,7 +265,7 @@ pub struct PreflightRequest {
     pub to: Option<String>,
 }
 
-/// Body of `migrate`.
+/// Body of `migrate` and `rehearse`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MigrateRequest {
     /// Target host.
@@ -290,6 +291,25 @@ pub struct MigrateReport {
     pub bytes: Bytes,
     /// Pre-copy rounds.
     pub rounds: u32,
+}
+
+/// Answer of `rehearse`: all went well.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RehearsalReport {
+    /// Pod.
+    pub pod: String,
+    /// The host that it is on.
+    pub from: String,
+    /// The host on which a clone of it was restored.
+    pub to: String,
+    /// How long the pod stood still to be dumped, in ms.
+    pub pause_ms: f64,
+    /// CRIU's restore of the clone, in ms.
+    pub restore_ms: f64,
+    /// The clone ran; false: it was restored but not let run, since it could have written to volumes.
+    pub ran: bool,
+    /// What the clone's health probe said, if the pod has one.
+    pub health: Option<HealthView>,
 }
 
 /// Milliseconds a phase.
@@ -335,6 +355,8 @@ pub struct MigrationView {
     pub to: String,
     /// Last journaled step.
     pub step: String,
+    /// It is a rehearsal, which ends as `aborted` and `discarded`.
+    pub rehearsal: bool,
     /// When it began.
     pub started: Timestamp,
     /// Blackout in ms, if it came to that.

@@ -137,6 +137,15 @@ pub enum Message {
     },
     /// The answer; none: it does not run here.
     Health(Option<HealthView>),
+    /// It is a rehearsal, and the pod is not given: let the restored clone run for a moment, then destroy it.
+    Rehearse,
+    /// How that went.
+    Rehearsed {
+        /// It was let run.
+        ran: bool,
+        /// What its health probe said, or what broke.
+        outcome: std::result::Result<Option<HealthView>, String>,
+    },
 }
 
 /// A connection to the podd of another host.

@@ -102,7 +102,7 @@ fn settle(daemon: &Arc<Daemon>, claim: crate::supervisor::Claim, mut migration: 
                 migrate::conclude(&daemon, &claim, &mut migration, None, None, |_, _| {}).await
             }
             (Role::Target, Step::Receiving) => {
-                arrive::discard(&daemon, &claim, &mut migration, "podd ended while it was receiving").await
+                arrive::discard(&daemon, &claim, &mut migration, Some("podd ended while it was receiving")).await
             }
             (Role::Target, Step::Held) => arrive::settle(&daemon, claim, migration).await,
             (Role::Target, Step::Committed) => arrive::commit(&daemon, &claim, &mut migration, &[]).await.map(drop),

@@ -105,6 +105,8 @@ pub enum Doing {
     Restore,
     /// It leaves for another host, or comes from one.
     Migrate,
+    /// A clone of it goes to another host, and is destroyed.
+    Rehearse,
     /// podd looks after it at its own start.
     Recover,
     /// podd tidies up after its command has ended.
@@ -129,6 +131,7 @@ impl Doing {
             Self::Resume => "resumed",
             Self::Restore => "restored",
             Self::Migrate => "migrated",
+            Self::Rehearse => "rehearsed",
             Self::Recover => "recovered",
             Self::ClearUp => "cleared up",
             Self::Restart => "restarted",

@@ -23,9 +23,15 @@ pub struct Args {
     /// Move it to this host of the fleet.
     #[arg(long, value_name = "HOST")]
     to: String,
+    /// Rehearse first, and stay if that fails.
+    #[arg(long)]
+    rehearse: bool,
 }
 
 pub async fn run(args: Args, ctl: &Podctl<'_>) -> Outcome {
+    if args.rehearse {
+        super::rehearse::rehearse(&args.name, &args.to, ctl).await?;
+    }
     let progress = ctl.out.progress(&format!("{} to {}", args.name, args.to));
     let url = path(&["pods", &args.name, "migrate"]);
     let report: MigrateReport =

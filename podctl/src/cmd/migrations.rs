@@ -25,7 +25,7 @@ fn in_words(moves: &[MigrationView], now: Timestamp) -> String {
             m.from.clone(),
             m.to.clone(),
             words::age(m.started, now),
-            m.step.clone(),
+            if m.rehearsal && m.error.is_none() { "rehearsed".to_owned() } else { m.step.clone() },
             m.blackout_ms.map(|ms| format!("{} ms", words::ms(ms))).unwrap_or_default(),
             m.error.clone().unwrap_or_default(),
         ]

@@ -13,6 +13,7 @@ pub mod ls;
 pub mod migrate;
 pub mod migrations;
 pub mod preflight;
+pub mod rehearse;
 pub mod restore;
 pub mod resume;
 pub mod rm;
@@ -65,6 +66,7 @@ pub async fn run(cli: Cli, out: &Output) -> Outcome {
         Verb::Suspend(args) => suspend::run(&args, &ctl).await,
         Verb::Resume(args) => resume::run(&args, &ctl).await,
         Verb::Migrate(args) => migrate::run(args, &ctl).await,
+        Verb::Rehearse(args) => rehearse::run(args, &ctl).await,
         Verb::Preflight(args) => preflight::run(args, &ctl).await,
         Verb::Doctor(_) => doctor::run(&ctl).await,
         Verb::Migrations(_) => migrations::run(&ctl).await,

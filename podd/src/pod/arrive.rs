@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use super::freeze::{milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
 use super::preflight::{TargetFacts, host_facts};
+use super::rehearse;
 use super::start::{clear_up, ended, give_birth, restart_later, watch};
 use super::state::{PodRecord, PodState};
 use super::stop::delete;
@@ -122,6 +123,7 @@ fn reserve(daemon: &Daemon, from: &str, id: &str, record: &str) -> Result<(Claim
         step: Step::Receiving,
         error: None,
         report: None,
+        rehearsal: false,
     };
     record.state = PodState::Arriving { migration: id.to_owned() };
     daemon.journal(&migration, Some(&record))?;
@@ -133,7 +135,7 @@ fn reserve(daemon: &Daemon, from: &str, id: &str, record: &str) -> Result<(Claim
 async fn arrive(daemon: &Arc<Daemon>, claim: Claim, mut migration: Migration, mut peer: Peer) -> Result<()> {
     if let Err(e) = receive(daemon, &claim, &mut migration, &mut peer).await {
         let _ = peer.send(&refused(&e)).await;
-        discard(daemon, &claim, &mut migration, &e.message).await?;
+        discard(daemon, &claim, &mut migration, Some(&e.message)).await?;
         return Err(e);
     }
     // From here on, silence means that the source may have given us the pod: only its word counts.
@@ -148,6 +150,17 @@ async fn arrive(daemon: &Arc<Daemon>, claim: Claim, mut migration: Migration, mu
                 deliver(&link, &frames).attempt("deliver late packets")?;
             }
             Ok(())
+        }
+        // The source has recorded that the pod is not given.
+        Ok(Message::Rehearse) => {
+            let init = held(daemon, &claim, &migration).await;
+            let answer = match init {
+                Ok(init) => rehearse::perform(daemon, &claim.record(), init).await,
+                Err(e) => refused(&e),
+            };
+            migration.rehearsal = true;
+            discard(daemon, &claim, &mut migration, None).await?;
+            peer.send(&answer).await
         }
         _ => settle(daemon, claim, migration).await,
     }
@@ -284,7 +297,9 @@ pub async fn settle(daemon: &Arc<Daemon>, claim: Claim, mut migration: Migration
         };
         match answer {
             Ok(Message::Given) => return commit(daemon, &claim, &mut migration, &[]).await.map(drop),
-            Ok(Message::NotGiven) => return discard(daemon, &claim, &mut migration, "the source kept the pod").await,
+            Ok(Message::NotGiven) => {
+                return discard(daemon, &claim, &mut migration, Some("the source kept the pod")).await;
+            }
             Ok(_) => {}
             Err(e) => {
                 tracing::warn!(pod = migration.pod, host = migration.peer, error = %e, "holding the pod until its source answers")
@@ -329,7 +344,7 @@ pub async fn commit(
         Step::Held | Step::Committed => {}
         Step::Running => return Ok(Message::Thawed { announce_ms: 0.0 }),
         _ => {
-            discard(daemon, claim, migration, "it had not been restored").await?;
+            discard(daemon, claim, migration, Some("it had not been restored")).await?;
             return Ok(Message::Lost { reason: migration.error.clone().unwrap_or_default() });
         }
     }
@@ -348,7 +363,7 @@ pub async fn commit(
             return Ok(Message::Thawed { announce_ms: 0.0 });
         }
         Err(e) => {
-            discard(daemon, claim, migration, &e.message).await?;
+            discard(daemon, claim, migration, Some(&e.message)).await?;
             return Ok(Message::Lost { reason: e.message });
         }
     };
@@ -399,9 +414,14 @@ async fn held(daemon: &Arc<Daemon>, claim: &Claim, migration: &Migration) -> Res
 ///
 /// # Errors
 /// The store's.
-pub async fn discard(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, reason: &str) -> Result<()> {
+pub async fn discard(
+    daemon: &Arc<Daemon>,
+    claim: &Claim,
+    migration: &mut Migration,
+    reason: Option<&str>,
+) -> Result<()> {
     migration.step = Step::Discarded;
-    migration.error = Some(reason.to_owned());
+    migration.error = reason.map(str::to_owned);
     daemon.journal(migration, None)?;
     let record = claim.record();
     let _ = std::fs::remove_dir_all(flight(daemon, &migration.id));

@@ -43,6 +43,7 @@ pub fn move_view(daemon: &Daemon, migration: &Migration) -> MigrationView {
         from,
         to,
         step: migration.step.word().to_owned(),
+        rehearsal: migration.rehearsal,
         started: migration.started,
         blackout_ms: migration.report.as_ref().map(|r| r.blackout_ms),
         error: migration.error.clone(),

@@ -45,6 +45,9 @@ pub struct Migration {
     pub error: Option<String>,
     /// The outcome, on the source.
     pub report: Option<MigrateReport>,
+    /// It is a rehearsal: a clone goes over, and is destroyed.
+    #[serde(default)]
+    pub rehearsal: bool,
 }
 
 /// A host's part in a move.

@@ -65,45 +65,13 @@ async fn target_facts(peer: &mut Peer, record: &PodRecord) -> Result<TargetFacts
 /// this waits for the target's answer however long it takes.
 pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell) -> Result<MigrateReport> {
     let record = claim.record();
-    if !matches!(record.state, PodState::Running { .. }) {
-        return Err(not_running(&record));
+    let (mut run, mut migration) = Run::begin(daemon, claim, to, false, tell).await?;
+    let mut ready = run.until_sent(&record, &mut migration).await;
+    if ready.is_ok() {
+        ready = run.restore(&record).await;
     }
-    if to == daemon.config.host {
-        return Err(ApiError::usage(format!("{} is on {to} already", record.spec.name)));
-    }
-    claim.quiet().await;
-    let mut run = Run {
-        daemon,
-        tell,
-        phases: Phases::default(),
-        bytes: Bytes::default(),
-        rounds: 1,
-        frozen_since: None,
-        hold: None,
-        flight: None,
-        peer: Peer::call(daemon, to).await?,
-    };
-    let begun = Instant::now();
-    run.say("preflight", 0, 0);
-    let facts = target_facts(&mut run.peer, &record).await?;
-    refuse_unless_go(&tokio::task::block_in_place(|| towards(daemon, &record, &facts))?)?;
-    run.phases.preflight_ms = milliseconds(begun);
-
-    let mut migration = Migration {
-        id: format!("{:032x}", rand::rng().random::<u128>()),
-        role: Role::Source,
-        peer: to.to_owned(),
-        pod_id: record.id.clone(),
-        pod: record.spec.name.clone(),
-        epoch: record.epoch + 1,
-        started: Timestamp::now(),
-        step: Step::Preparing,
-        error: None,
-        report: None,
-    };
-    daemon.journal(&migration, None)?;
-    if let Err(error) = run.until_ready(&record, &mut migration).await {
-        return Err(abort(daemon, &record, &mut migration, error, run.hold.as_ref()));
+    if let Err(error) = ready {
+        return Err(abort(daemon, &record, &mut migration, error, run.hold()));
     }
 
     // ======== THE HANDOVER ========
@@ -141,29 +109,42 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell)
     migration.report.ok_or_else(|| ApiError::failed("the move was concluded without a report"))
 }
 
-/// Undoes a move that has not been handed over: recorded first, then the pod goes on.
-pub fn abort(
+/// Undoes a move that has not been handed over; the error that says why, and what else went wrong.
+fn abort(
     daemon: &Daemon,
     record: &PodRecord,
     migration: &mut Migration,
     error: ApiError,
     hold: Option<&Hold>,
 ) -> ApiError {
+    match call_off(daemon, record, migration, Some(error.message.clone()), hold) {
+        Ok(()) => error,
+        Err(e) => ApiError::failed(format!("{}; and {}", error.message, e.message)),
+    }
+}
+
+/// Calls a move off that has not been handed over: recorded first, then the pod goes on.
+///
+/// # Errors
+/// The store's, or the pod cannot be thawed: it stays frozen then.
+pub fn call_off(
+    daemon: &Daemon,
+    record: &PodRecord,
+    migration: &mut Migration,
+    reason: Option<String>,
+    hold: Option<&Hold>,
+) -> Result<()> {
     let was_frozen = migration.step == Step::Freezing;
     migration.step = Step::Aborted;
-    migration.error = Some(error.message.clone());
-    if let Err(e) = daemon.journal(migration, None) {
-        // Without the record the target could later be told something else: stay frozen, and say so.
-        return ApiError::failed(format!(
-            "{}; and the abort could not be recorded, so the pod stays frozen: {e}",
-            error.message
-        ));
-    }
+    migration.error = reason;
+    // Without the record the target could later be told something else: then the pod stays frozen.
+    let recorded = daemon.journal(migration, None);
+    recorded.attempt("record that the move is off, so that the pod stays frozen")?;
     let frames = hold.map(Hold::take).unwrap_or_default();
-    if was_frozen && let Err(e) = thaw(daemon, record, &frames) {
-        return ApiError::failed(format!("{}; and the pod could not be thawed: {}", error.message, e.message));
+    if was_frozen {
+        thaw(daemon, record, &frames)?;
     }
-    error
+    Ok(())
 }
 
 /// Everything after the handover: commits until the target answers. Repeatable; used after a crash too.
@@ -316,8 +297,8 @@ fn take_back(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, rea
     Ok(record)
 }
 
-/// What one move has gathered so far.
-struct Run<'a> {
+/// What one move, or a rehearsal, has gathered so far.
+pub struct Run<'a> {
     daemon: &'a Arc<Daemon>,
     tell: &'a Tell,
     phases: Phases,
@@ -330,9 +311,70 @@ struct Run<'a> {
     peer: Peer,
 }
 
-impl Run<'_> {
-    /// All phases up to the target's *ready*.
-    async fn until_ready(&mut self, record: &PodRecord, migration: &mut Migration) -> Result<()> {
+impl<'a> Run<'a> {
+    /// Preflight, and the first entry in the journal.
+    ///
+    /// # Errors
+    /// The pod does not run, the host does not answer, or preflight refuses; nothing has been done then.
+    pub async fn begin(
+        daemon: &'a Arc<Daemon>,
+        claim: &Claim,
+        to: &str,
+        rehearsal: bool,
+        tell: &'a Tell,
+    ) -> Result<(Self, Migration)> {
+        let record = claim.record();
+        if !matches!(record.state, PodState::Running { .. }) {
+            return Err(not_running(&record));
+        }
+        if to == daemon.config.host {
+            return Err(ApiError::usage(format!("{} is on {to} already", record.spec.name)));
+        }
+        claim.quiet().await;
+        let mut run = Self {
+            daemon,
+            tell,
+            phases: Phases::default(),
+            bytes: Bytes::default(),
+            rounds: 1,
+            frozen_since: None,
+            hold: None,
+            flight: None,
+            peer: Peer::call(daemon, to).await?,
+        };
+        let begun = Instant::now();
+        run.say("preflight", 0, 0);
+        let facts = target_facts(&mut run.peer, &record).await?;
+        refuse_unless_go(&tokio::task::block_in_place(|| towards(daemon, &record, &facts))?)?;
+        run.phases.preflight_ms = milliseconds(begun);
+        let migration = Migration {
+            id: format!("{:032x}", rand::rng().random::<u128>()),
+            role: Role::Source,
+            peer: to.to_owned(),
+            pod_id: record.id.clone(),
+            pod: record.spec.name.clone(),
+            epoch: record.epoch + 1,
+            started: Timestamp::now(),
+            step: Step::Preparing,
+            error: None,
+            report: None,
+            rehearsal,
+        };
+        daemon.journal(&migration, None)?;
+        Ok((run, migration))
+    }
+
+    /// What catches the packets that come for the frozen pod.
+    #[must_use]
+    pub fn hold(&self) -> Option<&Hold> {
+        self.hold.as_ref()
+    }
+
+    /// All phases until everything is on the target. The pod is frozen then, and after an error too, if it came so far.
+    ///
+    /// # Errors
+    /// What failed; see [`abort`].
+    pub async fn until_sent(&mut self, record: &PodRecord, migration: &mut Migration) -> Result<()> {
         let begun = Instant::now();
         self.prepare(record, migration).await?;
         let upper = self.daemon.config.pod_state(&record.id).join("upper");
@@ -358,18 +400,46 @@ impl Run<'_> {
         self.frozen_since = Some(frozen.since);
         self.phases.freeze_ms = milliseconds(frozen.since);
         let images = self.flight.as_ref().map_or(Path::new(""), Flight::path).to_owned();
-        self.dump_and_send(record, frozen, &mut sender, &images).await?;
+        self.dump_and_send(record, frozen, &mut sender, &images).await
+    }
 
+    /// Has the target restore what it was sent, and hold it.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub async fn restore(&mut self, record: &PodRecord) -> Result<()> {
         let begun = Instant::now();
         self.say("restore", 0, 0);
         let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
-        let files = sizes(&images).attempt("read the dump")?;
+        let images = self.flight.as_ref().map_or(Path::new(""), Flight::path);
+        let files = sizes(images).attempt("read the dump")?;
         let restore = Message::Restore { files, clocks: Clocks::of(init.pid).attempt("read the pod's clocks")? };
         match self.peer.ask(&restore).await? {
             Message::Ready { .. } => self.phases.restore_ms = milliseconds(begun),
             other => return Err(unexpected(&other)),
         }
         Ok(())
+    }
+
+    /// Has the target let the restored clone run for a moment. See [`super::rehearse`].
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn perform(&mut self) -> Result<Message> {
+        self.say("run", 0, 0);
+        self.peer.ask(&Message::Rehearse).await
+    }
+
+    /// How long the pod has been frozen, in ms.
+    #[must_use]
+    pub fn frozen_ms(&self) -> f64 {
+        self.frozen_since.map_or(0.0, milliseconds)
+    }
+
+    /// How long the restore took, in ms.
+    #[must_use]
+    pub fn restore_ms(&self) -> f64 {
+        self.phases.restore_ms
     }
 
     /// The target reserves name, address and ids, and gets the layers that it lacks.

@@ -13,6 +13,7 @@ pub mod journal;
 pub mod logs;
 pub mod migrate;
 pub mod preflight;
+pub mod rehearse;
 pub mod restore;
 pub mod spec;
 pub mod start;

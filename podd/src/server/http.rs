@@ -25,7 +25,7 @@ use crate::api::{
 };
 use crate::error::{Attempt, Result};
 use crate::pod::state::{PodRecord, PodState};
-use crate::pod::{checkpoint, create, inspect, logs, migrate, preflight, restore, start, stop};
+use crate::pod::{checkpoint, create, inspect, logs, migrate, preflight, rehearse, restore, start, stop};
 use crate::store::Host;
 use crate::supervisor::{Claim, Daemon, Doing};
 use crate::trust;
@@ -49,6 +49,7 @@ pub fn router(daemon: Arc<Daemon>) -> axum::Router {
         .route("/v1/restore", post(restore_pod))
         .route("/v1/pods/{name}/preflight", post(preflight_pod))
         .route("/v1/pods/{name}/migrate", post(migrate_pod))
+        .route("/v1/pods/{name}/rehearse", post(rehearse_pod))
         .route("/v1/pods/{name}/logs", get(logs_of))
         .route("/v1/pods/{name}/exec", post(super::exec::exec))
         .route("/v1/pods/{name}/stats", get(stats))
@@ -306,6 +307,11 @@ async fn preflight_pod(State(daemon): App, Path(name): Path<String>, Said(reques
 async fn migrate_pod(State(daemon): App, Path(name): Path<String>, Said(request): Said<MigrateRequest>) -> Answer {
     let claim = daemon.claim(&name, Doing::Migrate)?;
     Ok(stream(async move |tell| migrate::migrate(&daemon, &claim, &request.to, &tell).await))
+}
+
+async fn rehearse_pod(State(daemon): App, Path(name): Path<String>, Said(request): Said<MigrateRequest>) -> Answer {
+    let claim = daemon.claim(&name, Doing::Rehearse)?;
+    Ok(stream(async move |tell| rehearse::rehearse(&daemon, &claim, &request.to, &tell).await))
 }
 
 #[derive(Deserialize)]

@@ -1,0 +1,85 @@
+//! Rehearsals: a clone comes to life on the target and goes again; the pod notices a pause and nothing else.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::invariants::{Subject, end_of, kill_podd, start_podds};
+use tests::lab::{eventually, rootfs, run};
+use tests::{Lab, traces, workload};
+
+fn rehearse(lab: &Lab, pod: &str) -> Value {
+    lab.json("a", &["rehearse", pod, "--to", "b"])
+}
+
+#[test]
+fn a_clone_runs_and_goes_and_the_pod_does_not_notice() {
+    let lab = Lab::up(2);
+    workload::redis(&lab, "a", "redis", "10.77.1.9");
+    let subject = Subject::new(&lab, "redis", "10.77.1.9");
+    for _ in 0..3 {
+        let report = rehearse(&lab, "redis");
+        assert!(report["pause_ms"].as_f64().unwrap() > 0.0 && report["restore_ms"].as_f64().unwrap() > 0.0, "{report}");
+        assert_eq!((&report["ran"], &report["health"]), (&Value::Bool(true), &Value::Null));
+        // The client's connection has seen no packet of the clone, and nothing is left on either host.
+        assert_eq!(subject.settled(Duration::from_secs(10)), "a");
+    }
+    let moves = lab.json("a", &["migrations"]);
+    assert_eq!(moves.as_array().unwrap().iter().filter(|m| m["rehearsal"] == true).count(), 3, "{moves}");
+    lab.ok("a", &["migrate", "redis", "--to", "b", "--rehearse"]);
+    assert_eq!(subject.settled(Duration::from_secs(10)), "b");
+}
+
+#[test]
+fn what_would_break_is_told_and_nothing_moves() {
+    let lab = Lab::up(2);
+    let root = rootfs("busybox");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().display().to_string();
+    for host in ["a", "b"] {
+        run(lab.on(host, &["mount", "-t", "tmpfs", "-o", "mode=777", "tmpfs", &path])).must();
+    }
+    run(lab.on("a", &["touch", &format!("{path}/well")])).must();
+    let volume = |mode: &str| format!("{path}:/mark:{mode}");
+    let pod = |name: &str, volume: &str, probe: &str| {
+        let asked = ["--health-cmd", probe, "--health-interval", "1s", "--health-retries", "2"];
+        let words =
+            [&["run", "--name", name, "--rootfs", &root, "--volume", volume][..], &asked, &["--", "sleep", "1000"]];
+        lab.ok("a", &words.concat());
+    };
+    pod("sick", &volume("ro"), "test -e /mark/well");
+    pod("well", &volume("ro"), "true");
+    pod("writes", &volume("rw"), "true");
+    assert_eq!(rehearse(&lab, "well")["health"]["state"], "healthy");
+    assert_eq!(rehearse(&lab, "writes")["ran"], false, "its clone could write to the volume");
+    let before = traces::settled(&lab, "b");
+    for words in [&["rehearse", "sick", "--to", "b"][..], &["migrate", "sick", "--to", "b", "--rehearse"]] {
+        let answer = lab.podctl("a", words);
+        assert_eq!(answer.code, 1, "{answer:?}");
+        assert!(answer.err.contains("a clone of sick was not well on b: "), "{answer:?}");
+        assert_eq!((lab.state("a", "sick").as_deref(), lab.state("b", "sick")), (Some("running"), None));
+    }
+    assert_eq!(traces::difference(&before, &traces::settled(&lab, "b")), "");
+    let answer = lab.podctl("a", &["rehearse", "sick", "--to", "a"]);
+    assert_eq!(answer.code, 2, "{answer:?}");
+}
+
+#[test]
+fn podds_may_die_in_a_rehearsal() {
+    let lab = Lab::up(2);
+    workload::redis(&lab, "a", "redis", "10.77.1.9");
+    let subject = Subject::new(&lab, "redis", "10.77.1.9");
+    for (dies, after_ms) in
+        [("a", 60), ("b", 60), ("a", 150), ("b", 150), ("a", 400), ("b", 400), ("a", 800), ("b", 800)]
+    {
+        let mut command = lab.podctl_command("a", &["rehearse", "redis", "--to", "b"]);
+        let rehearsal =
+            command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(after_ms));
+        kill_podd(&lab, dies);
+        start_podds(&lab);
+        assert!(end_of(rehearsal, Duration::from_secs(30)).is_some());
+        eventually("nothing is left on b", Duration::from_secs(25), || lab.state("b", "redis").is_none());
+        assert_eq!(subject.settled(Duration::from_secs(25)), "a", "podd of {dies} died after {after_ms} ms");
+    }
+}
