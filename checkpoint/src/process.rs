@@ -25,7 +25,7 @@ pub use foreground::Terminals;
 pub use memory::{MemoryFacts, shared_writable_files};
 pub use rlimit::{Resource, Rlimit};
 pub use socket::{OutsidePeer, SocketFacts, UnixFault};
-pub use timers::rearm_timers;
+pub use timers::{PodTimer, correct_timers, note as note_timers, timers};
 pub use watch::watched_paths;
 
 use descriptor::{Scan, Terminal};

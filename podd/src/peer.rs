@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use checkpoint::clocks::Clocks;
 use checkpoint::files::Op;
+use checkpoint::process::PodTimer;
 use checkpoint::wire;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -79,6 +80,8 @@ pub enum Message {
         files: Vec<(String, u64)>,
         /// What the pod's clocks show as this is sent.
         clocks: Clocks,
+        /// How its timers are as this is sent.
+        timers: Vec<PodTimer>,
     },
     /// Restored and held.
     Ready {

@@ -59,3 +59,55 @@ fn clocks_go_on_by_exactly_the_blackout() {
     assert!(differences[differences.len() / 2] < TOLERANCE_NS, "{differences:?}");
     assert!(differences.iter().all(|d| *d < 20 * TOLERANCE_NS), "{differences:?}");
 }
+
+/// Waits of several kinds, each of 1.5 s, begun at one moment; says by how many ms each was late, and how often the timer
+/// fired.
+const WAITS: &str = "\
+import ctypes, os, select, struct, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+DURATION = 1.5
+fd = libc.timerfd_create(1, 0)
+quiet, never = os.pipe()
+lock = threading.Lock(); lock.acquire()
+waits = {
+    'timerfd': lambda: struct.unpack('Q', os.read(fd, 8))[0],
+    'sleep': lambda: time.sleep(DURATION),
+    'select': lambda: select.select([quiet], [], [], DURATION),
+    'lock': lambda: lock.acquire(timeout=DURATION),
+}
+def wait(name):
+    result = waits[name]()
+    late = (time.monotonic() - begun - DURATION) * 1000
+    print(name, round(late, 2), result if name == 'timerfd' else 1, flush=True)
+print('ready', flush=True)
+begun = time.monotonic()
+libc.timerfd_settime(fd, 0, struct.pack('4q', 0, 0, 1, 500000000), None)
+for name in waits:
+    threading.Thread(target=wait, args=(name,)).start()
+time.sleep(1000)
+";
+
+#[test]
+fn waits_end_once_and_on_time() {
+    let lab = Lab::up(2);
+    let root = rootfs("shell");
+    lab.ok("a", &["run", "--name", "waits", "--rootfs", &root, "--", "python3", "-c", WAITS]);
+    eventually("it waits", Duration::from_secs(5), || lab.ok("a", &["logs", "waits"]).contains("ready"));
+    let blackouts =
+        [("a", "b"), ("b", "a")].map(|(from, to)| migrate(&lab, "waits", from, to)["blackout_ms"].as_f64().unwrap());
+    let mut log = String::new();
+    eventually("all have ended", Duration::from_secs(10), || {
+        log = lab.ok("a", &["logs", "waits"]);
+        log.lines().count() == 5
+    });
+    eprintln!("blackouts {blackouts:?} ms; late, in ms:\n{log}");
+    for line in log.lines().skip(1) {
+        let [name, late, times] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        // A busy machine may need some ms. What waits in select(2) goes on, after the kernel's freezer, with what was left.
+        let late: f64 = late.parse().unwrap();
+        let most =
+            if name == "select" { blackouts.iter().sum::<f64>() + 50.0 } else { blackouts[0].min(blackouts[1]) / 2.0 };
+        assert!((0.0..most).contains(&late), "{name} was {late} ms late");
+        assert_eq!(times, "1", "{name}");
+    }
+}

@@ -1,71 +1,159 @@
-//! Periodic timers (timerfd_create(2)) that had fired when their process was frozen.
+//! Timers behind descriptors (timerfd_create(2)) across a restore.
 //!
-//! The kernel arms such a timer for its next round when the program reads it, and until then says that nothing remains
-//! of this one. CRIU takes nothing for an answer and restores a timer that is not armed (timerfd.c); only what had
-//! fired is kept. So after a restore, while the pod still stands still, those timers are armed again.
+//! CRIU (timerfd.c) arms a timer again for the time that remained of it at some moment of the dump, as if no time had
+//! passed since. And one that fires at intervals, had fired, and was not read, it does not arm at all: the kernel arms such
+//! a timer for its next round when the program reads it, says until then that nothing remains, and CRIU takes nothing for
+//! an answer. So while the restored pod still stands still, both are put right: the latter always, the former if it is
+//! [noted](note) beside the images what remained at a known moment.
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 
+use serde::{Deserialize, Serialize};
+
 use super::watch::anonymous;
+use crate::clocks::Clocks;
 
 mod ioctl {
     // include/uapi/linux/timerfd.h: TFD_IOC_SET_TICKS.
     nix::ioctl_write_ptr!(set_ticks, b'T', 0, u64);
 }
 
-/// A timer that has fired and was not read, and does not run.
-#[derive(Debug, PartialEq, Eq)]
-struct Stopped {
-    /// Times that it has fired.
+/// A timer as the kernel describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Timer {
+    /// CLOCK_*.
+    clock: i32,
+    /// Times that it has fired and nobody has read.
     ticks: u64,
-    flags: TimerfdTimerFlags,
-    interval: Timespec,
+    /// TFD_TIMER_*, of the call that armed it.
+    flags: u32,
+    /// Until it fires next; zero: it is not armed, or has fired.
+    remaining: Duration,
+    /// Zero: it fires once.
+    interval: Duration,
 }
 
-/// Arms the stopped timers of frozen processes: they fire once more as soon as time passes, then at their intervals.
+/// A timer of a process of a pod, at some moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodTimer {
+    /// PID inside the pod.
+    pid: i32,
+    fd: i32,
+    timer: Timer,
+}
+
+/// The timers of these processes, now.
+pub fn timers(pids: &[i32]) -> Vec<PodTimer> {
+    let of_process = |pid: &i32| {
+        let own = pod_pid(*pid)?;
+        Some(all(*pid).map(move |(fd, timer)| PodTimer { pid: own, fd, timer }))
+    };
+    pids.iter().filter_map(of_process).flatten().collect()
+}
+
+fn all(pid: i32) -> impl Iterator<Item = (i32, Timer)> {
+    anonymous(pid, "anon_inode:[timerfd]").filter_map(|(fd, info)| Some((fd, parse(&info)?)))
+}
+
+fn pod_pid(pid: i32) -> Option<i32> {
+    let status = procfs::process::Process::new(pid).ok()?.status().ok()?;
+    status.nspid.and_then(|all| all.last().copied())
+}
+
+/// Name of the file beside CRIU's images.
+const NOTE: &str = "timers-noted";
+
+/// Notes beside a dump how its timers are at this moment.
+///
+/// # Errors
+/// I/O errors.
+pub fn note(images: &Path, timers: &[PodTimer]) -> io::Result<()> {
+    let noted = (Clocks::here()?.monotonic, timers);
+    let bytes = bincode::serde::encode_to_vec(noted, bincode::config::standard()).map_err(io::Error::other)?;
+    std::fs::write(images.join(NOTE), bytes)
+}
+
+/// Puts the timers of frozen processes right that were just restored from these images.
 ///
 /// # Errors
 /// A timer that cannot be reached.
-pub fn rearm_timers(pids: &[i32]) -> io::Result<()> {
+pub fn correct_timers(pids: &[i32], images: &Path) -> io::Result<()> {
+    let noted = std::fs::read(images.join(NOTE)).ok();
+    let noted: Option<((i64, Vec<PodTimer>), usize)> =
+        noted.and_then(|bytes| bincode::serde::decode_from_slice(&bytes, bincode::config::standard()).ok());
+    let ((moment, noted), _) = noted.unwrap_or_default();
+    let passed = Duration::from_nanos(Clocks::here()?.monotonic.abs_diff(moment));
     for &pid in pids {
-        for (fd, info) in anonymous(pid, "anon_inode:[timerfd]") {
-            if let Some(stopped) = parse(&info) {
-                rearm(pid, fd, &stopped)?;
+        let own = pod_pid(pid);
+        for (fd, restored) in all(pid) {
+            let before = noted.iter().find(|t| Some(t.pid) == own && t.fd == fd).map(|t| &t.timer);
+            let corrected = match before {
+                Some(before) => before.after(passed),
+                None => restored.after(Duration::ZERO),
+            };
+            if let Some(timer) = corrected {
+                timer.set(pid, fd)?;
             }
         }
     }
     Ok(())
 }
 
-fn rearm(pid: i32, fd: i32, stopped: &Stopped) -> io::Result<()> {
-    let process = pidfd_open(Pid::from_raw(pid).ok_or(nix::errno::Errno::ESRCH)?, PidfdFlags::empty())?;
-    let timer = pidfd_getfd(process, fd, PidfdGetfdFlags::empty())?;
-    // Past by any clock, whether the flags make it a date or a duration.
-    let first = Timespec { tv_sec: 0, tv_nsec: 1 };
-    timerfd_settime(&timer, stopped.flags, &Itimerspec { it_interval: stopped.interval, it_value: first })?;
-    // SAFETY: the descriptor is a timer's, and the kernel reads one u64 (fs/timerfd.c, timerfd_ioctl).
-    unsafe { ioctl::set_ticks(timer.as_raw_fd(), &stopped.ticks) }?;
-    Ok(())
+impl Timer {
+    /// What it should be after this time; none: as CRIU has restored it.
+    fn after(&self, passed: Duration) -> Option<Self> {
+        let fired = self.remaining.is_zero();
+        // One that was never armed, that a program stopped, or that fires once. Or nothing has changed.
+        if (fired && (self.ticks == 0 || self.interval.is_zero())) || (!fired && passed.is_zero()) {
+            return None;
+        }
+        // It fires as soon as time passes, if it is late, and at its intervals from then on.
+        let remaining = self.remaining.saturating_sub(passed).max(Duration::from_nanos(1));
+        Some(Self { remaining, ..self.clone() })
+    }
+
+    fn set(&self, pid: i32, fd: i32) -> io::Result<()> {
+        let process = pidfd_open(Pid::from_raw(pid).ok_or(nix::errno::Errno::ESRCH)?, PidfdFlags::empty())?;
+        let timer = pidfd_getfd(process, fd, PidfdGetfdFlags::empty())?;
+        let spec =
+            |time: Duration| Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
+        // A date is one of our clock, whatever the time namespace of the timer's owner.
+        let flags = TimerfdTimerFlags::from_bits_retain(self.flags);
+        let now = match flags.contains(TimerfdTimerFlags::ABSTIME) {
+            true => clock_gettime(ClockId::from_raw(self.clock))?.into(),
+            false => Duration::ZERO,
+        };
+        let times = Itimerspec { it_interval: spec(self.interval), it_value: spec(now + self.remaining) };
+        timerfd_settime(&timer, flags, &times)?;
+        if self.ticks > 0 {
+            // SAFETY: the descriptor is a timer's, and the kernel reads one u64 (fs/timerfd.c, timerfd_ioctl).
+            unsafe { ioctl::set_ticks(timer.as_raw_fd(), &self.ticks) }?;
+        }
+        Ok(())
+    }
 }
 
-/// The description of a timer in fdinfo (Documentation/filesystems/proc.rst); none: nothing is to be done to it.
-fn parse(info: &str) -> Option<Stopped> {
+/// The description of a timer in fdinfo (Documentation/filesystems/proc.rst).
+fn parse(info: &str) -> Option<Timer> {
     let field = |name: &str| info.lines().find_map(|l| Some(l.strip_prefix(name)?.trim()));
     let time = |name: &str| {
         let (seconds, nanoseconds) = field(name)?.strip_prefix('(')?.strip_suffix(')')?.split_once(", ")?;
-        Some(Timespec { tv_sec: seconds.parse().ok()?, tv_nsec: nanoseconds.parse().ok()? })
+        Some(Duration::new(seconds.parse().ok()?, nanoseconds.parse().ok()?))
     };
-    let ticks = field("ticks:")?.parse().ok()?;
-    let flags = TimerfdTimerFlags::from_bits(u32::from_str_radix(field("settime flags:")?, 8).ok()?)?;
-    let interval = time("it_interval:")?;
-    let never = Timespec { tv_sec: 0, tv_nsec: 0 };
-    // One that was never armed, or that a program stopped, has no ticks.
-    let stopped = ticks > 0 && time("it_value:")? == never && interval != never;
-    stopped.then_some(Stopped { ticks, flags, interval })
+    Some(Timer {
+        clock: field("clockid:")?.parse().ok()?,
+        ticks: field("ticks:")?.parse().ok()?,
+        flags: u32::from_str_radix(field("settime flags:")?, 8).ok()?,
+        remaining: time("it_value:")?,
+        interval: time("it_interval:")?,
+    })
 }
 
 #[cfg(test)]
@@ -74,38 +162,51 @@ mod tests {
     use super::*;
     use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 
-    #[test]
-    fn a_timer_that_criu_stopped_runs_again_and_keeps_its_ticks() {
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK).unwrap();
-        let fd = timer.as_raw_fd();
-        let stopped = Stopped {
-            ticks: 1000,
-            flags: TimerfdTimerFlags::empty(),
-            interval: Timespec { tv_sec: 0, tv_nsec: 5_000_000 },
-        };
-        rearm(std::process::id().cast_signed(), fd, &stopped).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        let mut ticks = [0; 8];
-        nix::unistd::read(&timer, &mut ticks).unwrap();
-        assert!((1003..1100).contains(&u64::from_ne_bytes(ticks)), "{ticks:?}");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        nix::unistd::read(&timer, &mut ticks).unwrap();
-        assert!((2..100).contains(&u64::from_ne_bytes(ticks)), "{ticks:?}");
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    fn timer(ticks: u64, remaining: u64, interval: u64) -> Timer {
+        Timer { clock: 1, ticks, flags: 0, remaining: MS(remaining), interval: MS(interval) }
     }
 
     #[test]
-    fn only_periodic_timers_that_fired_and_do_not_run_are_meant() {
-        let info = |ticks: &str, value: &str, interval: &str| {
-            format!(
-                "pos:\t0\nflags:\t02004002\nmnt_id:\t15\nino:\t1\nclockid: 1\nticks: {ticks}\nsettime flags: 01\nit_value: {value}\nit_interval: {interval}\n"
-            )
+    fn a_timer_that_criu_stopped_runs_again_and_keeps_its_ticks() {
+        for flags in [0, TimerfdTimerFlags::ABSTIME.bits()] {
+            let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK).unwrap();
+            let stopped = Timer { flags, ..timer(1000, 0, 5) };
+            stopped.after(MS(70)).unwrap().set(std::process::id().cast_signed(), fd.as_raw_fd()).unwrap();
+            std::thread::sleep(MS(20));
+            let mut ticks = [0; 8];
+            nix::unistd::read(&fd, &mut ticks).unwrap();
+            assert!((1003..1100).contains(&u64::from_ne_bytes(ticks)), "{ticks:?}");
+            std::thread::sleep(MS(20));
+            nix::unistd::read(&fd, &mut ticks).unwrap();
+            assert!((2..100).contains(&u64::from_ne_bytes(ticks)), "{ticks:?}");
+        }
+    }
+
+    #[test]
+    fn what_remains_gets_less_by_what_has_passed() {
+        assert_eq!(timer(0, 500, 0).after(MS(120)), Some(timer(0, 380, 0)));
+        assert_eq!(timer(0, 500, 30).after(MS(120)), Some(timer(0, 380, 30)));
+        let late = timer(0, 100, 0).after(MS(120)).unwrap();
+        assert_eq!(late.remaining, Duration::from_nanos(1), "it fires at once");
+        assert_eq!(timer(0, 500, 0).after(Duration::ZERO), None);
+        assert_eq!(timer(3, 0, 0).after(MS(120)), None, "it has fired, once and for all");
+        assert_eq!(timer(0, 0, 30).after(MS(120)), None, "a program stopped it");
+        assert_eq!(timer(3, 500, 30).after(Duration::ZERO), None, "CRIU does that well");
+        assert_eq!(timer(3, 0, 30).after(Duration::ZERO).unwrap().remaining, Duration::from_nanos(1));
+    }
+
+    #[test]
+    fn descriptions_are_understood() {
+        let info = "pos:\t0\nflags:\t02004002\nclockid: 7\nticks: 3\nsettime flags: 01\nit_value: (0, 20)\nit_interval: (1, 500000000)\n";
+        let found = Timer {
+            clock: 7,
+            flags: 1,
+            remaining: Duration::from_nanos(20),
+            ..timer(3, 0, 1500)
         };
-        let found = parse(&info("3", "(0, 0)", "(1, 500000000)")).unwrap();
-        let flags = TimerfdTimerFlags::ABSTIME;
-        assert_eq!(found, Stopped { ticks: 3, flags, interval: Timespec { tv_sec: 1, tv_nsec: 500_000_000 } });
-        assert_eq!(parse(&info("3", "(0, 1)", "(1, 0)")), None, "it runs");
-        assert_eq!(parse(&info("3", "(0, 0)", "(0, 0)")), None, "it fires once");
-        assert_eq!(parse(&info("0", "(0, 0)", "(1, 0)")), None, "a program stopped it");
+        assert_eq!(parse(info), Some(found));
         assert_eq!(parse(""), None);
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use checkpoint::clocks::{self, Clocks};
 use checkpoint::files::{Op, Receiver};
+use checkpoint::process::note_timers;
 use jiff::Timestamp;
 
 use super::freeze::{milliseconds, thaw};
@@ -182,7 +183,7 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
     let _ = std::fs::remove_dir_all(&images);
     std::fs::create_dir_all(&images).attempt("make room in memory for the image")?;
     let mut open = BTreeMap::new();
-    let (files, clocks) = loop {
+    let (files, clocks, timers) = loop {
         match peer.receive().await? {
             Message::Layer { digest } if record.layers.contains(&digest) => {
                 holds.push(receive_layer(daemon, peer, &digest).await?);
@@ -197,12 +198,13 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
                 let data = peer.receive_data().await?;
                 store_chunk(&images, &mut open, &name, offset, &data)?;
             }
-            Message::Restore { files, clocks } => break (files, clocks),
+            Message::Restore { files, clocks, timers } => break (files, clocks, timers),
             other => return Err(unexpected(&other)),
         }
     };
     let ahead = Clocks::here().map(|here| clocks.ahead_of(here)).attempt("read the clock")?;
     clocks::note(&images, ahead).attempt("store the image")?;
+    note_timers(&images, &timers).attempt("store the image")?;
     drop(open);
     for (name, size) in &files {
         let have = images.join(safe_name(name)?).metadata().map_or(0, |m| m.len());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use checkpoint::clocks::Clocks;
 use checkpoint::compat::Finding;
 use checkpoint::files::{self, Mode, Op, PassReport, Sender};
-use checkpoint::process::shared_writable_files;
+use checkpoint::process::{shared_writable_files, timers};
 use jiff::Timestamp;
 use rand::Rng;
 use tokio::sync::mpsc;
@@ -413,7 +413,9 @@ impl<'a> Run<'a> {
         let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
         let images = self.flight.as_ref().map_or(Path::new(""), Flight::path);
         let files = sizes(images).attempt("read the dump")?;
-        let restore = Message::Restore { files, clocks: Clocks::of(init.pid).attempt("read the pod's clocks")? };
+        let timers = timers(&self.daemon.cgroup(&record.id).pids());
+        let clocks = Clocks::of(init.pid).attempt("read the pod's clocks")?;
+        let restore = Message::Restore { files, clocks, timers };
         match self.peer.ask(&restore).await? {
             Message::Ready { .. } => self.phases.restore_ms = milliseconds(begun),
             other => return Err(unexpected(&other)),

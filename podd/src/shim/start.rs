@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use checkpoint::criu;
-use checkpoint::process::rearm_timers;
+use checkpoint::process::correct_timers;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::waitpid;
@@ -122,7 +122,7 @@ pub fn restore(config: &ShimConfig, root: &Path, images: &Path) -> io::Result<i3
     let restored = criu::restore(&config.criu, &request, RESTORE_LIMIT, &mut on_hook).map_err(io::Error::other);
     let restored = restored.and_then(|pid| {
         cgroup.freeze(Duration::from_secs(10))?;
-        step("arm the pod's timers", rearm_timers(&cgroup.pids()))?;
+        step("correct the pod's timers", correct_timers(&cgroup.pids(), images))?;
         Ok(pid)
     });
     if restored.is_err() {
