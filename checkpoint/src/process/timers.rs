@@ -200,12 +200,7 @@ mod tests {
     #[test]
     fn descriptions_are_understood() {
         let info = "pos:\t0\nflags:\t02004002\nclockid: 7\nticks: 3\nsettime flags: 01\nit_value: (0, 20)\nit_interval: (1, 500000000)\n";
-        let found = Timer {
-            clock: 7,
-            flags: 1,
-            remaining: Duration::from_nanos(20),
-            ..timer(3, 0, 1500)
-        };
+        let found = Timer { clock: 7, flags: 1, remaining: Duration::from_nanos(20), ..timer(3, 0, 1500) };
         assert_eq!(parse(info), Some(found));
         assert_eq!(parse(""), None);
     }
