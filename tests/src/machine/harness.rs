@@ -174,23 +174,29 @@ fn print_ends(name: &str, dir: &Path) {
     }
 }
 
-/// A client on the LAN that counts in a redis over one connection.
+/// A client on the LAN that counts in a redis over one connection, for as long as it is wanted.
 #[derive(Debug)]
-pub struct Counter(Child);
+pub struct Counter {
+    child: Child,
+    end: PathBuf,
+}
 
 impl Counter {
-    /// Starts counting for this many seconds.
+    /// Starts counting in the redis at this address.
     #[must_use]
-    pub fn start(lab: &Lab, address: &str, seconds: u32) -> Self {
+    pub fn start(lab: &Lab, address: &str) -> Self {
+        let end = lab.dir.join(format!("counter-{address}.end"));
         let mut command = lab.client(&program("counter").to_string_lossy());
-        command.args(["--addr", &format!("{address}:6379"), "--key", "n", "--seconds", &seconds.to_string(), "--json"]);
-        Self(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the counter starts"))
+        command.args(["--addr", &format!("{address}:6379"), "--key", "n", "--interval-us", "2000", "--json"]);
+        command.arg("--until-file").arg(&end).stdin(Stdio::null()).stdout(Stdio::piped());
+        Self { child: command.spawn().expect("the counter starts"), end }
     }
 
-    /// Waits for its end.
+    /// Ends it; what it saw.
     #[must_use]
     pub fn finish(self) -> Counted {
-        let output = self.0.wait_with_output().expect("the counter ends");
+        std::fs::write(&self.end, "").expect("the lab's folder can be written to");
+        let output = self.child.wait_with_output().expect("the counter ends");
         serde_json::from_slice(&output.stdout).expect("the counter prints JSON")
     }
 }

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -159,15 +159,17 @@ impl Room {
 
     /// Waits until podd answers, on a boot other than `before`.
     fn wait(&self, name: &str, begun: Instant, before: Option<&str>) -> Result<Ready, Failure> {
-        // One command does it all, since starting programs is slow under emulation.
-        let script = "cat /proc/sys/kernel/random/boot_id; uname -r
+        // One command does it all, since starting programs is slow under emulation. A clock chip tells whole seconds;
+        // real hosts have their time from the network by now.
+        let script = "cat /proc/sys/kernel/random/boot_id; uname -r; date -s @$1 >/dev/null
             for i in $(seq 100); do podctl ls >/dev/null 2>&1 && exit; sleep 0.1; done
             echo podd does not answer >&2; exit 1";
         let console = || fs::read_to_string(self.folder(name).join("console.log")).unwrap_or_default();
         let panics = console().matches("Kernel panic").count();
         let mut what = "did not start".to_owned();
         while begun.elapsed() < START {
-            if let Ok(run) = self.exec(name, &["sh", "-c", script]) {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+            if let Ok(run) = self.exec(name, &["sh", "-c", script, "sh", &format!("{now:.3}")]) {
                 let mut lines = run.out.lines();
                 let other = lines.next().is_some_and(|boot| before != Some(boot));
                 if let (true, Some(kernel), 0) = (other, lines.next(), run.code) {
