@@ -46,7 +46,7 @@ fn go(lab: &Lab, pod: &str, from: &str, to: &str) -> bool {
     if preflight.code != 0 {
         assert_eq!(preflight.code, 3, "{preflight:?}");
         let report: Value = serde_json::from_str(&preflight.out).expect("podctl --json prints JSON");
-        let refusals: Vec<&Value> = report["findings"].as_array().into_iter().flatten().filter(|f| f["verdict"] == "no-go").collect();
+        let refusals: Vec<&Value> = report.as_array().into_iter().flatten().filter(|f| f["verdict"] == "no").collect();
         eprintln!("{pod} from {from} to {to} is refused: {refusals:?}");
         assert!(!refusals.is_empty() && refusals.iter().all(|f| f["rule"] == "kernel-direction"), "{report}");
         assert_eq!(lab.state(from, pod).as_deref(), Some("running"));

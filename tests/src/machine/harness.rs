@@ -52,21 +52,19 @@ impl Lab {
     /// Makes and starts a machine with the newest kernel of a series.
     #[track_caller]
     pub fn up(&self, name: &str, kernel: &str) -> Ready {
-        let ready = good(self.room.up(name, kernel, "max", MEMORY));
-        eprintln!("{name} runs {}, podd answered after {:.1} s", ready.kernel, ready.took.as_secs_f64());
-        ready
+        said(name, good(self.room.up(name, kernel, "max", MEMORY)))
     }
 
     /// Starts a machine that was switched off.
     #[track_caller]
     pub fn start(&self, name: &str) -> Ready {
-        good(self.room.start(name))
+        said(name, good(self.room.start(name)))
     }
 
     /// Reboots a machine, if asked with another kernel.
     #[track_caller]
     pub fn reboot(&self, name: &str, kernel: Option<&str>) -> Ready {
-        good(self.room.reboot(name, kernel))
+        said(name, good(self.room.reboot(name, kernel)))
     }
 
     /// Kills a machine without a sync. [`Self::start`] starts it again.
@@ -199,6 +197,12 @@ impl Counter {
         let output = self.child.wait_with_output().expect("the counter ends");
         serde_json::from_slice(&output.stdout).expect("the counter prints JSON")
     }
+}
+
+/// Into the test's output: figures of emulated machines are worth a look and no assertion.
+fn said(name: &str, ready: Ready) -> Ready {
+    eprintln!("{name} runs {}, podd answered after {:.1} s", ready.kernel, ready.took.as_secs_f64());
+    ready
 }
 
 #[track_caller]
