@@ -14,7 +14,8 @@ const NEW: &str = "7.x";
 /// A redis pod with a data set; the digest of what it holds, beside the counter's key.
 fn redis(lab: &Lab, host: &str, name: &str, address: &str) -> String {
     let cidr = format!("{address}/16");
-    let server = ["redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--enable-debug-command", "yes"];
+    let server =
+        ["redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--enable-debug-command", "yes"];
     let mut arguments = vec!["run", "--name", name, "--rootfs", "/srv/rootfs/redis", "--ip", &cidr, "--"];
     arguments.extend(server);
     lab.ok(host, &arguments);

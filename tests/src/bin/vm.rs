@@ -149,9 +149,12 @@ impl Read for Input {
 }
 
 fn copy(room: &Room, paths: &[String]) -> Result<(), Failure> {
-    let refused = || Failure::Refused("copy wants FILE... NAME:FOLDER, or NAME:FILE... FOLDER with one NAME".to_owned());
+    let refused =
+        || Failure::Refused("copy wants FILE... NAME:FOLDER, or NAME:FILE... FOLDER with one NAME".to_owned());
     // A path of this host with a colon is written as ./a:b
-    let machine = |path: &str| path.split_once(':').filter(|(name, _)| !name.contains('/')).map(|(n, p)| (n.to_owned(), p.to_owned()));
+    let machine = |path: &str| {
+        path.split_once(':').filter(|(name, _)| !name.contains('/')).map(|(n, p)| (n.to_owned(), p.to_owned()))
+    };
     let (to, from) = paths.split_last().ok_or_else(refused)?;
     let remote: Vec<_> = from.iter().filter_map(|path| machine(path)).collect();
     match (machine(to), remote.split_first()) {
@@ -159,7 +162,9 @@ fn copy(room: &Room, paths: &[String]) -> Result<(), Failure> {
             let from: Vec<PathBuf> = from.iter().map(PathBuf::from).collect();
             room.copy_in(&name, &from, &folder)
         }
-        (None, Some(((name, _), rest))) if remote.len() == from.len() && rest.iter().all(|(other, _)| other == name) => {
+        (None, Some(((name, _), rest)))
+            if remote.len() == from.len() && rest.iter().all(|(other, _)| other == name) =>
+        {
             let from: Vec<String> = remote.iter().map(|(_, path)| path.clone()).collect();
             room.copy_out(name, &from, Path::new(to))
         }
@@ -172,7 +177,8 @@ fn status(room: &Room) {
         let name = &machine.name;
         let address = format!("10.78.0.{}", machine.number);
         let state = if room.runs(name) {
-            let kernel = room.must(name, &["uname", "-r"]).map_or_else(|_| "no answer yet".to_owned(), |k| k.trim().to_owned());
+            let kernel =
+                room.must(name, &["uname", "-r"]).map_or_else(|_| "no answer yet".to_owned(), |k| k.trim().to_owned());
             format!("runs {kernel}, {} MiB of memory", room.resident(name))
         } else {
             "off".to_owned()
@@ -186,6 +192,14 @@ fn offered(room: &Room) -> Result<(), Failure> {
     println!("{:<8} {:<24} {:<20} PACKAGE", "SERIES", "VERSION", "SUITE");
     for (series, package) in catalog.newest() {
         println!("{series:<8} {:<24} {:<20} {}", package.version, package.suite, package.name);
+    }
+    for (series, package) in catalog.incomplete() {
+        println!(
+            "{series:<8} {:<24} {:<20} not whole any more: {} has gone",
+            package.version,
+            package.suite,
+            package.missing.join(", ")
+        );
     }
     for (suite, why) in &catalog.absent {
         eprintln!("vm: {suite} is not to be had: {why}");

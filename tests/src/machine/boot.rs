@@ -61,7 +61,10 @@ pub fn extract(disk: &Path, kernel: &Path, initrd: &Path) -> Result<String, Fail
         debugfs(disk, &format!("dump /boot/{name} {}", to.display()))?;
         // debugfs exits with 0 whatever happens.
         if fs::metadata(to).map_or(0, |m| m.len()) == 0 {
-            return Err(Failure::Refused(format!("{} holds no /boot/{name}; the machine cannot start", disk.display())));
+            return Err(Failure::Refused(format!(
+                "{} holds no /boot/{name}; the machine cannot start",
+                disk.display()
+            )));
         }
     }
     Ok(version)

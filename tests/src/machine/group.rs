@@ -22,10 +22,11 @@ impl Group {
     pub fn of(lab: &Path) -> Result<Self, Failure> {
         // Version 2 alone, or beside version 1.
         let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
-        let root = roots.into_iter().find(|root| root.join("cgroup.procs").exists()).ok_or_else(|| Failure::Missing {
-            what: "cgroup v2 is not mounted in /sys/fs/cgroup".to_owned(),
-            cure: "mount it (mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified)".to_owned(),
-        })?;
+        let root =
+            roots.into_iter().find(|root| root.join("cgroup.procs").exists()).ok_or_else(|| Failure::Missing {
+                what: "cgroup v2 is not mounted in /sys/fs/cgroup".to_owned(),
+                cure: "mount it (mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified)".to_owned(),
+            })?;
         let id = tools::Name::default().text(&lab.to_string_lossy()).finish();
         Ok(Self(root.join(format!("podd-vm-{}", &id[..8]))))
     }

@@ -1,7 +1,7 @@
 //! Stock Debian cloud kernels, by series. Mirrors drop old packages, so nothing is pinned to a version: the newest that
 //! can be had is taken, and one that has vanished is replaced by the next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -51,6 +51,8 @@ pub struct Package {
     pub version: String,
     /// Packages of the same kernel that it needs: from 7.x on image and modules are apart.
     pub parts: Vec<String>,
+    /// Those of them that the suite has no longer. Backports drop them before the signed image.
+    pub missing: Vec<String>,
 }
 
 /// A kernel whose packages are on this host.
@@ -65,18 +67,19 @@ pub struct Kernel {
 }
 
 impl Catalog {
-    /// The newest kernel of each series, oldest series first.
+    /// The newest kernel of each series that can be had, oldest series first.
     #[must_use]
     pub fn newest(&self) -> Vec<(String, &Package)> {
-        let mut found: Vec<(String, &Package)> = Vec::new();
-        for package in &self.kernels {
-            let Some(series) = version::series(&package.version) else { continue };
-            if found.iter().all(|(known, _)| *known != series) {
-                found.push((series, package));
-            }
-        }
-        found.sort_by(|a, b| version::compare(&a.0, &b.0));
-        found
+        newest(self.kernels.iter().filter(|package| package.missing.is_empty()))
+    }
+
+    /// The newest kernel of each series of which nothing is whole any more.
+    #[must_use]
+    pub fn incomplete(&self) -> Vec<(String, &Package)> {
+        let whole = self.newest();
+        let mut all = newest(self.kernels.iter());
+        all.retain(|(series, _)| whole.iter().all(|(other, _)| other != series));
+        all
     }
 
     /// Kernels of a series, newest first. `7.x` is the newest series of 7 that is no release candidate.
@@ -89,8 +92,22 @@ impl Catalog {
                 of_major.last().map(|(series, _)| series).unwrap_or_default()
             }
         };
-        self.kernels.iter().filter(|package| version::series(&package.version).as_ref() == Some(&series)).collect()
+        let whole = self.kernels.iter().filter(|package| package.missing.is_empty());
+        whole.filter(|package| version::series(&package.version).as_ref() == Some(&series)).collect()
     }
+}
+
+/// Of kernels that come newest first.
+fn newest<'a>(kernels: impl Iterator<Item = &'a Package>) -> Vec<(String, &'a Package)> {
+    let mut found: Vec<(String, &Package)> = Vec::new();
+    for package in kernels {
+        let Some(series) = version::series(&package.version) else { continue };
+        if found.iter().all(|(known, _)| *known != series) {
+            found.push((series, package));
+        }
+    }
+    found.sort_by(|a, b| version::compare(&a.0, &b.0));
+    found
 }
 
 /// What the mirrors offer; looked up once a day.
@@ -119,7 +136,8 @@ fn look() -> Catalog {
     let mut catalog = Catalog::default();
     for suite in SUITES {
         // One apt for each suite: their lists lie apart, so that nothing of them is ever installed on this host.
-        let script = "apt-cache search --names-only '^linux-image-[0-9].*-cloud-amd64$' | cut -d' ' -f1 |
+        let script = "apt-cache pkgnames linux- | sed 's/^/Known: /'; echo
+            apt-cache search --names-only '^linux-image-[0-9].*-cloud-amd64$' | cut -d' ' -f1 |
             xargs -r apt-cache show linux-base";
         match tools::run(apt(suite).args(["sh", "-c", script])) {
             Err(failure) => {
@@ -152,6 +170,7 @@ fn stanzas(suite: &str, text: &str) -> Vec<Package> {
     let field = |stanza: &str, name: &str| {
         stanza.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ").map(str::to_owned))
     };
+    let known: BTreeSet<&str> = text.lines().filter_map(|line| line.strip_prefix("Known: ")).collect();
     let mut packages = Vec::new();
     for stanza in text.split("\n\n") {
         let (Some(name), Some(version)) = (field(stanza, "Package"), field(stanza, "Version")) else { continue };
@@ -162,7 +181,8 @@ fn stanzas(suite: &str, text: &str) -> Vec<Package> {
             .map(str::to_owned)
             .collect();
         if !parts.iter().any(|part| part.starts_with("linux-image-")) {
-            packages.push(Package { suite: suite.to_owned(), name, version, parts });
+            let missing = parts.iter().filter(|part| !known.contains(part.as_str())).cloned().collect();
+            packages.push(Package { suite: suite.to_owned(), name, version, parts, missing });
         }
     }
     packages
@@ -244,7 +264,9 @@ fn download(cache: &Cache, package: &Package) -> Result<Vec<PathBuf>, Failure> {
 mod tests {
     use super::*;
 
-    const SHOWN: &str = "Package: linux-image-7.2.12-cloud-amd64\nVersion: 7.2.12-1\nDepends: dracut | linux-initramfs-tool, \
+    const SHOWN: &str = "Known: linux-base-7.2.12-cloud-amd64\nKnown: linux-modules-7.2.12-cloud-amd64\n\n\
+Package: linux-image-7.1.13-cloud-amd64\nVersion: 7.1.13-1\nDepends: linux-modules-7.1.13-cloud-amd64\n\n\
+Package: linux-image-7.2.12-cloud-amd64\nVersion: 7.2.12-1\nDepends: dracut | linux-initramfs-tool, \
 linux-base-7.2.12-cloud-amd64 (= 7.2.12-1), linux-modules-7.2.12-cloud-amd64 (= 7.2.12-1)\n\n\
 Package: linux-image-7.2-cloud-amd64\nVersion: 7.2.12-1\nDepends: linux-image-7.2.12-cloud-amd64 (= 7.2.12-1)\n\n\
 Package: linux-image-6.1.0-50-cloud-amd64\nVersion: 6.1.176-1\nDepends: kmod, linux-base (>= 4.3~)\n\n\
@@ -252,7 +274,7 @@ Package: linux-image-7.3-cloud-amd64\nVersion: 7.3~rc7-1\n";
 
     #[test]
     fn parts_are_followed_and_meta_packages_left_out() {
-        let packages = stanzas("sid", SHOWN);
+        let packages = stanzas("sid", SHOWN).split_off(1);
         let names: Vec<&str> = packages.iter().map(|p| p.name.as_str()).collect();
         assert_eq!(
             names,
@@ -267,6 +289,8 @@ Package: linux-image-7.3-cloud-amd64\nVersion: 7.3~rc7-1\n";
         let catalog = Catalog { kernels: stanzas("sid", SHOWN), ..Catalog::default() };
         assert_eq!(catalog.of("7.x")[0].version, "7.2.12-1");
         assert_eq!(catalog.of("7.3")[0].version, "7.3~rc7-1");
+        assert_eq!(catalog.incomplete()[0].1.missing, ["linux-modules-7.1.13-cloud-amd64"]);
+        assert!(catalog.of("7.1").is_empty(), "its modules have gone");
         assert!(catalog.of("5.10").is_empty() && catalog.of("5.x").is_empty() && catalog.of("").is_empty());
     }
 }

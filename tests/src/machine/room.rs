@@ -86,7 +86,8 @@ impl Room {
         if let Ok(known) = self.machine(name) {
             if known.kernel != series {
                 let what = format!("{name} is there, made with {}", known.kernel);
-                let cure = format!("vm reboot {name} --kernel {series} gives it another kernel, vm down {name} removes it");
+                let cure =
+                    format!("vm reboot {name} --kernel {series} gives it another kernel, vm down {name} removes it");
                 return Err(Failure::Missing { what, cure });
             }
             return if self.runs(name) { self.wait(name, Instant::now(), None) } else { self.start(name) };
@@ -100,7 +101,15 @@ impl Room {
     }
 
     /// The folder, the disks, a number.
-    fn make(&self, name: &str, series: &str, cpu: &str, memory: u32, image: &Path, kernels: &Path) -> Result<(), Failure> {
+    fn make(
+        &self,
+        name: &str,
+        series: &str,
+        cpu: &str,
+        memory: u32,
+        image: &Path,
+        kernels: &Path,
+    ) -> Result<(), Failure> {
         let strange = self.dir.exists() && !self.dir.join("lock").exists();
         if strange && fs::read_dir(&self.dir).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(Failure::Refused(format!("{} is in use for something else; set PODD_VM", self.dir.display())));
@@ -202,7 +211,8 @@ impl Room {
         let listen = format!("{}:7443", Lan::address(machine.number));
         match fs::read_to_string(&authority).ok().and_then(|first| self.machine(&first).ok()) {
             None if authority.exists() => {
-                let what = format!("the lab's first machine has gone, and with it the authority that {name} would join");
+                let what =
+                    format!("the lab's first machine has gone, and with it the authority that {name} would join");
                 Err(Failure::Missing { what, cure: "begin a new lab: vm down".to_owned() })
             }
             None => {
