@@ -37,7 +37,7 @@ enum Verb {
     },
     /// Remove a machine, or every trace of the lab
     Down { name: Option<String> },
-    /// Run a command in a machine; its exit code is passed on
+    /// Run a command in a machine; its exit code is passed on (255: the machine does not answer)
     Exec {
         name: String,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
@@ -102,7 +102,7 @@ fn run(verb: Verb) -> Result<u8, Failure> {
         Verb::Powercut { name } => room.powercut(&name)?,
         Verb::Cut { name } => room.link(&name, false)?,
         Verb::Join { name } => room.link(&name, true)?,
-        Verb::Exec { name, command } => return exec(&room, &name, &command),
+        Verb::Exec { name, command } => return Ok(exec(&room, &name, &command)),
         Verb::Copy { paths } => copy(&room, &paths)?,
         Verb::Status => status(&room),
         Verb::Kernels => offered(&room)?,
@@ -133,10 +133,16 @@ fn report(name: &str, ready: &Ready, room: &Room) {
     println!("vm: {name} runs {} at 10.78.0.{number}; podd answered after {seconds:.1} s", ready.kernel);
 }
 
-fn exec(room: &Room, name: &str, command: &[String]) -> Result<u8, Failure> {
+fn exec(room: &Room, name: &str, command: &[String]) -> u8 {
     let command: Vec<&str> = command.iter().map(String::as_str).collect();
-    let code = room.exec_with(name, &command, Input, io::stdout(), io::stderr())?;
-    Ok(u8::try_from(code).unwrap_or(255))
+    match room.exec_with(name, &command, Input, io::stdout(), io::stderr()) {
+        Ok(code) => u8::try_from(code).unwrap_or(255),
+        // As ssh: 1 would be the command's own.
+        Err(failure) => {
+            eprintln!("vm: {failure}");
+            255
+        }
+    }
 }
 
 /// Standard input, for a thread: its lock cannot be sent to one.

@@ -85,7 +85,7 @@ pub fn tree(cache: &Cache) -> Result<(PathBuf, String), Failure> {
 /// It cannot be made; or podd, podctl or CRIU are not there yet.
 pub fn image(cache: &Cache) -> Result<PathBuf, Failure> {
     let (tree, tree_name) = tree(cache)?;
-    let rootfs: Vec<PathBuf> = ROOTFS.into_iter().map(|name| rootfs(name)).collect::<Result<_, _>>()?;
+    let rootfs: Vec<PathBuf> = ROOTFS.into_iter().map(rootfs).collect::<Result<_, _>>()?;
     let programs = programs()?;
     let _lock = cache.lock("base")?;
     let mut name = tools::Name::default().text(&tree_name).text(DISK);

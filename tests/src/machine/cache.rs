@@ -11,8 +11,10 @@ use super::{Failure, tools};
 
 /// Free space that making kernels and a base takes at most, MiB.
 const NEED_MIB: u64 = 3072;
-/// What nobody has used for this long is removed.
-const UNUSED: Duration = Duration::from_secs(14 * 24 * 3600);
+/// Of each kind, so many are kept, besides those of labs, which have links of their own: a day of work on podd makes many.
+const KEPT: usize = 3;
+/// Work in progress that is older than this was broken off.
+const BROKEN_OFF: Duration = Duration::from_secs(24 * 3600);
 
 /// The cache's folder.
 #[derive(Clone, Debug)]
@@ -80,19 +82,24 @@ impl Cache {
         let _ = fs::write(used(thing), "");
     }
 
-    /// Removes trees and disks of this kind that nobody has used for two weeks, and work that was broken off.
+    /// Removes all but the latest used trees or disks of this kind, and work that was broken off.
     pub fn tidy(&self, kind: &str) {
         let Ok(entries) = fs::read_dir(&self.0) else { return };
+        let mut things: Vec<(SystemTime, PathBuf)> = Vec::new();
         for entry in entries.flatten() {
             let path = entry.path();
             let name = entry.file_name().to_string_lossy().into_owned();
-            let mark = if name.starts_with(".new-") { path.clone() } else { used(&path) };
-            let since = fs::metadata(mark).and_then(|m| m.modified()).unwrap_or_else(|_| SystemTime::now());
-            let old = since.elapsed().is_ok_and(|age| age > UNUSED);
-            if old && (name.starts_with(kind) || name.starts_with(".new-")) && !name.ends_with(".used") {
-                let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                let _ = fs::remove_file(used(&path));
+            let at = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+            if name.starts_with(kind) && !name.ends_with(".used") {
+                things.push((at(&used(&path)), path));
+            } else if name.starts_with(".new-") && at(&path).elapsed().is_ok_and(|age| age > BROKEN_OFF) {
+                let _ = fs::remove_dir_all(&path);
             }
+        }
+        things.sort();
+        for (_, thing) in things.iter().rev().skip(KEPT) {
+            let _ = if thing.is_dir() { fs::remove_dir_all(thing) } else { fs::remove_file(thing) };
+            let _ = fs::remove_file(used(thing));
         }
     }
 }

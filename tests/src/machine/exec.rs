@@ -5,6 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
+
 use super::frames::{self, ERRORS, EXIT, INPUT, LONGEST, OUTPUT, REQUEST, Request};
 use super::lan::Lan;
 
@@ -50,5 +52,10 @@ fn connect(lan: &Lan, number: u8, patience: Duration) -> io::Result<TcpStream> {
     let address = SocketAddr::from((Lan::control(number), frames::PORT));
     let stream = lan.inside(move || TcpStream::connect_timeout(&address, patience))??;
     stream.set_nodelay(true)?;
+    // A machine that loses its power says nothing: whoever waits for it hears so after about 15 s.
+    setsockopt(&stream, sockopt::KeepAlive, &true)?;
+    setsockopt(&stream, sockopt::TcpKeepIdle, &5)?;
+    setsockopt(&stream, sockopt::TcpKeepInterval, &2)?;
+    setsockopt(&stream, sockopt::TcpKeepCount, &5)?;
     Ok(stream)
 }

@@ -83,19 +83,21 @@ impl Room {
     /// Of any step. What was made so far stays, for a look at it, until [`Self::down`].
     pub fn up(&self, name: &str, series: &str, cpu: &str, memory: u32) -> Result<Ready, Failure> {
         check_name(name)?;
-        if let Ok(known) = self.machine(name) {
-            if known.kernel != series {
-                let what = format!("{name} is there, made with {}", known.kernel);
-                let cure =
-                    format!("vm reboot {name} --kernel {series} gives it another kernel, vm down {name} removes it");
+        tools::need_programs()?;
+        let ready = if let Ok(known) = self.machine(name) {
+            if (known.kernel.as_str(), known.cpu.as_str(), known.memory) != (series, cpu, memory) {
+                let what =
+                    format!("{name} is there, made with {}, CPU {}, {} MiB", known.kernel, known.cpu, known.memory);
+                let cure = format!("vm reboot {name} --kernel K gives it another kernel, vm down {name} removes it");
                 return Err(Failure::Missing { what, cure });
             }
-            return if self.runs(name) { self.wait(name, Instant::now(), None) } else { self.start(name) };
-        }
-        let kernel = kernels::fetch(&self.cache, series)?;
-        let (image, template) = (base::image(&self.cache)?, boot::template(&self.cache, &kernel)?);
-        self.make(name, series, cpu, memory, &image, &template)?;
-        let ready = self.start(name)?;
+            if self.runs(name) { self.wait(name, Instant::now(), None)? } else { self.start(name)? }
+        } else {
+            let kernel = kernels::fetch(&self.cache, series)?;
+            let (image, template) = (base::image(&self.cache)?, boot::template(&self.cache, &kernel)?);
+            self.make(name, series, cpu, memory, &image, &template)?;
+            self.start(name)?
+        };
         self.join(name)?;
         Ok(ready)
     }
@@ -122,9 +124,14 @@ impl Room {
         let number = number.ok_or_else(|| Failure::Refused("a lab has 99 machines at most".to_owned()))?;
         let dir = self.folder(name);
         fs::create_dir_all(&dir).map_err(Failure::io("make", &dir))?;
+        // A lab keeps its images, whatever becomes of the cache.
+        let own = self.dir.join(image.file_name().unwrap_or_default());
+        if !own.exists() && fs::hard_link(image, &own).is_err() {
+            tools::run(Command::new("cp").arg("--sparse=always").arg(image).arg(&own))?;
+        }
         let root = dir.join("root.qcow2");
         let mut overlay = Command::new("qemu-img");
-        overlay.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(image).arg(&root);
+        overlay.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&own).arg(&root);
         tools::run(&mut overlay)?;
         tools::run(Command::new("cp").arg("--sparse=always").arg(kernels).arg(dir.join("kernels.img")))?;
         let machine = Machine { name: name.into(), number, cpu: cpu.into(), memory, kernel: series.into() };
@@ -207,25 +214,28 @@ impl Room {
     fn join(&self, name: &str) -> Result<(), Failure> {
         let _lock = cache::lock(&self.dir.join("fleet"))?;
         let machine = self.machine(name)?;
-        let authority = self.dir.join("authority");
+        let (authority, joined) = (self.dir.join("authority"), self.folder(name).join("joined"));
+        if joined.exists() {
+            return Ok(());
+        }
         let listen = format!("{}:7443", Lan::address(machine.number));
         match fs::read_to_string(&authority).ok().and_then(|first| self.machine(&first).ok()) {
             None if authority.exists() => {
                 let what =
                     format!("the lab's first machine has gone, and with it the authority that {name} would join");
-                Err(Failure::Missing { what, cure: "begin a new lab: vm down".to_owned() })
+                return Err(Failure::Missing { what, cure: "begin a new lab: vm down".to_owned() });
             }
             None => {
                 self.must(name, &["podctl", "host", "init", "--name", name, "--listen", &listen])?;
-                fs::write(&authority, name).map_err(Failure::io("write", &authority))
+                fs::write(&authority, name).map_err(Failure::io("write", &authority))?;
             }
             Some(first) => {
                 let token = self.must(&first.name, &["podctl", "host", "invite", name])?;
                 let (token, at) = (token.trim(), format!("{}:7443", Lan::address(first.number)));
-                let join = ["podctl", "host", "join", &at, token, "--name", name, "--listen", &listen];
-                self.must(name, &join).map(drop)
+                self.must(name, &["podctl", "host", "join", &at, token, "--name", name, "--listen", &listen])?;
             }
         }
+        fs::write(&joined, "").map_err(Failure::io("write", &joined))
     }
 
     /// Reboots a machine in an orderly way; with `series`, after installing that kernel's packages in it.
@@ -395,7 +405,7 @@ impl Room {
         fs::remove_file(&file).map_err(Failure::io("remove", &file))
     }
 
-    /// Removes a machine and all it left; without a name, the whole lab.
+    /// Removes a machine and all it left; without a name, or with the last one, the whole lab.
     ///
     /// # Errors
     /// There is no such machine, or something does not end.
@@ -410,7 +420,10 @@ impl Room {
             if let (Ok(machine), Ok(lan)) = (self.machine(name), self.lan()) {
                 lan.unplug(machine.number);
             }
-            return fs::remove_dir_all(&dir).map_err(Failure::io("remove", &dir));
+            fs::remove_dir_all(&dir).map_err(Failure::io("remove", &dir))?;
+            if !self.machines().is_empty() {
+                return Ok(());
+            }
         }
         if self.dir.exists() && !self.dir.join("lock").exists() {
             return Err(Failure::Refused(format!("{} is no machine lab", self.dir.display())));

@@ -27,6 +27,37 @@ pub fn run(command: &mut Command) -> Result<String, Failure> {
     Err(Failure::Tool { command: line, said: format!("{} ({})", said.trim(), output.status) })
 }
 
+/// Demands the programs and the device that machines run with.
+///
+/// # Errors
+/// One is missing.
+pub fn need_programs() -> Result<(), Failure> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    for (program, package) in [
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("qemu-img", "qemu-utils"),
+        ("debugfs", "e2fsprogs"),
+        ("mmdebstrap", "mmdebstrap"),
+        ("ip", "iproute2"),
+        ("nsenter", "util-linux"),
+    ] {
+        if !std::env::split_paths(&path).any(|dir| dir.join(program).is_file()) {
+            return Err(Failure::Missing {
+                what: format!("there is no {program} on this host"),
+                cure: format!("apt-get install {package} (scripts/vm does it)"),
+            });
+        }
+    }
+    let tun = Path::new("/dev/net/tun");
+    if !tun.exists() && (run(Command::new("modprobe").arg("tun")).is_err() || !tun.exists()) {
+        return Err(Failure::Missing {
+            what: "/dev/net/tun is missing, and with it tap devices for machines".to_owned(),
+            cure: "load the kernel module tun (modprobe tun), or give this container the device".to_owned(),
+        });
+    }
+    Ok(())
+}
+
 /// Program and arguments, shortened.
 fn describe(command: &Command) -> String {
     let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
