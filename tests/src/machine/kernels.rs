@@ -26,6 +26,8 @@ const SUITES: [&str; 9] = [
 ];
 /// How long what the mirrors were seen to offer is believed.
 const FRESH: Duration = Duration::from_secs(24 * 3600);
+/// Space that apt's lists take, MiB.
+const LISTS_MIB: u64 = 512;
 /// Versions of one series that are tried before giving up.
 const ATTEMPTS: usize = 4;
 
@@ -124,6 +126,8 @@ pub fn catalog(cache: &Cache) -> Result<Catalog, Failure> {
     {
         return Ok(catalog.clone());
     }
+    // apt says of a full disk that the mirror does not answer.
+    tools::need_space(&cache.path(""), LISTS_MIB, "XDG_CACHE_HOME")?;
     let seen = look();
     if seen.kernels.is_empty() {
         return Ok(known.unwrap_or(seen));
