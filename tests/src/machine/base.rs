@@ -3,6 +3,7 @@
 //! Of the host's own release, since podd and CRIU are the host's binaries and need its libraries. No package of an init
 //! system: busybox and a few lines of ours start podd in seconds under emulation. Made without loop devices.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -142,21 +143,20 @@ pub fn make_disk(disk: &Path, size: &str, content: &Path) -> Result<(), Failure>
 }
 
 fn packages() -> Result<Vec<String>, Failure> {
-    let mut packages: Vec<String> = PACKAGES.into_iter().map(str::to_owned).collect();
-    // CRIU's libraries, by the packages that own them on this host.
-    for (_, program) in programs()? {
-        for line in tools::run(Command::new("ldd").arg(&program))?.lines() {
-            let Some(file) = line.split_whitespace().find(|word| word.starts_with('/')) else { continue };
-            let name = Path::new(file).file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let owner = tools::run(Command::new("dpkg-query").args(["-S", &format!("*/{name}")]))?;
-            let owner = owner.split(':').next().unwrap_or_default().to_owned();
-            if !packages.contains(&owner) {
-                packages.push(owner);
-            }
+    // Their libraries, by the packages that own them on this host.
+    let mut owners = Command::new("dpkg-query");
+    owners.arg("-S");
+    for line in tools::run(Command::new("ldd").args(programs()?.map(|(_, file)| file)))?.lines() {
+        let file = line.split_whitespace().find(|word| word.starts_with('/') && !word.ends_with(':'));
+        if let Some(name) = file.and_then(|file| Path::new(file).file_name()) {
+            owners.arg(format!("*/{}", name.to_string_lossy()));
         }
     }
-    packages.sort();
-    Ok(packages)
+    let owners = tools::run(&mut owners)?;
+    let owners =
+        owners.lines().filter(|line| !line.starts_with("diversion ")).filter_map(|line| line.split(':').next());
+    let all: BTreeSet<&str> = PACKAGES.into_iter().chain(owners).collect();
+    Ok(all.into_iter().map(str::to_owned).collect())
 }
 
 /// The project's programs, as `(path in the machine, file on this host)`.
