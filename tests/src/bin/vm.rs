@@ -226,10 +226,12 @@ fn prepare(room: &Room, mut series: Vec<String>) -> Result<(), Failure> {
         said(&format!("{series} is {} of {}", kernel.package.version, kernel.package.suite));
         fetched.push(kernel);
     }
-    base::image(room.cache())?;
+    let tree = base::tree(room.cache())?;
+    said("minimal Debian");
+    base::image(room.cache(), &tree)?;
     said("base image");
     for kernel in &fetched {
-        boot::template(room.cache(), kernel)?;
+        boot::template(room.cache(), &tree, kernel)?;
         said(&format!("disk with {}", kernel.package.name));
     }
     Ok(())

@@ -37,13 +37,22 @@ const FILES: [(&str, u32, &str); 8] = [
 /// The program in machines that runs commands.
 pub const AGENT: &str = "vm-agent";
 
-/// A directory with a minimal Debian, without podd and without a kernel. `(its path, its name)`
+/// A directory with a minimal Debian, without podd and without a kernel.
+#[derive(Debug)]
+pub struct Tree {
+    /// Where it is.
+    pub dir: PathBuf,
+    /// What its content determines.
+    pub name: String,
+}
+
+/// Has a minimal Debian.
 ///
 /// # Errors
 /// It cannot be made.
-pub fn tree(cache: &Cache) -> Result<(PathBuf, String), Failure> {
+pub fn tree(cache: &Cache) -> Result<Tree, Failure> {
     let _lock = cache.lock("root")?;
-    let packages = packages()?;
+    let packages = packages(cache)?;
     let linux_base = kernels::fetch_base(cache)?;
     let mut name = tools::Name::default().text(MAKE_ROOT).text(&packages.join(",")).text(&linux_base.to_string_lossy());
     // The release files name every package of every suite by hash: with the recipe they determine the result.
@@ -77,19 +86,18 @@ pub fn tree(cache: &Cache) -> Result<(PathBuf, String), Failure> {
         cache.keep(scratch, &done)?;
     }
     cache.touch(&done);
-    Ok((done.join("root"), name))
+    Ok(Tree { dir: done.join("root"), name })
 }
 
 /// The read-only disk image of all machines.
 ///
 /// # Errors
 /// It cannot be made; or podd, podctl or CRIU are not there yet.
-pub fn image(cache: &Cache) -> Result<PathBuf, Failure> {
-    let (tree, tree_name) = tree(cache)?;
+pub fn image(cache: &Cache, tree: &Tree) -> Result<PathBuf, Failure> {
     let rootfs: Vec<PathBuf> = ROOTFS.into_iter().map(rootfs).collect::<Result<_, _>>()?;
     let programs = programs()?;
     let _lock = cache.lock("base")?;
-    let mut name = tools::Name::default().text(&tree_name).text(DISK);
+    let mut name = tools::Name::default().text(&tree.name).text(DISK);
     for (path, _, content) in FILES {
         name = name.text(path).text(content);
     }
@@ -105,7 +113,7 @@ pub fn image(cache: &Cache) -> Result<PathBuf, Failure> {
         let scratch = cache.scratch()?;
         let stage = scratch.path().join("stage");
         // Links instead of copies: nothing below writes into a file that came from the tree.
-        tools::run(Command::new("cp").arg("-al").arg(&tree).arg(&stage))?;
+        tools::run(Command::new("cp").arg("-al").arg(&tree.dir).arg(&stage))?;
         for (path, mode, content) in FILES.iter().filter(|(path, ..)| !path.starts_with("usr/share")) {
             install_text(&stage.join(path), *mode, content)?;
         }
@@ -142,11 +150,21 @@ pub fn make_disk(disk: &Path, size: &str, content: &Path) -> Result<(), Failure>
     Ok(())
 }
 
-fn packages() -> Result<Vec<String>, Failure> {
+/// Packages of the tree. Looking for the owners of libraries takes long, so the answer is kept.
+fn packages(cache: &Cache) -> Result<Vec<String>, Failure> {
+    let programs = programs()?;
+    let mut name = tools::Name::default();
+    for (_, file) in &programs {
+        name = name.file(file)?;
+    }
+    let known = cache.path(&format!("libraries-{}", name.finish()));
+    if let Ok(list) = fs::read_to_string(&known) {
+        return Ok(list.lines().map(str::to_owned).collect());
+    }
     // Their libraries, by the packages that own them on this host.
     let mut owners = Command::new("dpkg-query");
     owners.arg("-S");
-    for line in tools::run(Command::new("ldd").args(programs()?.map(|(_, file)| file)))?.lines() {
+    for line in tools::run(Command::new("ldd").args(programs.map(|(_, file)| file)))?.lines() {
         let file = line.split_whitespace().find(|word| word.starts_with('/') && !word.ends_with(':'));
         if let Some(name) = file.and_then(|file| Path::new(file).file_name()) {
             owners.arg(format!("*/{}", name.to_string_lossy()));
@@ -156,7 +174,11 @@ fn packages() -> Result<Vec<String>, Failure> {
     let owners =
         owners.lines().filter(|line| !line.starts_with("diversion ")).filter_map(|line| line.split(':').next());
     let all: BTreeSet<&str> = PACKAGES.into_iter().chain(owners).collect();
-    Ok(all.into_iter().map(str::to_owned).collect())
+    let all: Vec<String> = all.into_iter().map(str::to_owned).collect();
+    cache.tidy("libraries-");
+    cache.write(&known, all.join("\n").as_bytes())?;
+    cache.touch(&known);
+    Ok(all)
 }
 
 /// The project's programs, as `(path in the machine, file on this host)`.

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::base::Tree;
 use super::cache::Cache;
 use super::kernels::Kernel;
-use super::{Failure, base, tools};
+use super::{Failure, tools};
 
 const MAKE: &str = include_str!("../../machine/make-kernels");
 
@@ -15,10 +16,9 @@ const MAKE: &str = include_str!("../../machine/make-kernels");
 ///
 /// # Errors
 /// Its packages cannot be installed.
-pub fn template(cache: &Cache, kernel: &Kernel) -> Result<PathBuf, Failure> {
-    let (tree, tree_name) = base::tree(cache)?;
+pub fn template(cache: &Cache, tree: &Tree, kernel: &Kernel) -> Result<PathBuf, Failure> {
     let _lock = cache.lock("kernels")?;
-    let mut name = tools::Name::default().text(MAKE).text(&tree_name);
+    let mut name = tools::Name::default().text(MAKE).text(&tree.name);
     for file in &kernel.files {
         name = name.text(&file.to_string_lossy());
     }
@@ -31,7 +31,7 @@ pub fn template(cache: &Cache, kernel: &Kernel) -> Result<PathBuf, Failure> {
         tools::run(
             Command::new("unshare")
                 .args(["--mount", "--propagation", "private", "sh", "-c", MAKE, "make-kernels"])
-                .arg(&tree)
+                .arg(&tree.dir)
                 .arg(&stage)
                 .args(&kernel.files),
         )?;

@@ -94,7 +94,8 @@ impl Room {
             if self.runs(name) { self.wait(name, Instant::now(), None)? } else { self.start(name)? }
         } else {
             let kernel = kernels::fetch(&self.cache, series)?;
-            let (image, template) = (base::image(&self.cache)?, boot::template(&self.cache, &kernel)?);
+            let tree = base::tree(&self.cache)?;
+            let (image, template) = (base::image(&self.cache, &tree)?, boot::template(&self.cache, &tree, &kernel)?);
             self.make(name, series, cpu, memory, &image, &template)?;
             self.start(name)?
         };

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use sha2::{Digest, Sha256};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::Failure;
 
@@ -85,16 +85,17 @@ pub fn need_space(dir: &Path, need_mib: u64, variable: &'static str) -> Result<(
     Ok(())
 }
 
-/// A short name for content: 16 hex digits of its SHA-256.
-#[derive(Debug, Default)]
-pub struct Name(Sha256);
+/// A short name for content: its XXH3 in 16 hex digits. Nobody has an interest in collisions here, and SHA-256 of podd
+/// would take longer than making a machine.
+#[derive(Default)]
+pub struct Name(Xxh3);
 
 impl Name {
     /// Adds a text.
     #[must_use]
     pub fn text(mut self, text: &str) -> Self {
-        self.0.update(text.len().to_le_bytes());
-        self.0.update(text);
+        self.0.update(&text.len().to_le_bytes());
+        self.0.update(text.as_bytes());
         self
     }
 
@@ -116,6 +117,6 @@ impl Name {
     /// The name.
     #[must_use]
     pub fn finish(self) -> String {
-        self.0.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+        format!("{:016x}", self.0.digest())
     }
 }
