@@ -8,7 +8,7 @@
 //! | `base` `boot` | the disk image that all share; each machine's own disk of kernels |
 //! | `supervisor` `qemu` | the process beside a machine; one run of QEMU |
 //! | `lan` `group` | a network without a way out; processes by cgroup |
-//! | `exec` `agent` `frames` | commands in a machine |
+//! | `exec` `agent` `frames` `files` | commands in a machine, files into it and out of it |
 //! | `cache` `tools` `failure` | files that can be made again; programs of the host; what goes wrong |
 //!
 //! Files that go into machines are in `tests/machine/`.
@@ -19,6 +19,7 @@ pub mod boot;
 pub mod cache;
 pub mod exec;
 pub mod failure;
+pub mod files;
 pub mod frames;
 pub mod group;
 pub mod harness;
