@@ -149,6 +149,14 @@ fn commands_have_input_output_errors_and_a_code() {
     assert_eq!(lab.exec("a", &["sh", "-c", "kill -9 $$"]).code, 128 + 9);
     // What is left in the background keeps nobody waiting.
     lab.exec("a", &["sh", "-c", "sleep 1000 & echo started"]).must();
+    // Files in and out, by way of a folder.
+    let scratch = tempfile::tempdir().expect("a folder");
+    let own = std::env::current_exe().expect("a running program has a path");
+    let name = own.file_name().expect("a name").to_string_lossy().into_owned();
+    lab.room().copy_in("a", std::slice::from_ref(&own), "/root/in").expect("it is copied in");
+    lab.room().copy_out("a", &[format!("/root/in/{name}")], scratch.path()).expect("it is copied out");
+    assert!(std::fs::read(scratch.path().join(&name)).ok() == std::fs::read(&own).ok(), "the same");
+    assert!(lab.room().copy_out("a", &["/nonexistent".to_owned()], scratch.path()).is_err());
     let content: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
     let (input, mut out) = (std::io::Cursor::new(content.clone()), Vec::new());
     let code = lab.room().exec_with("a", &["cat"], input, &mut out, std::io::sink());

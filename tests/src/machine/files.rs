@@ -42,7 +42,7 @@ impl Room {
         let mut tar = Command::new("tar");
         tar.args(["--extract", "--file=-", "-C"]).arg(to).stdin(Stdio::piped());
         let mut tar = tar.spawn().map_err(Failure::io("run", Path::new("tar")))?;
-        let output = tar.stdin.take().expect("it is piped");
+        let output = UntilFull(tar.stdin.take().expect("it is piped"));
         let script = "for path; do set -- \"$@\" -C \"$(dirname \"$path\")\" \"$(basename \"$path\")\"; shift; done
             exec tar --create --blocking-factor=256 --file=- \"$@\"";
         let mut command = vec!["sh", "-c", script, "sh"];
@@ -79,5 +79,21 @@ impl Room {
         // podd's log comes over a serial line, too, so that a dead machine has one: a few lines shorter.
         let _ = fs::rename(to.join("var/log/podd.log"), to.join("podd.log"));
         Ok(())
+    }
+}
+
+/// For tar, which reads no further than its end mark, though padding follows. Its exit code says whether all is well.
+struct UntilFull<W>(W);
+
+impl<W: io::Write> io::Write for UntilFull<W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        match self.0.write(data) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(data.len()),
+            other => other,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }

@@ -321,7 +321,10 @@ impl Room {
     ) -> Result<i32, Failure> {
         let machine = self.running(name)?;
         let run = exec::run(&self.lan()?, machine.number, PATIENCE, command, input, out, err);
-        run.map_err(|source| Failure::Io { doing: format!("run {command:?} in {name}"), source })
+        run.map_err(|source| Failure::Io {
+            doing: format!("run `{}` in {name}", tools::short(&command.join(" "))),
+            source,
+        })
     }
 
     /// Runs a command in a machine that must succeed; its output.
@@ -334,7 +337,7 @@ impl Room {
             return Ok(run.out);
         }
         let said = tools::tail(&format!("{}{}", run.out, run.err), 6);
-        Err(Failure::Tool { command: format!("{} (in {name})", command.join(" ")), said })
+        Err(Failure::Tool { command: format!("{} (in {name})", tools::short(&command.join(" "))), said })
     }
 
     /// Removes a machine and all it left; without a name, or with the last one, the whole lab.

@@ -62,7 +62,13 @@ pub fn need_programs() -> Result<(), Failure> {
 fn describe(command: &Command) -> String {
     let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
     let line: String = words.join(std::ffi::OsStr::new(" ")).to_string_lossy().into_owned();
-    line.split('\n').next().unwrap_or_default().chars().take(160).collect()
+    short(&line)
+}
+
+/// The beginning of a command line, for messages: some contain whole scripts.
+#[must_use]
+pub fn short(line: &str) -> String {
+    line.lines().next().unwrap_or_default().chars().take(160).collect()
 }
 
 /// The last lines of a text.
