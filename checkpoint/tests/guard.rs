@@ -106,8 +106,11 @@ impl Victim {
         let file = folder.path().join("counters");
         let slots = if threads == THREADS[0] { THREADS.iter().sum() } else { threads };
         fs::write(&file, vec![0; slots * 8]).unwrap();
-        let script = "echo 0 >\"$0/cgroup.procs\" && exec setsid \"$@\"";
-        let mut command = Command::new("/bin/sh");
+        // What the tests themselves have inherited is not for CRIU to dump.
+        let script = r#"
+            for fd in /proc/self/fd/*; do n=${fd##*/}; [ "$n" -le 2 ] || exec {n}>&-; done
+            echo 0 >"$0/cgroup.procs" && exec setsid "$@""#;
+        let mut command = Command::new("/bin/bash");
         command.args(["-c", script]).arg(&cgroup).arg(std::env::current_exe().unwrap());
         command.args(["victim", "--exact", "--ignored"]).env(FILE, &file).env("VICTIM_THREADS", threads.to_string());
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();

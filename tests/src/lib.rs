@@ -5,6 +5,7 @@
 
 pub mod invariants;
 pub mod lab;
+pub mod machine;
 pub mod traces;
 pub mod workload;
 

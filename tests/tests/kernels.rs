@@ -1,0 +1,164 @@
+//! Pods and hosts on real kernels of different ages, in emulated machines: `scripts/vm test`. Emulation takes several
+//! times as long as a real machine, so nothing here asserts how long something takes.
+
+use serde_json::Value;
+use tests::lab::eventually;
+use tests::machine::Lab;
+use tests::machine::harness::Counter;
+
+use std::time::Duration;
+
+const OLD: &str = "6.1";
+const NEW: &str = "7.x";
+
+/// A redis pod with a data set; the digest of what it holds, beside the counter's key.
+fn redis(lab: &Lab, host: &str, name: &str, address: &str) -> String {
+    let cidr = format!("{address}/16");
+    let server =
+        ["redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--enable-debug-command", "yes"];
+    let mut arguments = vec!["run", "--name", name, "--rootfs", "/srv/rootfs/redis", "--ip", &cidr, "--"];
+    arguments.extend(server);
+    lab.ok(host, &arguments);
+    eventually("redis answers", Duration::from_secs(60), || cli(lab, host, name, &["ping"]).contains("PONG"));
+    cli(lab, host, name, &["debug", "populate", "20000", "key", "1000"]);
+    digest(lab, host, name)
+}
+
+fn cli(lab: &Lab, host: &str, pod: &str, arguments: &[&str]) -> String {
+    let mut all = vec!["exec", pod, "--", "redis-cli"];
+    all.extend(arguments);
+    lab.podctl(host, &all).out.trim().to_owned()
+}
+
+/// Of some of the values: all of them would take long under emulation.
+fn digest(lab: &Lab, host: &str, pod: &str) -> String {
+    let keys: Vec<String> = (0..20000).step_by(500).map(|i| format!("key:{i}")).collect();
+    let mut arguments = vec!["debug", "digest-value"];
+    arguments.extend(keys.iter().map(String::as_str));
+    let digest = cli(lab, host, pod, &arguments);
+    assert!(digest.lines().count() == keys.len() && !digest.contains("0000000000000000"), "{digest}");
+    digest
+}
+
+/// Moves a pod if preflight says go; otherwise checks that it names the kernel as the reason, and that the pod is well.
+#[track_caller]
+fn go(lab: &Lab, pod: &str, from: &str, to: &str) -> bool {
+    let preflight = lab.podctl(from, &["--json", "preflight", pod, "--to", to]);
+    if preflight.code != 0 {
+        assert_eq!(preflight.code, 3, "{preflight:?}");
+        let report: Value = serde_json::from_str(&preflight.out).expect("podctl --json prints JSON");
+        let refusals: Vec<&Value> = report.as_array().into_iter().flatten().filter(|f| f["verdict"] == "no").collect();
+        eprintln!("{pod} from {from} to {to} is refused: {refusals:?}");
+        assert!(!refusals.is_empty() && refusals.iter().all(|f| f["rule"] == "kernel-direction"), "{report}");
+        assert_eq!(lab.state(from, pod).as_deref(), Some("running"));
+        return false;
+    }
+    let report = lab.json(from, &["migrate", pod, "--to", to]);
+    eprintln!("{pod} from {from} to {to}: {} ms", report["blackout_ms"]);
+    assert_eq!(lab.state(to, pod).as_deref(), Some("running"));
+    assert_eq!(lab.state(from, pod), None, "the source has forgotten it");
+    true
+}
+
+#[test]
+fn a_pod_goes_to_the_newest_kernel_and_back_with_memory_and_connection() {
+    let lab = Lab::with(&[("old", OLD), ("new", NEW)]);
+    let before = redis(&lab, "old", "up", "10.78.1.5");
+    let counter = Counter::start(&lab, "10.78.1.5");
+    assert!(go(&lab, "up", "old", "new"), "upwards every pod goes");
+    assert_eq!(digest(&lab, "new", "up"), before);
+    let back = go(&lab, "up", "new", "old");
+    let host = if back { "old" } else { "new" };
+    assert_eq!(digest(&lab, host, "up"), before);
+    let counted = counter.finish();
+    assert_eq!(counted.error, None, "the connection lasts");
+    assert_eq!(counted.gaps, 0);
+    assert!(counted.increments > 100, "{counted:?}");
+    assert_eq!(cli(&lab, host, "up", &["get", "n"]), counted.last.to_string(), "every acknowledged increment is there");
+
+    // One that was born on the newer kernel, and may use what the older one lacks.
+    let before = redis(&lab, "new", "down", "10.78.1.6");
+    let counter = Counter::start(&lab, "10.78.1.6");
+    let host = if go(&lab, "down", "new", "old") { "old" } else { "new" };
+    assert_eq!(digest(&lab, host, "down"), before);
+    let counted = counter.finish();
+    assert_eq!((counted.error, counted.gaps), (None, 0));
+}
+
+#[test]
+fn installing_a_kernel_and_rebooting_changes_the_kernel() {
+    let lab = Lab::new();
+    let first = lab.up("a", OLD).kernel;
+    assert!(first.starts_with("6.1."), "{first}");
+    lab.exec("a", &["sh", "-c", "echo kept >/root/mark"]).must();
+    // podd's own idea of the running kernel's package: dpkg in the machine knows it.
+    lab.exec("a", &["dpkg-query", "-W", &format!("linux-image-{first}")]).must();
+    let second = lab.reboot("a", Some("6.12")).kernel;
+    assert!(second.starts_with("6.12."), "{second}");
+    assert_eq!(lab.exec("a", &["cat", "/root/mark"]).must().out, "kept\n");
+    assert!(lab.json("a", &["host", "ls"]).to_string().contains("\"a\""), "its place in the fleet is kept");
+    assert_eq!(lab.reboot("a", None).kernel, second, "the installed kernel stays the default");
+    assert_eq!(lab.reboot("a", Some(OLD)).kernel, first, "and back, to one that is installed already");
+    // A package whose kernel lies elsewhere, by the machine's own dpkg.
+    let third = lab.reboot("a", Some(NEW)).kernel;
+    assert!(third.starts_with("7."), "{third}");
+    // podd's work goes on after a reboot.
+    redis(&lab, "a", "redis", "10.78.1.5");
+}
+
+#[test]
+fn a_power_cut_keeps_what_was_flushed_and_nothing_else() {
+    let lab = Lab::new();
+    lab.up("a", OLD);
+    lab.exec("a", &["sh", "-c", "echo flushed >/root/flushed && sync"]).must();
+    lab.exec("a", &["sh", "-c", "echo pending >/root/pending"]).must();
+    lab.powercut("a");
+    assert!(!lab.room().runs("a"));
+    lab.start("a");
+    assert_eq!(lab.exec("a", &["cat", "/root/flushed"]).must().out, "flushed\n");
+    assert_ne!(lab.exec("a", &["cat", "/root/pending"]).out, "pending\n", "it was in memory alone");
+    // In the middle of installing a kernel: whichever is the default then, the machine starts.
+    let kernel = tests::machine::kernels::fetch(lab.room().cache(), "6.12").expect("a kernel");
+    lab.room().copy_in("a", &kernel.files, "/var/tmp").expect("it is copied");
+    lab.exec("a", &["sh", "-c", "setsid dpkg -i /var/tmp/linux-*.deb >/dev/null 2>&1 </dev/null & sleep 4"]).must();
+    lab.powercut("a");
+    let kernel = lab.start("a").kernel;
+    assert!(kernel.starts_with("6.1"), "{kernel}");
+}
+
+#[test]
+fn a_machine_cut_off_the_lan_still_takes_commands() {
+    let lab = Lab::with(&[("a", OLD), ("b", OLD)]);
+    let reachable = |from: &str| lab.ok(from, &["host", "ls"]).contains(" reachable");
+    assert!(reachable("a") && reachable("b"));
+    lab.link("b", false);
+    assert!(!reachable("a"));
+    assert!(!reachable("b"), "it answers, over the other cable");
+    lab.link("b", true);
+    eventually("they see each other again", Duration::from_secs(30), || reachable("a"));
+}
+
+#[test]
+fn commands_have_input_output_errors_and_a_code() {
+    let lab = Lab::new();
+    lab.up("a", OLD);
+    let run = lab.exec("a", &["sh", "-c", "echo out; echo err >&2; exit 7"]);
+    assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (7, "out\n", "err\n"));
+    let run = lab.exec("a", &["no-such-program"]);
+    assert!(run.code == 127 && run.err.contains("no-such-program"), "{run:?}");
+    assert_eq!(lab.exec("a", &["sh", "-c", "kill -9 $$"]).code, 128 + 9);
+    // What is left in the background keeps nobody waiting.
+    lab.exec("a", &["sh", "-c", "sleep 1000 & echo started"]).must();
+    // Files in and out, by way of a folder.
+    let scratch = tempfile::tempdir().expect("a folder");
+    let own = std::env::current_exe().expect("a running program has a path");
+    let name = own.file_name().expect("a name").to_string_lossy().into_owned();
+    lab.room().copy_in("a", std::slice::from_ref(&own), "/root/in").expect("it is copied in");
+    lab.room().copy_out("a", &[format!("/root/in/{name}")], scratch.path()).expect("it is copied out");
+    assert!(std::fs::read(scratch.path().join(&name)).ok() == std::fs::read(&own).ok(), "the same");
+    assert!(lab.room().copy_out("a", &["/nonexistent".to_owned()], scratch.path()).is_err());
+    let content: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
+    let (input, mut out) = (std::io::Cursor::new(content.clone()), Vec::new());
+    let code = lab.room().exec_with("a", &["cat"], input, &mut out, std::io::sink());
+    assert!(code.is_ok_and(|code| code == 0) && out == content, "{} bytes came back", out.len());
+}
