@@ -154,8 +154,10 @@ impl Drop for Teller {
         let Some(thread) = self.thread.take() else { return };
         // Should CRIU never have asked, the thread still waits for it, or is about to.
         self.over.store(true, Ordering::Release);
-        let _reader = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&self.pipe);
-        let _ = thread.join();
+        // If somebody has removed the pipe, it waits for ever, and ends with this process.
+        if let Ok(_reader) = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&self.pipe) {
+            let _ = thread.join();
+        }
     }
 }
 

@@ -306,7 +306,7 @@ pub struct RehearsalReport {
     pub pause_ms: f64,
     /// CRIU's restore of the clone, in ms.
     pub restore_ms: f64,
-    /// The clone ran; false: it was restored but not let run, since it could have written to volumes.
+    /// The clone ran; false: it was restored but not let run, since what it did to its volumes would be done twice.
     pub ran: bool,
     /// What the clone's health probe said, if the pod has one.
     pub health: Option<HealthView>,
@@ -356,6 +356,7 @@ pub struct MigrationView {
     /// Last journaled step.
     pub step: String,
     /// It is a rehearsal, which ends as `aborted` and `discarded`.
+    #[serde(default)]
     pub rehearsal: bool,
     /// When it began.
     pub started: Timestamp,

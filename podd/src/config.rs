@@ -113,6 +113,12 @@ impl Config {
         self.state.join("pods").join(id)
     }
 
+    /// Durable folder for images that podd writes for itself.
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        self.state.join("images")
+    }
+
     /// Folder in memory for images in flight.
     #[must_use]
     pub fn flight(&self) -> PathBuf {

@@ -138,8 +138,10 @@ pub enum Message {
         /// The pod's id.
         pod: String,
     },
-    /// The answer; none: it does not run here.
+    /// The answer; none: it does not run.
     Health(Option<HealthView>),
+    /// The pod is not on this host.
+    Gone,
     /// It is a rehearsal, and the pod is not given: let the restored clone run for a moment, then destroy it.
     Rehearse,
     /// How that went.

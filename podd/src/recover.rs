@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use checkpoint::image::Image;
+
 use crate::api::ApiError;
 use crate::error::{Attempt, Result};
 use crate::pod::freeze::thaw;
@@ -53,10 +55,13 @@ pub async fn recover(daemon: &Arc<Daemon>) -> Result<()> {
     Ok(())
 }
 
-/// Layers that no pod names. Only at a start, before anybody can create a pod; later, the next pod may want them again.
+/// Layers that no pod and no image of ours names. Only at a start, before anybody can create a pod; later, the next pod may want them again.
 fn remove_unused_layers(daemon: &Daemon) {
     let records: Vec<PodRecord> = daemon.pods().iter().map(|p| p.record()).collect();
-    let in_use = records.iter().flat_map(|r| &r.layers).filter_map(|l| l.parse().ok()).collect();
+    let images = std::fs::read_dir(daemon.config.images()).into_iter().flatten().flatten();
+    let images: Vec<Image> = images.filter_map(|entry| Image::open(&entry.path()).ok()).collect();
+    let of_images = images.iter().flat_map(|image| &image.manifest().meta.layers);
+    let in_use = records.iter().flat_map(|r| &r.layers).chain(of_images).filter_map(|l| l.parse().ok()).collect();
     if let Err(e) = daemon.layers.remove_unused(&in_use) {
         tracing::warn!(error = %e, "could not remove unused layers");
     }
@@ -104,7 +109,12 @@ fn settle(daemon: &Arc<Daemon>, claim: crate::supervisor::Claim, mut migration: 
             (Role::Target, Step::Receiving) => {
                 arrive::discard(&daemon, &claim, &mut migration, Some("podd ended while it was receiving")).await
             }
-            (Role::Target, Step::Held) => arrive::settle(&daemon, claim, migration).await,
+            (Role::Target, Step::Held) => {
+                // A rehearsal lets the clone run while it is no more than held.
+                let cgroup = daemon.cgroup(&migration.pod_id);
+                let _ = tokio::task::block_in_place(|| cgroup.freeze(std::time::Duration::from_secs(10)));
+                arrive::settle(&daemon, claim, migration).await
+            }
             (Role::Target, Step::Committed) => arrive::commit(&daemon, &claim, &mut migration, &[]).await.map(drop),
             (role, step) => Err(ApiError::failed(format!("{role:?} cannot be at {}", step.word()))),
         };

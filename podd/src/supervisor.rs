@@ -64,9 +64,7 @@ impl Pod {
     pub fn doing(&self) -> Option<Doing> {
         *self.doing.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Pod {
     /// What its health probe said last.
     #[must_use]
     pub fn health(&self) -> Option<HealthView> {
@@ -233,7 +231,7 @@ impl Daemon {
             })
     }
 
-    /// Takes the right to change a pod, at once or not at all. `what` is a participle, such as `migrated`.
+    /// Takes the right to change a pod, at once or not at all.
     ///
     /// # Errors
     /// There is no such pod, or somebody is changing it.

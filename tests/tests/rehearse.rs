@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tests::invariants::{Subject, end_of, kill_podd, start_podds};
-use tests::lab::{eventually, rootfs, run};
+use tests::lab::{eventually, rootfs};
 use tests::{Lab, traces, workload};
 
 fn rehearse(lab: &Lab, pod: &str) -> Value {
@@ -35,23 +35,21 @@ fn what_would_break_is_told_and_nothing_moves() {
     let lab = Lab::up(2);
     let root = rootfs("busybox");
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().display().to_string();
-    for host in ["a", "b"] {
-        run(lab.on(host, &["mount", "-t", "tmpfs", "-o", "mode=777", "tmpfs", &path])).must();
-    }
-    run(lab.on("a", &["touch", &format!("{path}/well")])).must();
-    let volume = |mode: &str| format!("{path}:/mark:{mode}");
-    let pod = |name: &str, volume: &str, probe: &str| {
+    let volume = format!("{}:/data:ro", folder.path().display());
+    let pod = |name: &str, flags: &[&str], probe: &str| {
         let asked = ["--health-cmd", probe, "--health-interval", "1s", "--health-retries", "2"];
-        let words =
-            [&["run", "--name", name, "--rootfs", &root, "--volume", volume][..], &asked, &["--", "sleep", "1000"]];
-        lab.ok("a", &words.concat());
+        lab.ok(
+            "a",
+            &[&["run", "--name", name, "--rootfs", &root][..], flags, &asked, &["--", "sleep", "1000"]].concat(),
+        );
     };
-    pod("sick", &volume("ro"), "test -e /mark/well");
-    pod("well", &volume("ro"), "true");
-    pod("writes", &volume("rw"), "true");
+    // What needs the network is ill without it.
+    pod("sick", &["--ip", "10.77.1.3/16"], "nc 10.77.0.1 7443 -w 1 </dev/null");
+    pod("well", &[], "true");
+    pod("volume", &["--volume", &volume], "true");
+    eventually("it reaches the host", Duration::from_secs(15), || lab.ok("a", &["ls"]).matches("healthy").count() == 3);
     assert_eq!(rehearse(&lab, "well")["health"]["state"], "healthy");
-    assert_eq!(rehearse(&lab, "writes")["ran"], false, "its clone could write to the volume");
+    assert_eq!(rehearse(&lab, "volume")["ran"], false, "its clone could do twice what the pod does to its volumes");
     let before = traces::settled(&lab, "b");
     for words in [&["rehearse", "sick", "--to", "b"][..], &["migrate", "sick", "--to", "b", "--rehearse"]] {
         let answer = lab.podctl("a", words);
@@ -60,6 +58,9 @@ fn what_would_break_is_told_and_nothing_moves() {
         assert_eq!((lab.state("a", "sick").as_deref(), lab.state("b", "sick")), (Some("running"), None));
     }
     assert_eq!(traces::difference(&before, &traces::settled(&lab, "b")), "");
+    let moves = lab.ok("a", &["migrations"]);
+    assert_eq!(moves.lines().filter(|l| l.contains("was not well on b")).count(), 2, "{moves}");
+    assert_eq!(moves.lines().filter(|l| l.contains("rehearsed")).count(), 2, "{moves}");
     let answer = lab.podctl("a", &["rehearse", "sick", "--to", "a"]);
     assert_eq!(answer.code, 2, "{answer:?}");
 }

@@ -23,8 +23,8 @@ impl Links {
                 Err(e) => return Err(ProcError::from(e)),
             }
         }
-        // All missing: the process is gone.
-        if links.is_empty() { Err(ProcError::NotFound(None)) } else { Ok(Links(links)) }
+        // Every kernel has this one; a process that is ending has left all but its PID and user namespaces.
+        if links.contains_key("mnt") { Ok(Links(links)) } else { Err(ProcError::NotFound(None)) }
     }
 
     /// Names of those that are not `home`'s. What children will be put into is compared with where `home` itself is.

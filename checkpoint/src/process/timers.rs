@@ -95,6 +95,8 @@ pub fn correct_timers(pids: &[i32], images: &Path) -> io::Result<()> {
         for (fd, restored) in all(pid) {
             let before = noted.iter().find(|t| Some(t.pid) == own && t.fd == fd).map(|t| &t.timer);
             let corrected = match before {
+                // One that fires once, and did so in the dump: CRIU has taken down what remained before.
+                Some(before) if before.has_ended() && !restored.has_ended() => restored.after(Duration::MAX),
                 Some(before) => before.after(passed),
                 None => restored.after(Duration::ZERO),
             };
@@ -117,6 +119,11 @@ impl Timer {
         // It fires as soon as time passes, if it is late, and at its intervals from then on.
         let remaining = self.remaining.saturating_sub(passed).max(Duration::from_nanos(1));
         Some(Self { remaining, ..self.clone() })
+    }
+
+    /// It has fired, for the last time.
+    fn has_ended(&self) -> bool {
+        self.remaining.is_zero() && self.ticks > 0 && self.interval.is_zero()
     }
 
     fn set(&self, pid: i32, fd: i32) -> io::Result<()> {

@@ -11,6 +11,12 @@ use crate::output::{table, words};
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
+/// A rehearsal is called off in any case: what counts is whether it showed that something breaks.
+fn step(m: &MigrationView) -> String {
+    let over = m.step == "aborted" || m.step == "discarded";
+    if m.rehearsal && over && m.error.is_none() { "rehearsed".to_owned() } else { m.step.clone() }
+}
+
 pub async fn run(ctl: &Podctl<'_>) -> Outcome {
     let moves: Vec<MigrationView> = ctl.daemon.get(&path(&["migrations"])).await?;
     ctl.out.show(&moves, |moves| in_words(moves, Timestamp::now()));
@@ -25,7 +31,7 @@ fn in_words(moves: &[MigrationView], now: Timestamp) -> String {
             m.from.clone(),
             m.to.clone(),
             words::age(m.started, now),
-            if m.rehearsal && m.error.is_none() { "rehearsed".to_owned() } else { m.step.clone() },
+            step(m),
             m.blackout_ms.map(|ms| format!("{} ms", words::ms(ms))).unwrap_or_default(),
             m.error.clone().unwrap_or_default(),
         ]

@@ -11,8 +11,8 @@ use crate::output::words;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The pod runs on; it stands still only while it is dumped, which is reported. Its clone on the other host has no link to
-any network, is asked for its health if the pod has a probe, and is destroyed. Of a pod that may write to volumes, the
-clone is restored but not let run.
+any network, is asked for its health if the pod has a probe, and is destroyed. The clone of a pod with volumes is
+restored but not let run.
 
 Exit code 1 means that the move would have failed, with the reason; 3, that preflight refused.")]
 pub struct Args {
@@ -39,7 +39,7 @@ pub(super) async fn rehearse(name: &str, to: &str, ctl: &Podctl<'_>) -> Result<R
 fn in_words(report: &RehearsalReport) -> String {
     let RehearsalReport { pod, from: _, to, pause_ms, restore_ms, ran, health } = report;
     let how = match (ran, health) {
-        (false, _) => "was not let run, as it could have written to volumes",
+        (false, _) => "was not let run, as the pod has volumes",
         (true, Some(_)) => "was healthy",
         (true, None) => "ran",
     };

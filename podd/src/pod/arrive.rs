@@ -57,8 +57,8 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
                 }
             }
             Message::AskHealth { pod } => {
-                let health = daemon.pod(&pod).ok().and_then(|pod| daemon.view(&pod).health);
-                peer.send(&Message::Health(health)).await?;
+                let pod = daemon.pod(&pod);
+                peer.send(&pod.map_or(Message::Gone, |pod| Message::Health(daemon.view(&pod).health))).await?;
             }
             Message::AskHosts => peer.send(&Message::Hosts { hosts: daemon.store.hosts()? }).await?,
             other => return Err(unexpected(&other)),

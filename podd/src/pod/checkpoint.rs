@@ -48,7 +48,7 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
     super::preflight::refuse_unless_go(&super::preflight::here(daemon, &record)?)?;
     let image = match &options.output {
         Some(path) => path.clone(),
-        None => daemon.config.state.join("images").join(format!("{}.img", record.id)),
+        None => daemon.config.images().join(format!("{}.img", record.id)),
     };
     if options.output.is_some() && image.exists() {
         return Err(

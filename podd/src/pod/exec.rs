@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Gid, Pid, Uid};
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,8 @@ struct Entry {
     cap_add: Vec<String>,
     allow_new_privileges: bool,
     terminal: bool,
+    /// SIGTERM kills all that the command has started in its session, not only the command.
+    whole: bool,
 }
 
 /// The command line that runs `request` in a pod, for the server to connect and spawn.
@@ -48,6 +50,27 @@ struct Entry {
 /// # Errors
 /// The pod does not run, or there is nothing to run.
 pub fn command(daemon: &Daemon, record: &PodRecord, request: &ExecRequest) -> Result<tokio::process::Command> {
+    enter_command(daemon, record, request, false)
+}
+
+/// The same for a command that is killed with all that it has started, by SIGTERM.
+///
+/// # Errors
+/// As [`command`].
+pub fn command_killed_whole(
+    daemon: &Daemon,
+    record: &PodRecord,
+    request: &ExecRequest,
+) -> Result<tokio::process::Command> {
+    enter_command(daemon, record, request, true)
+}
+
+fn enter_command(
+    daemon: &Daemon,
+    record: &PodRecord,
+    request: &ExecRequest,
+    whole: bool,
+) -> Result<tokio::process::Command> {
     let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
     if request.command.is_empty() {
         return Err(ApiError::usage("there is nothing to run").cure("add `-- CMD ARGS...`"));
@@ -67,6 +90,7 @@ pub fn command(daemon: &Daemon, record: &PodRecord, request: &ExecRequest) -> Re
         cap_add: record.spec.cap_add.clone(),
         allow_new_privileges: record.spec.allow_new_privileges,
         terminal: request.tty.is_some(),
+        whole,
     };
     let mut command = tokio::process::Command::new("/proc/self/exe");
     command.arg("enter").env_clear().env(ENTRY, serde_json::to_string(&entry).attempt("encode the command")?);
@@ -106,17 +130,21 @@ pub fn enter() -> io::Result<()> {
             if e.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
         }
     })?;
-    std::process::exit(follow(child, &signals)?);
+    std::process::exit(follow(child, &signals, entry.whole)?);
 }
 
 /// Forwards signals to the command until it ends; its exit code.
-fn follow(child: Pid, signals: &SigSet) -> io::Result<i32> {
+fn follow(child: Pid, signals: &SigSet, whole: bool) -> io::Result<i32> {
     loop {
         match signals.wait()? {
             Signal::SIGCHLD => {
                 if let Some((code, _)) = exit_of(waitpid(child, Some(WaitPidFlag::WNOHANG))?) {
                     return Ok(code);
                 }
+            }
+            // It leads a session, and so a process group.
+            Signal::SIGTERM if whole => {
+                let _ = killpg(child, Signal::SIGKILL);
             }
             other => {
                 let _ = kill(child, other);

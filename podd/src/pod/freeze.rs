@@ -24,6 +24,8 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(2);
 const HANDSHAKE_LIMIT: Duration = Duration::from_millis(300);
 /// Time for a dump.
 const DUMP_LIMIT: Duration = Duration::from_secs(300);
+/// Time for the shim to clean up after a dump that has failed.
+const PUT_BACK_LIMIT: Duration = Duration::from_secs(60);
 /// Deleted-but-open files up to this size travel inside the image, in bytes.
 pub const GHOST_LIMIT: u32 = 256 << 20;
 
@@ -160,10 +162,12 @@ pub async fn dump(daemon: &Daemon, record: &PodRecord, frozen: &Frozen, images: 
     };
     let bundle = daemon.config.bundle(&record.id);
     let dumped = client::order(&bundle, &request, DUMP_LIMIT + Duration::from_secs(10)).await;
-    if dumped.is_err()
-        && let Err(e) = await_workers(daemon, record).await
-    {
-        tracing::warn!(pod = record.spec.name, error = %e, "thawing the pod all the same");
+    if dumped.is_err() {
+        // A shim that is late may still be putting the processes back: it answers when it has done. A dead one does not.
+        let _ = client::status(&bundle, PUT_BACK_LIMIT).await;
+        if let Err(e) = await_workers(daemon, record).await {
+            tracing::warn!(pod = record.spec.name, error = %e, "thawing the pod all the same");
+        }
     }
     dumped.attempt(format!("dump {}", record.spec.name))
 }

@@ -9,9 +9,10 @@ use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::{Request, header};
 use hyper_util::rt::TokioIo;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::sync::MutexGuard;
 
 use super::exec;
 use super::spec::{Health, Probe};
@@ -25,6 +26,8 @@ use crate::sys::process::ProcessId;
 
 /// A pod that has not been healthy yet is asked this often.
 const IMPATIENT: Duration = Duration::from_secs(1);
+/// Time for a killed command to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// So much of what a failed command says is kept, in bytes.
 const MOST_WORDS: u64 = 200;
 
@@ -57,12 +60,14 @@ pub async fn watch(daemon: Arc<Daemon>, id: String, init: ProcessId) {
             return;
         }
         // A pod that is being frozen must not have one more process. Whoever freezes it says so first, and then waits
-        // for us (see `Pod::quiet`).
+        // for us (see `Claim::quiet`).
         let asking = pod.probing().await;
-        let asked = if pod.doing().is_none() { Some(ask(&daemon, &record, &health, asking).await) } else { None };
-        if let Some(answer) = asked {
-            let next = pod.health().unwrap_or(HealthView::STARTING).after(answer, health.retries);
-            tell(&pod, &next);
+        let answer = if pod.doing().is_none() { Some(probe(&daemon, &record, &health).await) } else { None };
+        drop(asking);
+        if let Some(answer) = answer {
+            let before = pod.health().unwrap_or(HealthView::STARTING);
+            let next = before.after(answer.map_err(|e| e.message), health.retries);
+            tell(&pod, before.state, &next);
             pod.set_health(next);
         }
         let interval = Duration::from_secs(health.interval_s.into());
@@ -72,8 +77,7 @@ pub async fn watch(daemon: Arc<Daemon>, id: String, init: ProcessId) {
 }
 
 /// Says so in the log when a pod falls ill or gets well.
-fn tell(pod: &Pod, next: &HealthView) {
-    let before = pod.health().map_or(HealthState::Starting, |h| h.state);
+fn tell(pod: &Pod, before: HealthState, next: &HealthView) {
     let name = pod.record().spec.name;
     match next.state {
         HealthState::Unhealthy if before != next.state => {
@@ -84,15 +88,6 @@ fn tell(pod: &Pod, next: &HealthView) {
     }
 }
 
-async fn ask(
-    daemon: &Daemon,
-    record: &PodRecord,
-    health: &Health,
-    _asking: MutexGuard<'_, ()>,
-) -> std::result::Result<(), String> {
-    probe(daemon, record, health).await.map_err(|e| e.message)
-}
-
 /// Asks once.
 ///
 /// # Errors
@@ -101,27 +96,42 @@ pub async fn probe(daemon: &Daemon, record: &PodRecord, health: &Health) -> Resu
     let limit = Duration::from_secs(health.timeout_s.into());
     let asked = async {
         match &health.probe {
-            Probe::Command(command) => run(daemon, record, command).await,
+            Probe::Command(command) => run(daemon, record, command, limit).await,
             Probe::Http { port, path } => get(connect(record, *port).await?, *port, path).await,
             Probe::Tcp(port) => connect(record, *port).await.map(drop),
         }
     };
-    let late = || ApiError::failed(format!("no answer within {} s", limit.as_secs()));
-    tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(late()))
+    // A command sees to its end itself.
+    tokio::time::timeout(limit + KILL_LIMIT, asked).await.unwrap_or_else(|_| Err(late(limit)))
 }
 
-/// Ends with its future: the command is killed with it.
-async fn run(daemon: &Daemon, record: &PodRecord, command: &[String]) -> Result<()> {
+fn late(limit: Duration) -> ApiError {
+    ApiError::failed(format!("no answer within {} s", limit.as_secs()))
+}
+
+/// Ends within the limit and [`KILL_LIMIT`], and with it all that the command has started.
+async fn run(daemon: &Daemon, record: &PodRecord, command: &[String], limit: Duration) -> Result<()> {
     let request = ExecRequest { command: command.to_vec(), ..ExecRequest::default() };
-    let mut session = exec::command(daemon, record, &request)?;
+    let mut session = exec::command_killed_whole(daemon, record, &request)?;
     session.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut session = session.spawn().attempt("start the health command")?;
-    let mut words = Vec::new();
-    if let Some(mut stderr) = session.stderr.take() {
-        let _ = (&mut stderr).take(MOST_WORDS).read_to_end(&mut words).await;
-        let _ = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
-    }
-    let status = session.wait().await.attempt("wait for the health command")?;
+    let mut stderr = session.stderr.take();
+    let ended = async {
+        let mut words = Vec::new();
+        if let Some(stderr) = &mut stderr {
+            let _ = stderr.take(MOST_WORDS).read_to_end(&mut words).await;
+            let _ = tokio::io::copy(stderr, &mut tokio::io::sink()).await;
+        }
+        (session.wait().await, words)
+    };
+    let Ok((status, words)) = tokio::time::timeout(limit, ended).await else {
+        let pid = session.id().and_then(|pid| i32::try_from(pid).ok());
+        let _ = pid.map(|pid| kill(Pid::from_raw(pid), Signal::SIGTERM));
+        // Until it is gone, the pod has processes that cannot be dumped.
+        let _ = tokio::time::timeout(KILL_LIMIT, session.wait()).await;
+        return Err(late(limit));
+    };
+    let status = status.attempt("wait for the health command")?;
     if status.success() {
         return Ok(());
     }

@@ -229,11 +229,20 @@ async fn confirm(daemon: &Daemon, record: &PodRecord, host: &str) -> std::result
     let Some(health) = &record.spec.health else { return Ok(()) };
     let question = Message::AskHealth { pod: record.id.clone() };
     // The target asks a pod that has just come once a second.
-    let limit = Duration::from_secs(u64::from(health.retries) * u64::from(health.timeout_s + 1) + 5);
+    let limit = Duration::from_secs(u64::from(health.retries.saturating_mul(health.timeout_s.saturating_add(1))) + 5);
     let begun = Instant::now();
+    let mut peer = None;
     loop {
-        let answer = match Peer::call(daemon, host).await {
-            Ok(mut peer) => peer.ask(&question).await,
+        let answer = match peer.take() {
+            Some(peer) => Ok(peer),
+            None => Peer::call(daemon, host).await,
+        };
+        let answer = match answer {
+            Ok(mut connection) => {
+                let answer = connection.ask(&question).await;
+                peer = answer.is_ok().then_some(connection);
+                answer
+            }
             Err(e) => Err(e),
         };
         let not_yet = match answer {
@@ -243,6 +252,8 @@ async fn confirm(daemon: &Daemon, record: &PodRecord, host: &str) -> std::result
                 HealthState::Starting => format!("not healthy within {} s", limit.as_secs()),
             },
             Ok(Message::Health(None)) => return Err("it has ended".to_owned()),
+            // It came, ran, and has left or been removed since.
+            Ok(Message::Gone) => return Ok(()),
             Ok(other) => unexpected(&other).message,
             Err(e) => e.message,
         };
@@ -256,15 +267,17 @@ async fn confirm(daemon: &Daemon, record: &PodRecord, host: &str) -> std::result
 /// Keeps the pod as it was at the freeze in an image: the target has it, but it is not well there. The error says so.
 fn keep(daemon: &Daemon, record: &PodRecord, migration: &Migration, dump: &Path, reason: &str) -> ApiError {
     let (name, to) = (&record.spec.name, &migration.peer);
-    let error = format!("{name} runs on {to}, but it is not healthy there: {reason}");
-    let image = daemon.config.state.join("images").join(format!("{name}-before-{}.img", &migration.id[..8]));
+    let error = format!("{name} went to {to}, but it is not healthy there: {reason}");
+    let image = daemon.config.images().join(format!("{name}-before-{}.img", &migration.id[..8]));
     // The record as it was: the pod's epoch there is higher.
     let before = PodRecord { state: PodState::Created, ..record.clone() };
-    match tokio::task::block_in_place(|| save(daemon, &before, dump, &image)) {
-        Ok(()) => ApiError::failed(error).cure(format!(
-            "see `podctl logs {name}` there; to have it back as it was before the move, remove it there and \
-             `podctl restore {}` here",
-            image.display()
+    // An image is there whole or not at all: then a podd that has died since has written it.
+    let saved =
+        if image.exists() { Ok(()) } else { tokio::task::block_in_place(|| save(daemon, &before, dump, &image)) };
+    let image = image.display();
+    match saved {
+        Ok(()) => ApiError::failed(format!("{error}; as it was before the move, it is kept in {image}")).cure(format!(
+            "see `podctl logs {name}` there; to have it back as it was, remove it there and `podctl restore {image}` here"
         )),
         Err(e) => ApiError::failed(format!("{error}; and it could not be kept here as it was: {}", e.message)),
     }

@@ -32,23 +32,33 @@ pub async fn rehearse(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell
     call_off(daemon, &record, &mut migration, sent.as_ref().err().map(|e| e.message.clone()), run.hold())?;
     let pause_ms = run.frozen_ms();
     sent?;
-    run.restore(&record).await?;
-    let restore_ms = run.restore_ms();
+    let performed = on_target(&mut run, &record, to).await;
+    if let Err(e) = &performed {
+        migration.error = Some(e.message.clone());
+        daemon.journal(&migration, None)?;
+    }
+    let (ran, health) = performed?;
+    Ok(RehearsalReport {
+        pod: record.spec.name,
+        from: daemon.config.host.clone(),
+        to: to.to_owned(),
+        pause_ms,
+        restore_ms: run.restore_ms(),
+        ran,
+        health,
+    })
+}
+
+/// Has the clone restored and looked at: whether it ran, and what its probe said.
+async fn on_target(run: &mut Run<'_>, record: &PodRecord, to: &str) -> Result<(bool, Option<HealthView>)> {
+    run.restore(record).await?;
     let (ran, outcome) = match run.perform().await? {
         Message::Rehearsed { ran, outcome } => (ran, outcome),
         other => return Err(unexpected(&other)),
     };
     let name = &record.spec.name;
     match outcome {
-        Ok(health) => Ok(RehearsalReport {
-            pod: name.clone(),
-            from: daemon.config.host.clone(),
-            to: to.to_owned(),
-            pause_ms,
-            restore_ms,
-            ran,
-            health,
-        }),
+        Ok(health) => Ok((ran, health)),
         Err(reason) => Err(ApiError::failed(format!("a clone of {name} was not well on {to}: {reason}"))
             .cure(format!("{name} runs on here; see why before it is moved"))),
     }
@@ -56,8 +66,8 @@ pub async fn rehearse(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell
 
 /// The target's part: lets the restored clone run without a link, and looks how it is. The caller destroys it.
 pub async fn perform(daemon: &Daemon, record: &PodRecord, init: ProcessId) -> Message {
-    // What it wrote to a volume, it would write twice.
-    if record.spec.volumes.iter().any(|volume| !volume.read_only) {
+    // What it wrote to a volume, it would write twice; and sockets in a volume lead to programs of the host.
+    if !record.spec.volumes.is_empty() {
         return Message::Rehearsed { ran: false, outcome: Ok(None) };
     }
     let outcome = look(daemon, record, init).await.map_err(|e| e.message);

@@ -31,6 +31,7 @@ pub struct PodRecord {
     /// Times that the restart policy started it again.
     pub restarts: u32,
     /// Those of them since it last ran for a while.
+    #[serde(default)]
     pub restarts_in_a_row: u32,
     /// Where it stands.
     pub state: PodState,

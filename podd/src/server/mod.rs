@@ -36,6 +36,8 @@ pub fn main(config: Option<&Path>) -> Result<(), Box<dyn std::error::Error>> {
     let config = Config::load(config)?;
     process::raise_file_limit()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // Until the last task has ended, not only until the last request.
+    let _alone = lock(&config.state)?;
     let served = runtime.block_on(serve(config));
     // Work that hangs must not keep us from saying why we end: whatever it was, the next podd finishes or undoes it.
     runtime.shutdown_timeout(Duration::from_secs(5));
@@ -43,7 +45,6 @@ pub fn main(config: Option<&Path>) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
-    let _alone = lock(&config.state)?;
     let daemon = Arc::new(prepare(config)?);
     // Before anybody can ask: what this host says of its moves must be settled (see `recover`).
     recover(&daemon).await?;

@@ -8,6 +8,9 @@ use crate::pod::spec::{Health, Probe};
 const INTERVAL_S: u32 = 10;
 const TIMEOUT_S: u32 = 5;
 const RETRIES: u32 = 3;
+/// Whoever moves a pod waits for a question to end, and afterwards for the verdict.
+const TIMEOUT_MOST_S: u32 = 60;
+const VERDICT_LIMIT_S: u32 = 120;
 
 /// How to tell that the pod's program does its work, in words. One of `command`, `http` and `tcp` says what is asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,16 +67,14 @@ impl HealthFile {
             }
         };
         let retries = self.retries.unwrap_or(RETRIES);
-        if retries == 0 {
-            let cure = "write 1 or more";
-            return Err(PodFileError::invalid("health retries", "0", "is too few", cure));
+        let timeout_s = seconds("health timeout", self.timeout, TIMEOUT_S)?;
+        if retries == 0 || retries.saturating_mul(timeout_s + 1) > VERDICT_LIMIT_S {
+            let (problem, cure) =
+                ("is not possible", "write 1 or more, with which an ill pod is known within 2 minutes");
+            return Err(PodFileError::invalid("health retries", retries.to_string(), problem, cure));
         }
-        Ok(Some(Health {
-            probe,
-            interval_s: seconds("health interval", self.interval, INTERVAL_S)?,
-            timeout_s: seconds("health timeout", self.timeout, TIMEOUT_S)?,
-            retries,
-        }))
+        let interval_s = seconds("health interval", self.interval, INTERVAL_S)?;
+        Ok(Some(Health { probe, interval_s, timeout_s, retries }))
     }
 
     pub(super) fn of(health: Option<&Health>) -> Self {
@@ -132,8 +133,9 @@ fn port(key: &'static str, text: &str) -> Result<u16, PodFileError> {
 
 fn seconds(key: &'static str, text: Option<String>, default: u32) -> Result<u32, PodFileError> {
     let Some(text) = text else { return Ok(default) };
-    let seconds = quantity::seconds(&text).and_then(|s| u32::try_from(s).ok()).filter(|s| *s > 0);
+    let most = if key == "health timeout" { TIMEOUT_MOST_S } else { u32::MAX };
+    let seconds = quantity::seconds(&text).and_then(|s| u32::try_from(s).ok()).filter(|s| (1..=most).contains(s));
     seconds.ok_or_else(|| {
-        PodFileError::invalid(key, &text, "is not a duration of a second or more", "write 10s, 5m or the like")
+        PodFileError::invalid(key, &text, "is not a possible duration", "write 1s or more; a timeout is at most 60s")
     })
 }
