@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -69,4 +70,15 @@ fn xstate(request: libc::c_uint, tid: Pid, state: &mut [u8]) -> nix::Result<usiz
     // SAFETY: `part` describes `state`, and nothing beyond it is read or written.
     let result = unsafe { libc::ptrace(request, tid.as_raw(), NT_X86_XSTATE, &raw mut part) };
     Errno::result(result).map(|_| part.iov_len)
+}
+
+mod ioctl {
+    // include/uapi/linux/timerfd.h: TFD_IOC_SET_TICKS.
+    nix::ioctl_write_ptr!(set_ticks, b'T', 0, u64);
+}
+
+/// Sets how often a timer (timerfd_create(2)) has fired since it was last read.
+pub(crate) fn set_timer_ticks(timer: &OwnedFd, ticks: u64) -> nix::Result<()> {
+    // SAFETY: the kernel reads one u64 (fs/timerfd.c, timerfd_ioctl); another descriptor than a timer's refuses.
+    unsafe { ioctl::set_ticks(timer.as_raw_fd(), &raw const ticks) }.map(drop)
 }

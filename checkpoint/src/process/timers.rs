@@ -7,7 +7,6 @@
 //! [noted](note) beside the images what remained at a known moment.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,11 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::watch::anonymous;
 use crate::clocks::Clocks;
-
-mod ioctl {
-    // include/uapi/linux/timerfd.h: TFD_IOC_SET_TICKS.
-    nix::ioctl_write_ptr!(set_ticks, b'T', 0, u64);
-}
+use crate::sys;
 
 /// A timer as the kernel describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,8 +135,7 @@ impl Timer {
         let times = Itimerspec { it_interval: spec(self.interval), it_value: spec(now + self.remaining) };
         timerfd_settime(&timer, flags, &times)?;
         if self.ticks > 0 {
-            // SAFETY: the descriptor is a timer's, and the kernel reads one u64 (fs/timerfd.c, timerfd_ioctl).
-            unsafe { ioctl::set_ticks(timer.as_raw_fd(), &self.ticks) }?;
+            sys::set_timer_ticks(&timer, self.ticks)?;
         }
         Ok(())
     }
@@ -166,6 +160,8 @@ fn parse(info: &str) -> Option<Timer> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::os::fd::AsRawFd;
+
     use super::*;
     use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 

@@ -121,3 +121,22 @@ impl PodState {
         self.can_start() || matches!(self, Self::Suspended { .. })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// As the first podd wrote it: whoever upgrades must find the pods again.
+    const OLD: &str = r#"{"id":"0123456789abcdef","spec":{"name":"web","source":{"rootfs":"/srv"},"command":["a"],"env":{},
+        "user":null,"workdir":null,"hostname":null,"network":null,"limits":{"memory":null,"cpus":null,"pids":null},
+        "volumes":[],"cap_add":[],"allow_new_privileges":false,"restart":"no","stop_signal":15,"stop_timeout_s":10,
+        "log_bytes":65536},"layers":[],"process":{"command":["a"],"env":[],"user":"0:0","workdir":"/"},"id_base":524288,
+        "epoch":1,"created":"2026-01-01T00:00:00Z","started":null,"restarts":0,"state":{"is":"created"}}"#;
+
+    #[test]
+    fn a_record_without_what_came_later_is_read() {
+        let record: PodRecord = serde_json::from_str(OLD).unwrap();
+        assert_eq!((record.spec.stop_signal, record.spec.health, record.restarts_in_a_row), (Some(15), None, 0));
+    }
+}
