@@ -195,7 +195,9 @@ impl CutMove {
         lab.start(dies);
         let cut = Self { lab, data, counter };
         if dies == "new" {
-            eventually("podctl comes to an end", SETTLED, || !cut.lab.exec("old", &["cat", "/run/code"]).out.is_empty());
+            eventually("podctl comes to an end", SETTLED, || {
+                !cut.lab.exec("old", &["cat", "/run/code"]).out.is_empty()
+            });
             let said = cut.lab.exec("old", &["cat", "/run/said", "/run/code"]).out;
             eprintln!("podctl migrate said: {said}");
         }
@@ -248,7 +250,9 @@ impl CutMove {
     #[track_caller]
     fn it_can_be_started_anew(self, host: &str) {
         self.lab.ok(host, &["start", "pod"]);
-        eventually("redis answers", Duration::from_secs(60), || cli(&self.lab, host, "pod", &["ping"]).contains("PONG"));
+        eventually("redis answers", Duration::from_secs(60), || {
+            cli(&self.lab, host, "pod", &["ping"]).contains("PONG")
+        });
         assert_eq!(cli(&self.lab, host, "pod", &["dbsize"]), "0", "it kept nothing on its disk");
         let counter = self.counter.finish();
         assert!(counter.error.is_some(), "a new redis knows nothing of the old one's connections: {counter:?}");

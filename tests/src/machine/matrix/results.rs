@@ -116,12 +116,15 @@ impl Results {
     /// The result of a move.
     #[must_use]
     pub fn find(&self, pod: &str, born: &str, from: &str, to: &str) -> Option<&Move> {
-        self.moves.iter().find(|m| (m.pod.as_str(), m.born.as_str(), m.from.as_str(), m.to.as_str()) == (pod, born, from, to))
+        self.moves
+            .iter()
+            .find(|m| (m.pod.as_str(), m.born.as_str(), m.from.as_str(), m.to.as_str()) == (pod, born, from, to))
     }
 
     /// Adds a result in the place of an older one.
     pub fn add(&mut self, result: Move) {
-        self.moves.retain(|m| (&m.pod, &m.born, &m.from, &m.to) != (&result.pod, &result.born, &result.from, &result.to));
+        self.moves
+            .retain(|m| (&m.pod, &m.born, &m.from, &m.to) != (&result.pod, &result.born, &result.from, &result.to));
         self.moves.push(result);
         let kind = |m: &Move| KINDS.iter().position(|kind| kind.name == m.pod);
         self.moves.sort_by(|a, b| {
@@ -219,7 +222,9 @@ machines share two processors: they compare nothing but themselves.
             let outcome = match &m.outcome {
                 Outcome::Moved { .. } => "it moved".to_owned(),
                 Outcome::Refused => "it was refused".to_owned(),
-                Outcome::Failed { why, .. } => format!("it failed: {}", why.split_whitespace().collect::<Vec<_>>().join(" ")),
+                Outcome::Failed { why, .. } => {
+                    format!("it failed: {}", why.split_whitespace().collect::<Vec<_>>().join(" "))
+                }
             };
             let _ = writeln!(
                 text,
@@ -239,7 +244,8 @@ machines share two processors: they compare nothing but themselves.
             let mut pairs = Vec::new();
             for (i, a) in series.iter().enumerate() {
                 for b in &series[i + 1..] {
-                    let lacks = |from: &str, to: &str| [a, b].iter().any(|born| self.find(kind.name, born, from, to).is_none());
+                    let lacks =
+                        |from: &str, to: &str| [a, b].iter().any(|born| self.find(kind.name, born, from, to).is_none());
                     if lacks(a, b) && lacks(b, a) && self.find(kind.name, a, a, b).is_none() {
                         pairs.push(format!("{a}–{b}"));
                     }
