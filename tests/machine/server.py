@@ -1,5 +1,6 @@
 """A web server with threads and timers, in a pod that moves between kernels. GET /small says that it is still here;
-GET /counts says how often each of its clocks has fired, and what went wrong."""
+GET /counts says how often each of its clocks has fired, and what went wrong; and how many bytes of restartable sequences it has registered."""
+import ctypes
 import json
 import queue
 import signal
@@ -7,6 +8,8 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+# What the C library has registered with the kernel; 0 if nothing. Absent before glibc 2.35.
+RSEQ_BYTES = ctypes.c_uint.in_dll(ctypes.CDLL(None), "__rseq_size").value
 counts = dict.fromkeys(["thread", "timer", "itimer", "passed"], 0)
 faults = []
 
@@ -45,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        text = json.dumps(counts | {"faults": faults}) if self.path == "/counts" else "still here"
+        text = json.dumps(counts | {"faults": faults, "rseq": RSEQ_BYTES}) if self.path == "/counts" else "still here"
         body = (text + "\n").encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

@@ -109,18 +109,11 @@ impl Client {
 
 /// Starts redis in a pod named `name` on `host`, without persistence, and waits until it answers.
 pub fn redis(lab: &impl Hosts, host: &str, name: &str, address: &str) {
-    redis_with(lab, host, name, address, &[]);
-}
-
-/// The same, with options of `podctl run`.
-pub fn redis_with(lab: &impl Hosts, host: &str, name: &str, address: &str, options: &[&str]) {
     let root = lab.rootfs("redis");
     let cidr = format!("{address}/16");
     let server =
         ["redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--enable-debug-command", "yes"];
-    let mut arguments = vec!["run", "--name", name, "--rootfs", &root, "--ip", &cidr];
-    arguments.extend(options);
-    arguments.push("--");
+    let mut arguments = vec!["run", "--name", name, "--rootfs", &root, "--ip", &cidr, "--"];
     arguments.extend(server);
     lab.ok(host, &arguments);
     eventually("redis answers", STARTS, || {

@@ -98,8 +98,8 @@ fn default_series(catalog: &kernels::Catalog) -> Vec<String> {
     let long_term = ["6.1", "6.12"];
     let others: Vec<&String> =
         offered.iter().filter(|s| s.starts_with("6.") && !long_term.contains(&s.as_str())).collect();
-    let newest = catalog.newest().into_iter().filter(|(s, p)| s.starts_with("7.") && !p.version.contains("~rc"));
-    let newest = newest.last().map(|(series, _)| series);
+    let mut newest = catalog.newest().into_iter().filter(|(s, p)| s.starts_with("7.") && !p.version.contains("~rc"));
+    let newest = newest.next_back().map(|(series, _)| series);
     let mut all: Vec<String> = offered.iter().filter(|s| long_term.contains(&s.as_str())).cloned().collect();
     all.extend(others[others.len().saturating_sub(2)..].iter().map(|s| (*s).clone()));
     all.extend(newest);
@@ -174,8 +174,10 @@ impl Pair<'_> {
         let of = |place: Place<'_>| self.series[usize::from(place.host == HOSTS[1])];
         let (from_series, to_series, born_series) = (of(from), of(to), self.series[born]);
         let mut preflight = Preflight::Unasked;
+        let mut registered = None;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let load = (kind.load)(from);
+            registered = kind.rseq.map(|ask| ask(from));
             preflight = ask(from, to.host);
             let moved = migrate(from, to);
             load(if moved.is_some() { to } else { from });
@@ -192,8 +194,8 @@ impl Pair<'_> {
         let agree = match (&preflight, &outcome) {
             (Preflight::Go, Outcome::Moved { .. }) => true,
             (Preflight::No(why), Outcome::Refused) => {
-                let rseq = self.results.kernels.get(born_series).and_then(|kernel| kernel.rseq_bytes);
-                why.iter().all(|why| is_true(why, rseq, to_series))
+                let offered = self.results.kernels.get(born_series).and_then(|kernel| kernel.rseq_bytes);
+                why.iter().all(|why| is_true(why, offered, registered, to_series))
             }
             _ => false,
         };
@@ -205,7 +207,7 @@ impl Pair<'_> {
         let moved = matches!(outcome, Outcome::Moved { .. });
         let [pod, born, from, to] = [kind.name, born_series, from_series, to_series].map(str::to_owned);
         let releases = [&from, &to].map(|series| self.release(series));
-        self.results.add(Move { pod, born, from, to, releases, preflight, outcome, agree, at: now() });
+        self.results.add(Move { pod, born, from, to, releases, preflight, registered, outcome, agree, at: now() });
         moved
     }
 
@@ -216,7 +218,19 @@ impl Pair<'_> {
         let [pod, born, from, to] = [pod, born, from, to].map(str::to_owned);
         let outcome = Outcome::Failed { why: why.to_owned(), logs: logs.to_owned() };
         let preflight = Preflight::Unasked;
-        self.results.add(Move { pod, born, from, to, releases, preflight, outcome, agree: false, at: now() });
+        let registered = None;
+        self.results.add(Move {
+            pod,
+            born,
+            from,
+            to,
+            releases,
+            preflight,
+            registered,
+            outcome,
+            agree: false,
+            at: now(),
+        });
     }
 
     fn release(&self, series: &str) -> String {
@@ -273,12 +287,13 @@ fn migrate(from: Place<'_>, to: Place<'_>) -> Option<f64> {
     Some(report["blackout_ms"].as_f64().expect("a move has a blackout"))
 }
 
-/// Whether a refusal's reason is so, by what the kernels themselves say. Anything else than the known reason is not
-/// expected between these machines, which differ in their kernels alone.
-fn is_true(why: &str, born_rseq_bytes: Option<u64>, to: &str) -> bool {
+/// Whether a refusal's reason is so, by what the kernel of its birth offered and, if it can tell, the pod has registered.
+/// Anything else than the known reason is not expected between these machines, which differ in their kernels alone.
+fn is_true(why: &str, offered: Option<u64>, registered: Option<u64>, to: &str) -> bool {
     why.starts_with("kernel-direction: ")
         && why.contains("larger restartable sequences")
-        && born_rseq_bytes.is_some_and(|bytes| bytes > RSEQ_EVERYWHERE)
+        && offered.is_some_and(|bytes| bytes > RSEQ_EVERYWHERE)
+        && registered != Some(0)
         && version::compare(to, RSEQ_ANY_SIZE).is_lt()
 }
 

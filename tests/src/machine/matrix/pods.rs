@@ -17,8 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const SERVER: &str = include_str!("../../../machine/server.py");
 /// Size of the file that is downloaded, and bytes a second: it lasts for longer than a move.
 const DOWNLOAD: (u64, u64) = (24 << 20, 300 << 10);
-/// The cure that preflight names for programs that are born under a newer kernel.
-const WITHOUT_RSEQ: [&str; 2] = ["-e", "GLIBC_TUNABLES=glibc.pthread.rseq=0"];
+/// podd tells the C library not to register restartable sequences; this pod overrules it.
+const WITH_RSEQ: [&str; 2] = ["-e", "GLIBC_TUNABLES=glibc.pthread.rseq=1"];
 
 /// A pod's place: host, name, address.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,8 @@ pub struct Kind {
     pub start: fn(Place<'_>),
     /// Puts it under load.
     pub load: fn(Place<'_>) -> Load,
+    /// Bytes of restartable sequences that its C library has really registered, of a pod that can tell.
+    pub rseq: Option<fn(Place<'_>) -> u64>,
 }
 
 impl Debug for Kind {
@@ -61,43 +63,49 @@ pub const KINDS: [Kind; 6] = [
     Kind {
         name: "redis",
         about: "a client counts over one connection; no acknowledged increment may be lost",
-        start: |place| redis(place, &[]),
+        start: redis,
         load: count,
+        rseq: None,
     },
     Kind {
         name: "nginx",
         about: "a slow download with a SHA-256, and two kept connections that ask again and again",
         start: nginx,
         load: browse,
+        rseq: None,
     },
     Kind {
         name: "python",
         about: "a threaded web server with sleeping threads, interval timers and queues; two kept connections",
-        start: python,
+        start: |place| python(place, &[]),
         load: ask_python,
+        rseq: Some(rseq),
     },
     Kind {
         name: "postgres",
         about: "pgbench with two clients; each acknowledged transaction must be in the history, once",
         start: database,
         load: transact,
+        rseq: None,
     },
     Kind {
         name: "everyday",
         about: "shells, pipes, terminals, locks, timers, sockets of three users, checking themselves",
         start: everyday_programs,
         load: rounds,
+        rseq: None,
     },
     Kind {
-        name: "redis-norseq",
-        about: "as redis, started with GLIBC_TUNABLES=glibc.pthread.rseq=0, the cure that preflight names",
-        start: |place| redis(place, &WITHOUT_RSEQ),
-        load: count,
+        name: "python-rseq",
+        about: "as python, with GLIBC_TUNABLES=glibc.pthread.rseq=1, against podd's default",
+        start: |place| python(place, &WITH_RSEQ),
+        load: ask_python,
+        rseq: Some(rseq),
     },
 ];
 
-fn redis(place: Place<'_>, options: &[&str]) {
-    workload::redis_with(place.lab, place.host, place.name, place.address, options);
+fn redis(place: Place<'_>) {
+    workload::redis(place.lab, place.host, place.name, place.address);
     inside(place, &["redis-cli", "debug", "populate", "5000", "key", "1000"]);
 }
 
@@ -149,10 +157,12 @@ fn answered(place: Place<'_>) -> u64 {
     words.split_whitespace().next().and_then(|n| n.parse().ok()).expect("wc counts")
 }
 
-fn python(place: Place<'_>) {
+fn python(place: Place<'_>, options: &[&str]) {
     let (root, cidr) = (place.lab.rootfs("shell"), format!("{}/16", place.address));
-    let run = ["run", "--name", place.name, "--rootfs", &root, "--ip", &cidr, "--", "python3", "-c", SERVER];
-    Hosts::ok(place.lab, place.host, &run);
+    let mut run = vec!["run", "--name", place.name, "--rootfs", &root, "--ip", &cidr];
+    run.extend(options);
+    run.extend(["--", "python3", "-c", SERVER]);
+    place.lab.ok(place.host, &run);
     eventually("the Python server answers", PATIENCE, || {
         let wget = ["exec", place.name, "--", "wget", "-qO-", "http://127.0.0.1/small"];
         place.lab.podctl(place.host, &wget).out.contains("still here")
@@ -176,8 +186,12 @@ fn ask_python(place: Place<'_>) -> Load {
     })
 }
 
+fn rseq(place: Place<'_>) -> u64 {
+    counts(place)["rseq"].as_u64().expect("the server tells")
+}
+
 fn counts(place: Place<'_>) -> Value {
-    let text = inside(place, &["wget", "-T", "60", "-qO-", "http://127.0.0.1/counts"]);
+    let text = inside(place, &["wget", "-qO-", "http://127.0.0.1/counts"]);
     serde_json::from_str(&text).expect("the server says JSON")
 }
 

@@ -46,6 +46,9 @@ pub struct Move {
     pub releases: [String; 2],
     /// What preflight said.
     pub preflight: Preflight,
+    /// Bytes of restartable sequences that the pod has registered, if it can tell.
+    #[serde(default)]
+    pub registered: Option<u64>,
     /// What became of it.
     pub outcome: Outcome,
     /// Preflight was right: it moved although nothing was in the way, or it was refused for a reason that is true.
@@ -228,8 +231,13 @@ machines share two processors: they compare nothing but themselves.
             };
             let _ = writeln!(
                 text,
-                "- {} from {} to {}, born on {}: preflight {preflight}, and {outcome} ({})",
-                m.pod, m.from, m.to, m.born, m.at
+                "- {} from {} to {}, born on {}: preflight {preflight}, and {outcome}{} ({})",
+                m.pod,
+                m.from,
+                m.to,
+                m.born,
+                if m.registered == Some(0) { "; it has no restartable sequences registered" } else { "" },
+                m.at
             );
         }
         if wrong.is_empty() {
@@ -292,7 +300,18 @@ mod tests {
 
     fn one(from: &str, to: &str, born: &str, preflight: Preflight, outcome: Outcome, agree: bool) -> Move {
         let [pod, from, to, born, at] = ["redis", from, to, born, "2026-01-02 03:04"].map(str::to_owned);
-        Move { pod, born, releases: [from.clone(), to.clone()], from, to, preflight, outcome, agree, at }
+        Move {
+            pod,
+            born,
+            releases: [from.clone(), to.clone()],
+            from,
+            to,
+            preflight,
+            registered: None,
+            outcome,
+            agree,
+            at,
+        }
     }
 
     #[test]
