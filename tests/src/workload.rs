@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::lab::{binary, eventually, root, rootfs};
+use crate::lab::{eventually, root, rootfs};
 use crate::{Lab, Run, machine};
 
 /// How long an application may take until it answers, in an emulated machine, too.
@@ -144,7 +144,7 @@ impl Counter {
     /// Starts counting on the LAN's client for this many seconds.
     #[must_use]
     pub fn start(lab: &Lab, address: &str, seconds: u32) -> Self {
-        let program = binary("counter").display().to_string();
+        let program = helper("counter").display().to_string();
         let address = format!("{address}:6379");
         let seconds = seconds.to_string();
         let mut command = lab.client(&[&program, "--addr", &address, "--key", "n", "--seconds", &seconds, "--json"]);
