@@ -68,7 +68,6 @@ pub fn run(options: &Options) -> Result<bool, Failure> {
         }
     }
     let mut results = Results::load(&options.out)?;
-    results.lab = about();
     for (i, b) in series.iter().enumerate() {
         for a in &series[..i] {
             let (a, b) = if version::compare(a, b).is_le() { (a, b) } else { (b, a) };
@@ -138,6 +137,7 @@ impl Pair<'_> {
                 .copy_in(host, &[root().join("tests/everyday")], "/srv/checkout/tests")
                 .unwrap_or_else(|failure| panic!("{failure}"));
         }
+        self.results.lab = about(&lab);
         let mut number = 0;
         for kind in kinds {
             for born in 0..2 {
@@ -308,16 +308,17 @@ fn rseq(lab: &Lab, host: &str) -> Option<u64> {
 }
 
 /// What the matrix runs on.
-fn about() -> String {
+fn about(lab: &Lab) -> String {
     let first = |program: &str, arguments: &[&str]| {
         let out = tools::run(Command::new(program).args(arguments)).unwrap_or_default();
         out.lines().next().unwrap_or_default().trim().to_owned()
     };
     let qemu = first("qemu-system-x86_64", &["--version"]);
     let qemu = qemu.split(" (").next().unwrap_or_default().replace("emulator ", "");
-    let podd = first(&crate::lab::binary("podctl").to_string_lossy(), &["version"]);
+    let podd = lab.exec(HOSTS[0], &["podctl", "version"]).out;
+    let podd = podd.lines().next().unwrap_or_default();
     let commit = first("git", &["-C", &root().to_string_lossy(), "rev-parse", "--short", "HEAD"]);
-    format!("{podd}, tests of commit {commit}; Debian cloud kernels on {qemu}, TCG, CPU model max, x86-64")
+    format!("{podd}, last run by tests of commit {commit}; Debian cloud kernels on {qemu}, TCG, CPU model max, x86-64")
 }
 
 fn now() -> String {
