@@ -1,7 +1,7 @@
 //! The kernel matrix: pods under load between every two of several series of kernels, in both directions, born on either
 //! side. For each move: what preflight said, what became of it, and whether the two agree.
 //!
-//! Results are written after each pod, and found again by the next run. A pod that fails leaves its machines' logs and
+//! Results are written after each move, and found again by the next run. A pod that fails leaves its machines' logs and
 //! does not keep others from their turn.
 
 pub mod pods;
@@ -85,7 +85,6 @@ pub fn run(options: &Options) -> Result<bool, Failure> {
                     pair.fail(kind.name, [a, b], a, &why, "");
                 }
             }
-            results.save(&options.out, &every)?;
         }
     }
     Ok(results.moves.iter().all(|m| m.agree))
@@ -144,9 +143,14 @@ impl Pair<'_> {
                 number += 1;
                 self.pod(&lab, *kind, born, &format!("10.78.1.{number}"));
             }
-            if let Err(failure) = self.results.save(&self.options.out, self.every) {
-                panic!("{failure}");
-            }
+        }
+    }
+
+    /// Adds a result, and writes it down at once.
+    fn add(&mut self, result: Move) {
+        self.results.add(result);
+        if let Err(failure) = self.results.save(&self.options.out, self.every) {
+            panic!("{failure}");
         }
     }
 
@@ -207,7 +211,7 @@ impl Pair<'_> {
         let moved = matches!(outcome, Outcome::Moved { .. });
         let [pod, born, from, to] = [kind.name, born_series, from_series, to_series].map(str::to_owned);
         let releases = [&from, &to].map(|series| self.release(series));
-        self.results.add(Move { pod, born, from, to, releases, preflight, registered, outcome, agree, at: now() });
+        self.add(Move { pod, born, from, to, releases, preflight, registered, outcome, agree, at: now() });
         moved
     }
 
@@ -219,18 +223,7 @@ impl Pair<'_> {
         let outcome = Outcome::Failed { why: why.to_owned(), logs: logs.to_owned() };
         let preflight = Preflight::Unasked;
         let registered = None;
-        self.results.add(Move {
-            pod,
-            born,
-            from,
-            to,
-            releases,
-            preflight,
-            registered,
-            outcome,
-            agree: false,
-            at: now(),
-        });
+        self.add(Move { pod, born, from, to, releases, preflight, registered, outcome, agree: false, at: now() });
     }
 
     fn release(&self, series: &str) -> String {
