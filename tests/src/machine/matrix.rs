@@ -58,6 +58,10 @@ pub fn run(options: &Options) -> Result<bool, Failure> {
         let known: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
         return Err(Failure::Refused(format!("there is no pod {name:?}; the matrix has {}", known.join(", "))));
     }
+    if options.out.extension().is_none_or(|end| end != "json") {
+        let out = options.out.display();
+        return Err(Failure::Refused(format!("--out {out} does not end in .json; the file for people ends in .md")));
+    }
     let cache = Cache::open()?;
     let every = default_series(&kernels::catalog(&cache)?);
     let mut series = Vec::new();
