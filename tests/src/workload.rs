@@ -5,19 +5,77 @@ pub mod postgres;
 pub mod web;
 
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::Lab;
-use crate::lab::{binary, eventually, rootfs};
+use crate::lab::{eventually, root, rootfs};
+use crate::{Lab, Run, machine};
 
-/// A program of this crate (`src/bin`), as cargo has built it for the running test.
+/// How long an application may take until it answers, in an emulated machine, too.
+const STARTS: Duration = Duration::from_secs(90);
+
+/// Where workloads live: hosts that share this machine's kernel, or machines with kernels of their own.
+pub trait Hosts {
+    /// `podctl` on a host.
+    fn podctl(&self, host: &str, arguments: &[&str]) -> Run;
+    /// A command of this machine on the LAN's client, not yet started.
+    fn on_client(&self, arguments: &[&str]) -> Command;
+    /// Where hosts have a root file system for pods.
+    fn rootfs(&self, name: &str) -> String;
+    /// Where hosts have a folder of the checkout.
+    fn folder(&self, path: &str) -> String;
+
+    /// `podctl` that must succeed; its output.
+    #[track_caller]
+    fn ok(&self, host: &str, arguments: &[&str]) -> String {
+        self.podctl(host, arguments).must().out
+    }
+}
+
+impl Hosts for Lab {
+    fn podctl(&self, host: &str, arguments: &[&str]) -> Run {
+        Lab::podctl(self, host, arguments)
+    }
+
+    fn on_client(&self, arguments: &[&str]) -> Command {
+        self.client(arguments)
+    }
+
+    fn rootfs(&self, name: &str) -> String {
+        rootfs(name)
+    }
+
+    fn folder(&self, path: &str) -> String {
+        root().join(path).display().to_string()
+    }
+}
+
+impl Hosts for machine::Lab {
+    fn podctl(&self, host: &str, arguments: &[&str]) -> Run {
+        machine::Lab::podctl(self, host, arguments)
+    }
+
+    fn on_client(&self, arguments: &[&str]) -> Command {
+        let mut command = self.client(arguments[0]);
+        command.args(&arguments[1..]);
+        command
+    }
+
+    fn rootfs(&self, name: &str) -> String {
+        format!("/srv/rootfs/{name}")
+    }
+
+    fn folder(&self, path: &str) -> String {
+        format!("/srv/checkout/{path}")
+    }
+}
+
+/// A program of this crate (`src/bin`), as cargo has built it.
 #[must_use]
 pub fn helper(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a running program has a path");
-    test.ancestors().nth(2).expect("a test is in target/PROFILE/deps").join(name)
+    machine::program(name)
 }
 
 /// A client on the LAN that works until its standard input ends, and then says what it saw.
@@ -27,11 +85,11 @@ pub struct Client(Child);
 impl Client {
     /// Starts a [`helper`] on the LAN's client.
     #[must_use]
-    pub fn start(lab: &Lab, program: &str, arguments: &[&str]) -> Self {
+    pub fn start(lab: &impl Hosts, program: &str, arguments: &[&str]) -> Self {
         let program = helper(program).display().to_string();
         let mut all = vec![program.as_str()];
         all.extend(arguments);
-        let mut command = lab.client(&all);
+        let mut command = lab.on_client(&all);
         Self(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the client starts"))
     }
 
@@ -50,15 +108,15 @@ impl Client {
 }
 
 /// Starts redis in a pod named `name` on `host`, without persistence, and waits until it answers.
-pub fn redis(lab: &Lab, host: &str, name: &str, address: &str) {
-    let root = rootfs("redis");
+pub fn redis(lab: &impl Hosts, host: &str, name: &str, address: &str) {
+    let root = lab.rootfs("redis");
     let cidr = format!("{address}/16");
     let server =
         ["redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--enable-debug-command", "yes"];
     let mut arguments = vec!["run", "--name", name, "--rootfs", &root, "--ip", &cidr, "--"];
     arguments.extend(server);
     lab.ok(host, &arguments);
-    eventually("redis answers", Duration::from_secs(10), || {
+    eventually("redis answers", STARTS, || {
         lab.podctl(host, &["exec", name, "--", "redis-cli", "ping"]).out.contains("PONG")
     });
 }
@@ -86,7 +144,7 @@ impl Counter {
     /// Starts counting on the LAN's client for this many seconds.
     #[must_use]
     pub fn start(lab: &Lab, address: &str, seconds: u32) -> Self {
-        let program = binary("counter").display().to_string();
+        let program = helper("counter").display().to_string();
         let address = format!("{address}:6379");
         let seconds = seconds.to_string();
         let mut command = lab.client(&[&program, "--addr", &address, "--key", "n", "--seconds", &seconds, "--json"]);

@@ -6,10 +6,14 @@ use tests::lab::eventually;
 use tests::machine::Lab;
 use tests::machine::harness::Counter;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const OLD: &str = "6.1";
 const NEW: &str = "7.x";
+/// A podd that stands at a recorded step for this long stands there until its machine loses its power, ms.
+const FOR_EVER: u32 = 600_000;
+/// A move whose machine lost its power is settled after this long at most. Emulated.
+const SETTLED: Duration = Duration::from_secs(150);
 
 /// A redis pod with a data set; the digest of what it holds, beside the counter's key.
 fn redis(lab: &Lab, host: &str, name: &str, address: &str) -> String {
@@ -161,4 +165,137 @@ fn commands_have_input_output_errors_and_a_code() {
     let (input, mut out) = (std::io::Cursor::new(content.clone()), Vec::new());
     let code = lab.room().exec_with("a", &["cat"], input, &mut out, std::io::sink());
     assert!(code.is_ok_and(|code| code == 0) && out == content, "{} bytes came back", out.len());
+}
+
+/// A move from `old` to `new` under a counting client, in which a machine loses its power.
+struct CutMove {
+    lab: Lab,
+    data: String,
+    counter: Counter,
+}
+
+impl CutMove {
+    /// Brings the move to the moment at which `podd` of `role` has recorded `step`, cuts the power of `dies`, and starts it
+    /// again. A podd that is not to die goes on after `pause` ms.
+    fn at(role: &str, step: &str, pause: u32, dies: &str) -> Self {
+        let lab = Lab::with(&[("old", OLD), ("new", NEW)]);
+        let data = redis(&lab, "old", "pod", "10.78.1.5");
+        let counter = Counter::start(&lab, "10.78.1.5");
+        eventually("the client counts", Duration::from_secs(30), || counted(&lab, "old") > 50);
+        let host = if role == "source" { "old" } else { "new" };
+        let fault = "echo \"$1\" >/run/podd/fault";
+        lab.exec(host, &["sh", "-c", fault, "sh", &format!("{role} {step} pause {pause}")]).must();
+        // In the background: the machine that it runs in may die.
+        let mover = "(podctl migrate pod --to new >/run/said 2>&1; echo $? >/run/code) &";
+        lab.exec("old", &["sh", "-c", mover]).must();
+        eventually(&format!("{role} is at {step}"), Duration::from_secs(120), || {
+            lab.exec(host, &["cat", "/run/podd/fault"]).out.trim().is_empty()
+        });
+        lab.powercut(dies);
+        lab.start(dies);
+        let cut = Self { lab, data, counter };
+        if dies == "new" {
+            eventually("podctl comes to an end", SETTLED, || {
+                !cut.lab.exec("old", &["cat", "/run/code"]).out.is_empty()
+            });
+            let said = cut.lab.exec("old", &["cat", "/run/said", "/run/code"]).out;
+            eprintln!("podctl migrate said: {said}");
+        }
+        cut
+    }
+
+    /// Waits until `podctl ls` and `podctl migrations` of both machines say this and nothing else, and that it stays so.
+    /// States are the pod's, steps the last ones of the move.
+    #[track_caller]
+    fn settles(&self, old: (Option<&str>, &str), new: (Option<&str>, &str)) {
+        let begun = Instant::now();
+        let expected = [old, new].map(|(state, step)| (state.map(str::to_owned), Some(step.to_owned())));
+        let mut seen = self.seen();
+        while seen != expected {
+            assert!(begun.elapsed() < SETTLED, "after {SETTLED:?} old and new say {seen:?}, not {expected:?}");
+            self.nowhere_twice(&seen);
+            std::thread::sleep(Duration::from_millis(500));
+            seen = self.seen();
+        }
+        eprintln!("settled {:.1} s after both answered: {seen:?}", begun.elapsed().as_secs_f64());
+        std::thread::sleep(Duration::from_secs(8));
+        assert_eq!(self.seen(), expected, "and so it stays");
+    }
+
+    fn seen(&self) -> [(Option<String>, Option<String>); 2] {
+        ["old", "new"].map(|host| {
+            let moves = self.lab.json(host, &["migrations"]);
+            let step = moves.as_array().and_then(|all| all.iter().find(|m| m["pod"] == "pod"));
+            (self.lab.state(host, "pod"), step.and_then(|m| m["step"].as_str()).map(str::to_owned))
+        })
+    }
+
+    fn nowhere_twice(&self, seen: &[(Option<String>, Option<String>); 2]) {
+        assert!(!seen.iter().all(|(state, _)| state.as_deref() == Some("running")), "it runs twice: {seen:?}");
+    }
+
+    /// The pod's memory lives on `host`: its data, each acknowledged increment, and the client's connection.
+    #[track_caller]
+    fn nothing_is_lost(self, host: &str) {
+        let before = counted(&self.lab, host);
+        eventually("the client goes on", Duration::from_secs(60), || counted(&self.lab, host) > before + 20);
+        let counter = self.counter.finish();
+        assert_eq!((counter.error.as_deref(), counter.gaps), (None, 0), "{counter:?}");
+        assert_eq!(counted(&self.lab, host), counter.last, "every acknowledged increment is there");
+        assert_eq!(digest(&self.lab, host, "pod"), self.data);
+        eprintln!("{} increments, longest silence {:.0} ms", counter.increments, counter.longest_silence_ms);
+    }
+
+    /// The pod's memory is gone, `host` says so, and can start it anew.
+    #[track_caller]
+    fn it_can_be_started_anew(self, host: &str) {
+        self.lab.ok(host, &["start", "pod"]);
+        eventually("redis answers", Duration::from_secs(60), || {
+            cli(&self.lab, host, "pod", &["ping"]).contains("PONG")
+        });
+        assert_eq!(cli(&self.lab, host, "pod", &["dbsize"]), "0", "it kept nothing on its disk");
+        let counter = self.counter.finish();
+        assert!(counter.error.is_some(), "a new redis knows nothing of the old one's connections: {counter:?}");
+    }
+}
+
+/// What the counting client has come to, as the server knows it.
+fn counted(lab: &Lab, host: &str) -> u64 {
+    cli(lab, host, "pod", &["get", "n"]).parse().unwrap_or(0)
+}
+
+#[test]
+fn power_cut_of_the_source_before_the_handover_loses_the_memory_and_says_so() {
+    let cut = CutMove::at("source", "freezing", FOR_EVER, "old");
+    cut.settles((Some("lost"), "aborted"), (None, "discarded"));
+    cut.it_can_be_started_anew("old");
+}
+
+#[test]
+fn power_cut_of_the_source_after_the_handover_loses_nothing() {
+    let cut = CutMove::at("source", "given", FOR_EVER, "old");
+    cut.settles((None, "done"), (Some("running"), "running"));
+    cut.nothing_is_lost("new");
+}
+
+#[test]
+fn power_cut_of_the_target_while_it_holds_the_pod_loses_nothing() {
+    let cut = CutMove::at("target", "held", FOR_EVER, "new");
+    cut.settles((Some("running"), "aborted"), (None, "discarded"));
+    cut.nothing_is_lost("old");
+}
+
+#[test]
+fn power_cut_of_the_target_between_handover_and_commit_loses_nothing() {
+    // The source is slow to say commit, and finds nobody to say it to.
+    let cut = CutMove::at("source", "given", 8000, "new");
+    cut.settles((Some("running"), "returned"), (None, "discarded"));
+    cut.nothing_is_lost("old");
+}
+
+#[test]
+fn power_cut_of_the_target_after_the_commit_loses_the_memory_and_nobody_goes_on_from_an_older_state() {
+    let cut = CutMove::at("target", "committed", FOR_EVER, "new");
+    cut.settles((None, "done"), (Some("lost"), "running"));
+    cut.it_can_be_started_anew("new");
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use tests::machine::room::Ready;
-use tests::machine::{Failure, Room, base, boot, kernels};
+use tests::machine::{Failure, Room, base, boot, kernels, matrix};
 
 /// Machines with stock Debian kernels of their own, emulated, on a private LAN without uplink.
 ///
@@ -77,6 +77,21 @@ enum Verb {
     },
     /// Fetch kernels (all series, if none is named) and make the disk images
     Prepare { kernels: Vec<String> },
+    /// Move pods under load between every two kernels; writes KERNELS.md and KERNELS.json
+    Matrix {
+        /// Such as 6.1,6.12,7.x; five of them, if none is named
+        #[arg(long, value_delimiter = ',')]
+        series: Vec<String>,
+        /// Such as redis,nginx; all, if none is named
+        #[arg(long, value_delimiter = ',')]
+        pods: Vec<String>,
+        /// The JSON file; the one for people lies beside it
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Leave out what is in the file already and is as preflight said
+        #[arg(long)]
+        resume: bool,
+    },
     #[command(hide = true)]
     Supervise { dir: PathBuf, name: String },
 }
@@ -93,6 +108,11 @@ fn main() -> ExitCode {
 }
 
 fn run(verb: Verb) -> Result<u8, Failure> {
+    if let Verb::Matrix { series, pods, out, resume } = verb {
+        let out = out.unwrap_or_else(matrix::default_out);
+        let options = matrix::Options { series, pods, out, resume, logs: matrix::default_logs() };
+        return Ok(u8::from(!matrix::run(&options)?));
+    }
     let dir = std::env::var_os("PODD_VM").map_or_else(|| "/var/tmp/podd-vm".into(), PathBuf::from);
     let room = Room::open(&dir)?;
     match verb {
@@ -118,6 +138,8 @@ fn run(verb: Verb) -> Result<u8, Failure> {
             let mut client = room.lan()?.command(&command[0]);
             return Err(Failure::io("run", Path::new("nsenter"))(client.args(&command[1..]).exec()));
         }
+        // It has labs of its own.
+        Verb::Matrix { .. } => {}
         Verb::Supervise { dir, name } => Room::open(&dir)?.supervise(&name),
         Verb::Down { name } => {
             room.down(name.as_deref())?;

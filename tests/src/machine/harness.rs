@@ -184,6 +184,8 @@ impl Counter {
     #[must_use]
     pub fn start(lab: &Lab, address: &str) -> Self {
         let end = lab.dir.join(format!("counter-{address}.end"));
+        // An earlier counter's.
+        let _ = std::fs::remove_file(&end);
         let mut command = lab.client(&program("counter").to_string_lossy());
         command.args(["--addr", &format!("{address}:6379"), "--key", "n", "--interval-us", "2000", "--json"]);
         command.arg("--until-file").arg(&end).stdin(Stdio::null()).stdout(Stdio::piped());

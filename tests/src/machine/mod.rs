@@ -9,6 +9,7 @@
 //! | `supervisor` `qemu` | the process beside a machine; one run of QEMU |
 //! | `lan` `group` | a network without a way out; processes by cgroup |
 //! | `exec` `agent` `frames` `files` | commands in a machine, files into it and out of it |
+//! | `matrix` | pods under load between every two of several kernels |
 //! | `cache` `tools` `failure` | files that can be made again; programs of the host; what goes wrong |
 //!
 //! Files that go into machines are in `tests/machine/`.
@@ -25,6 +26,7 @@ pub mod group;
 pub mod harness;
 pub mod kernels;
 pub mod lan;
+pub mod matrix;
 pub mod qemu;
 pub mod room;
 pub mod supervisor;

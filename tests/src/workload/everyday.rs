@@ -1,15 +1,14 @@
 //! The program in `everyday/`: what ordinary programs of several users do all day, checking itself all the time.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use crate::Lab;
-use crate::lab::{eventually, root, rootfs};
+use super::{Hosts, STARTS};
+use crate::lab::eventually;
 
 /// Starts it in a pod named `name` on `host`.
-pub fn everyday(lab: &Lab, host: &str, name: &str, address: &str) {
-    let (layer, cidr) = (rootfs("shell"), format!("{address}/16"));
-    let volume = format!("{}:/opt/everyday:ro", root().join("tests/everyday").display());
+pub fn everyday(lab: &impl Hosts, host: &str, name: &str, address: &str) {
+    let (layer, cidr) = (lab.rootfs("shell"), format!("{address}/16"));
+    let volume = format!("{}:/opt/everyday:ro", lab.folder("tests/everyday"));
     let mut arguments = vec!["run", "--name", name, "--rootfs", &layer, "--ip", &cidr, "--volume", &volume];
     arguments.extend(["--hostname", "everyday", "-e", "PYTHONDONTWRITEBYTECODE=1", "--", "python3", "/opt/everyday"]);
     lab.ok(host, &arguments);
@@ -18,7 +17,7 @@ pub fn everyday(lab: &Lab, host: &str, name: &str, address: &str) {
 /// Rounds that each user has finished, if no check has ever failed.
 #[track_caller]
 #[must_use]
-pub fn rounds(lab: &Lab, host: &str, name: &str) -> BTreeMap<String, u64> {
+pub fn rounds(lab: &impl Hosts, host: &str, name: &str) -> BTreeMap<String, u64> {
     let log = lab.podctl(host, &["logs", name]).checked();
     let failed: Vec<&str> = log.out.lines().filter(|l| l.starts_with("FAIL")).collect();
     assert!(failed.is_empty(), "on {host}: {failed:#?}");
@@ -37,9 +36,9 @@ pub fn rounds(lab: &Lab, host: &str, name: &str) -> BTreeMap<String, u64> {
 
 /// Waits until each user has finished so many more rounds.
 #[track_caller]
-pub fn more_rounds(lab: &Lab, host: &str, name: &str, more: u64) {
+pub fn more_rounds(lab: &impl Hosts, host: &str, name: &str, more: u64) {
     let before = rounds(lab, host, name);
-    eventually("all users go on", Duration::from_secs(60), || {
+    eventually("all users go on", STARTS, || {
         let now = rounds(lab, host, name);
         now.len() == 3 && now.iter().all(|(user, n)| *n >= before.get(user).unwrap_or(&0) + more)
     });

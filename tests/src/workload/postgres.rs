@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::process::{Child, Stdio};
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::Lab;
+use super::{Hosts, STARTS};
 use crate::lab::{eventually, rootfs, run};
 
 /// The pod's root prepares and waits; the server is another user's.
@@ -23,10 +22,10 @@ su -s /bin/sh postgres -c '
 "#;
 
 /// Starts PostgreSQL in a pod named `name` on `host`, and waits until it answers.
-pub fn postgres(lab: &Lab, host: &str, name: &str, address: &str) {
-    let (root, cidr) = (rootfs("postgres"), format!("{address}/16"));
+pub fn postgres(lab: &impl Hosts, host: &str, name: &str, address: &str) {
+    let (root, cidr) = (lab.rootfs("postgres"), format!("{address}/16"));
     lab.ok(host, &["run", "--name", name, "--rootfs", &root, "--ip", &cidr, "--", "sh", "-c", SERVER]);
-    eventually("PostgreSQL answers", Duration::from_secs(60), || {
+    eventually("PostgreSQL answers", STARTS, || {
         // Over TCP: initdb's own server, which ends again, has none.
         lab.podctl(
             host,
@@ -39,7 +38,7 @@ pub fn postgres(lab: &Lab, host: &str, name: &str, address: &str) {
 
 /// Runs SQL in the pod; the answer without decoration, columns separated by `|`.
 #[track_caller]
-pub fn sql(lab: &Lab, host: &str, name: &str, text: &str) -> String {
+pub fn sql(lab: &impl Hosts, host: &str, name: &str, text: &str) -> String {
     let script =
         r#"$(echo /usr/lib/postgresql/*/bin)/psql -h 127.0.0.1 -U postgres -X -qAt -v ON_ERROR_STOP=1 -c "$1""#;
     lab.ok(host, &["exec", name, "--", "sh", "-c", script, "sh", text]).trim().to_owned()
@@ -61,17 +60,17 @@ pub struct Benched {
 }
 
 /// Gives the LAN's client a folder of its own in the place of the rootfs's `/tmp`, with this file in it.
-pub fn prepare_client(lab: &Lab, file: &str, content: &str) {
+pub fn prepare_client(lab: &impl Hosts, file: &str, content: &str) {
     let script = "mount -t tmpfs tmpfs $1/tmp && printf '%s' \"$3\" >$1/tmp/$2";
-    run(lab.client(&["sh", "-c", script, "sh", &rootfs("postgres"), file, content])).must();
+    run(lab.on_client(&["sh", "-c", script, "sh", &rootfs("postgres"), file, content])).must();
 }
 
 /// pgbench's log of acknowledged transactions (`-l --log-prefix=/tmp/PREFIX`): the highest number of each client, whose
 /// numbers must have no gap.
 #[must_use]
-pub fn acknowledged(lab: &Lab, prefix: &str) -> BTreeMap<u64, u64> {
+pub fn acknowledged(lab: &impl Hosts, prefix: &str) -> BTreeMap<u64, u64> {
     let script = "cat $1/tmp/$2.*";
-    let log = run(lab.client(&["sh", "-c", script, "sh", &rootfs("postgres"), prefix])).must().out;
+    let log = run(lab.on_client(&["sh", "-c", script, "sh", &rootfs("postgres"), prefix])).must().out;
     let mut highest = BTreeMap::new();
     for line in log.lines() {
         let mut fields = line.split(' ').map(|f| f.parse::<u64>().expect("pgbench logs numbers"));
@@ -85,13 +84,13 @@ pub fn acknowledged(lab: &Lab, prefix: &str) -> BTreeMap<u64, u64> {
 impl Bench {
     /// Starts pgbench on the LAN's client against the server, until told to finish.
     #[must_use]
-    pub fn start(lab: &Lab, address: &str, options: &[&str]) -> Self {
+    pub fn start(lab: &impl Hosts, address: &str, options: &[&str]) -> Self {
         let root = rootfs("postgres");
         let script = r#"root=$1; shift; program=$(cd $root && echo usr/lib/postgresql/*/bin/pgbench); exec chroot $root /$program "$@""#;
         let mut all = vec!["sh", "-c", script, "sh", &root, "-h", address, "-U", "postgres", "-n", "-T", "600"];
         all.extend(options);
         all.push("postgres");
-        let mut command = lab.client(&all);
+        let mut command = lab.on_client(&all);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Self(command.spawn().expect("pgbench starts"))
     }

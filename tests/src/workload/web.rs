@@ -1,10 +1,7 @@
 //! nginx in a pod, and what its clients saw (`src/bin/web.rs`).
 
-use std::time::Duration;
-
-use super::Client;
-use crate::Lab;
-use crate::lab::{eventually, rootfs};
+use super::{Client, Hosts, STARTS};
+use crate::lab::eventually;
 
 /// What the small page says.
 const SMALL: &str = "still here";
@@ -52,34 +49,34 @@ pub struct Asked {
 }
 
 /// Starts nginx in a pod named `name` on `host`, and waits until it answers.
-pub fn nginx(lab: &Lab, host: &str, name: &str, address: &str) {
+pub fn nginx(lab: &impl Hosts, host: &str, name: &str, address: &str) {
     let script = "mkdir -p /srv/www /var/log/nginx /var/lib/nginx && echo \"$2\" >/srv/www/small &&
         echo \"$1\" >/etc/nginx/nginx.conf && exec nginx -g 'daemon off;'";
-    let (root, cidr) = (rootfs("nginx"), format!("{address}/16"));
+    let (root, cidr) = (lab.rootfs("nginx"), format!("{address}/16"));
     let mut arguments = vec!["run", "--name", name, "--rootfs", &root, "--ip", &cidr, "--"];
     arguments.extend(["sh", "-c", script, "sh", CONFIGURATION, SMALL]);
     lab.ok(host, &arguments);
-    eventually("nginx answers", Duration::from_secs(10), || {
+    eventually("nginx answers", STARTS, || {
         lab.podctl(host, &["exec", name, "--", "wget", "-qO-", "http://127.0.0.1/small"]).out.contains(SMALL)
     });
 }
 
 /// Downloads at `rate` bytes a second until told to finish, then as fast as possible.
 #[must_use]
-pub fn download(lab: &Lab, address: &str, path: &str, rate: u64) -> Client {
+pub fn download(lab: &impl Hosts, address: &str, path: &str, rate: u64) -> Client {
     let (address, rate) = (format!("{address}:80"), rate.to_string());
     Client::start(lab, "web", &["get", &address, path, &rate])
 }
 
 /// Asks for the small page over connections that must last, until told to finish.
 #[must_use]
-pub fn ask(lab: &Lab, address: &str, connections: u32) -> Client {
+pub fn ask(lab: &impl Hosts, address: &str, connections: u32) -> Client {
     let (address, connections) = (format!("{address}:80"), connections.to_string());
     Client::start(lab, "web", &["ask", &address, "/small", &format!("{SMALL}\n"), &connections])
 }
 
 /// Asks for the small page over one new connection after the other, until told to finish.
 #[must_use]
-pub fn knock(lab: &Lab, address: &str) -> Client {
+pub fn knock(lab: &impl Hosts, address: &str) -> Client {
     Client::start(lab, "web", &["knock", &format!("{address}:80"), "/small", &format!("{SMALL}\n")])
 }
