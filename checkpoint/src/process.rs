@@ -85,7 +85,7 @@ pub struct ProcessFacts {
     /// Seccomp mode: 0 none, 1 strict, 2 filter.
     pub seccomp: u32,
     /// Bytes of the restartable-sequence area that its kernel of birth offered (auxiliary vector); none: none offered (before
-    /// 6.3), or the C library was told not to use it.
+    /// 6.3), the C library was told not to use it, or a system call filter hides it.
     pub rseq_bytes: Option<u64>,
 }
 
@@ -212,6 +212,9 @@ fn failed(what: &'static str) -> impl Fn(procfs::ProcError) -> Failure {
     move |source| Failure { what, source }
 }
 
+/// SECCOMP_MODE_FILTER, in /proc/PID/status (proc_pid_status(5)).
+const SECCOMP_FILTER: u32 = 2;
+
 /// The process and its parent.
 fn read_one(pid: i32, home: &namespace::Links, scan: &mut Scan) -> Result<(ProcessFacts, i32), Failure> {
     let process = Process::new(pid).map_err(failed("directory"))?;
@@ -233,7 +236,8 @@ fn read_one(pid: i32, home: &namespace::Links, scan: &mut Scan) -> Result<(Proce
         facts.nested = namespace::Links::read(&process).map_err(failed("namespaces"))?.differing(home);
         facts.memory = memory::read(&process, scan).map_err(failed("memory map"))?;
         facts.descriptors = scan.descriptors(&process, &facts.to_string()).map_err(failed("open files"))?;
-        facts.rseq_bytes = rseq_bytes(&process);
+        // To a process with podd's filter, the kernel has none (podd's `sys/seccomp`): whatever was offered, it has no area.
+        facts.rseq_bytes = rseq_bytes(&process).filter(|_| facts.seccomp != SECCOMP_FILTER);
     }
     Ok((facts, status.ppid))
 }
