@@ -6,9 +6,10 @@
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open, test_kill_process_group};
+
+use super::watch::descriptors;
 
 /// The terminals (pty(7)) whose masters these processes hold.
 #[derive(Debug, Default)]
@@ -34,18 +35,13 @@ fn masters(pid: i32) -> Vec<(String, OwnedFd)> {
     let Some(process) = Pid::from_raw(pid).and_then(|p| pidfd_open(p, PidfdFlags::empty()).ok()) else {
         return Vec::new();
     };
-    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let master = |entry: std::fs::DirEntry| {
-        let link = std::fs::read_link(entry.path()).ok()?;
-        if Path::new(&link).file_name() != Some(OsStr::new("ptmx")) {
-            return None;
-        }
-        let fd: u32 = entry.file_name().to_str()?.parse().ok()?;
-        let master = pidfd_getfd(&process, fd.cast_signed(), PidfdGetfdFlags::empty()).ok()?;
-        let number = super::descriptor::terminal_index(pid, fd)?;
+    let master = |fd: i32| {
+        let master = pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()).ok()?;
+        let number = super::descriptor::terminal_index(pid, fd.cast_unsigned())?;
         Some((format!("/dev/pts/{number}"), master))
     };
-    descriptors.filter_map(master).collect()
+    let masters = descriptors(pid).filter(|(_, link)| link.file_name() == Some(OsStr::new("ptmx")));
+    masters.filter_map(|(fd, _)| master(fd)).collect()
 }
 
 #[cfg(test)]

@@ -59,12 +59,18 @@ fn inodes_watched_by(pid: i32) -> Vec<(u64, u64)> {
 
 /// Descriptors of a process that the kernel names so, with what it says of them (/proc/PID/fdinfo).
 pub(super) fn anonymous(pid: i32, name: &'static str) -> impl Iterator<Item = (i32, String)> {
-    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    descriptors.filter_map(move |descriptor| {
-        let link = std::fs::read_link(descriptor.path()).ok()?;
-        let number = descriptor.file_name().to_str()?.parse().ok()?;
-        let info = || std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).ok();
-        (link.as_os_str() == name).then(info).flatten().map(|info| (number, info))
+    descriptors(pid).filter(move |(_, link)| link.as_os_str() == name).filter_map(move |(number, _)| {
+        let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).ok()?;
+        Some((number, info))
+    })
+}
+
+/// Descriptors of a process, and what they lead to; those that are closed meanwhile are left out.
+pub(super) fn descriptors(pid: i32) -> impl Iterator<Item = (i32, PathBuf)> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let link = std::fs::read_link(entry.path()).ok()?;
+        Some((entry.file_name().to_str()?.parse().ok()?, link))
     })
 }
 

@@ -1,6 +1,8 @@
 //! Whether a pod's program does its work: the probe of its spec, asked now and then.
 
+use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::Pin;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,15 +96,13 @@ fn tell(pod: &Pod, before: HealthState, next: &HealthView) {
 /// Why the pod is not well, in one sentence.
 pub async fn probe(daemon: &Daemon, record: &PodRecord, health: &Health) -> Result<()> {
     let limit = Duration::from_secs(health.timeout_s.into());
-    let asked = async {
-        match &health.probe {
-            Probe::Command(command) => run(daemon, record, command, limit).await,
-            Probe::Http { port, path } => get(connect(record, *port).await?, *port, path).await,
-            Probe::Tcp(port) => connect(record, *port).await.map(drop),
-        }
+    let asked: Pin<Box<dyn Future<Output = Result<()>> + Send>> = match &health.probe {
+        // It keeps to the limit itself, and sees to the end of what it has started.
+        Probe::Command(command) => return run(daemon, record, command, limit).await,
+        Probe::Http { port, path } => Box::pin(async { get(connect(record, *port).await?, *port, path).await }),
+        Probe::Tcp(port) => Box::pin(async { connect(record, *port).await.map(drop) }),
     };
-    // A command sees to its end itself.
-    tokio::time::timeout(limit + KILL_LIMIT, asked).await.unwrap_or_else(|_| Err(late(limit)))
+    tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(late(limit)))
 }
 
 fn late(limit: Duration) -> ApiError {
