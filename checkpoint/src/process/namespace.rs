@@ -9,9 +9,10 @@ use procfs::{ProcError, ProcResult};
 /// The links in /proc/PID/ns by name.
 pub(super) struct Links(BTreeMap<&'static str, PathBuf>);
 
-/// Older kernels lack some (time: before 5.6).
+/// Older kernels lack some (time: before 5.6). `mnt`, which every kernel has, is read last: an ending process leaves all
+/// but its PID and user namespaces at once, so whoever still has this one had the others too.
 const NAMES: [&str; 10] =
-    ["cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "time_for_children", "user", "uts"];
+    ["cgroup", "ipc", "net", "pid", "pid_for_children", "time", "time_for_children", "user", "uts", "mnt"];
 
 impl Links {
     pub(super) fn read(process: &Process) -> ProcResult<Links> {
@@ -23,7 +24,6 @@ impl Links {
                 Err(e) => return Err(ProcError::from(e)),
             }
         }
-        // Every kernel has this one; a process that is ending has left all but its PID and user namespaces.
         if links.contains_key("mnt") { Ok(Links(links)) } else { Err(ProcError::NotFound(None)) }
     }
 
