@@ -184,11 +184,12 @@ impl PodFacts {
     }
 }
 
-/// A process that has ended is none; any other failure is the caller's.
+/// A process that has ended is none; any other failure is the caller's. Links of one that ends between lookup and reading are
+/// "permission denied" (fs/proc/base.c, fs/proc/namespaces.c), as if it lived on.
 fn alive<T>(pid: i32, result: Result<T, Failure>) -> Result<Option<T>, ProcessError> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(Failure { source, .. }) if ended(&source) => Ok(None),
+        Err(Failure { source, .. }) if ended(&source) || !Path::new(&format!("/proc/{pid}")).exists() => Ok(None),
         Err(Failure { what, source }) => Err(ProcessError::Read { pid, what, source }),
     }
 }

@@ -13,6 +13,8 @@ const DISTURBED: u32 = 105;
 const MOST: u32 = 400;
 /// The kill comes within this time after the start of the move, in ms: a move takes 200 to 450 ms.
 const WITHIN: u64 = 350;
+/// A CRIU is killed within this time after it appeared, in ms: most live for 30 to 60 ms.
+const CRIU_WITHIN: u64 = 50;
 /// As in `faults.rs`.
 const LIMIT: Duration = Duration::from_secs(25);
 
@@ -65,11 +67,20 @@ fn random_moments() {
     let mut disturbed = 0;
     for round in 1..=MOST {
         let to = if from == "a" { "b" } else { "a" };
-        let moment = Duration::from_micros(random.below(WITHIN * 1000));
         let dies = ALL[usize::try_from(random.below(ALL.len() as u64)).unwrap_or_default()];
+        let host_of_criu = match dies {
+            Dies::SourceCriu => Some(from),
+            Dies::TargetCriu => Some(to),
+            _ => None,
+        };
+        let within = if host_of_criu.is_some() { CRIU_WITHIN } else { WITHIN };
+        let moment = Duration::from_micros(random.below(within * 1000));
         let begun = Instant::now();
         let mut mover = subject.begin_move(from, to);
-        std::thread::sleep(moment.saturating_sub(begun.elapsed()));
+        if let Some(host) = host_of_criu {
+            while subject.criu(host).is_none() && mover.try_wait().unwrap().is_none() {}
+        }
+        std::thread::sleep(moment);
         let under_way = mover.try_wait().unwrap().is_none();
         let hit = match dies {
             Dies::SourcePodd => {
@@ -80,8 +91,9 @@ fn random_moments() {
                 kill_podd(&lab, to);
                 true
             }
-            Dies::SourceCriu => subject.criu(from).is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok()),
-            Dies::TargetCriu => subject.criu(to).is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok()),
+            Dies::SourceCriu | Dies::TargetCriu => {
+                host_of_criu.and_then(|host| subject.criu(host)).is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok())
+            }
             Dies::TargetShim => subject.shim(to).is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok()),
             Dies::SourceShim => subject.shim(from).is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok()),
             Dies::Cable => {

@@ -292,6 +292,31 @@ fn processes_that_vanish_are_left_out() {
     zombie.wait().unwrap();
 }
 
+/// Whatever a process lets go of when, a look at it in its last moments is no error and finds nothing strange.
+#[test]
+fn processes_that_are_just_ending_are_not_strange() {
+    // Bounded, should the test die.
+    let restless = "n=50000; while [ $((n-=1)) -gt 0 ]; do /bin/true; done";
+    let held: Vec<Held> = (0..4).map(|_| Held::spawn(Command::new("sh").args(["-c", restless]))).collect();
+    let init = held[0].pid();
+    let mut seen = 0;
+    for _ in 0..1500 {
+        let mut pids = vec![init];
+        pids.extend(held.iter().flat_map(|held| children(held.pid())));
+        let pod = PodFacts::read(init, &pids).unwrap();
+        seen += pod.processes.len() - 1;
+        for process in &pod.processes {
+            assert!(process.nested.is_empty(), "{process}: {:?}", process.nested);
+        }
+    }
+    assert!(seen > 100, "only {seen} processes were seen");
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
 fn wait_for_state(pid: u32, state: char) {
     for _ in 0..500 {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
