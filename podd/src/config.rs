@@ -119,6 +119,12 @@ impl Config {
         self.state.join("images")
     }
 
+    /// Folder for CRIU's logs of what failed.
+    #[must_use]
+    pub fn criu_logs(&self) -> PathBuf {
+        self.state.join("criu")
+    }
+
     /// Folder in memory for images in flight.
     #[must_use]
     pub fn flight(&self) -> PathBuf {

@@ -41,6 +41,7 @@ enum Command {
 fn main() -> ExitCode {
     // Pods have folders that we make; a unit's or a shell's stricter mask must not close them to the pod's users.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    podd::sys::process::share_memory_arenas();
     // The shim and enter fork and must be single-threaded, so the runtime is made only for the daemon.
     let result = match Arguments::parse().command {
         Command::Serve { config } => podd::server::main(config.as_deref()).map_err(|e| e.to_string()),

@@ -151,6 +151,11 @@ pub enum Message {
         /// What its health probe said, or what broke.
         outcome: std::result::Result<Option<HealthView>, String>,
     },
+    /// It is ours, but its processes have died here; it may have run, so nobody may go on from an older state by himself.
+    Ended {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// A connection to the podd of another host.

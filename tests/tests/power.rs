@@ -1,6 +1,6 @@
 //! A host loses its power in mid-move: what was in its memory is gone, what it has recorded holds.
 
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use tests::lab::{eventually, run};
@@ -9,8 +9,8 @@ use tests::{Lab, workload};
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Moves a redis with a value in it from `a` to `b`; `dies` loses its power once `role` has recorded `step`, and boots
-/// again. Returns the lab when `settled` is true.
-fn power_cut(role: &str, step: &str, dies: &str, settled: impl Fn(&Lab) -> bool) -> Lab {
+/// again. Returns the lab when `settled` is true, and what podctl said.
+fn power_cut(role: &str, step: &str, dies: &str, settled: impl Fn(&Lab) -> bool) -> (Lab, Output) {
     let lab = Lab::up(2);
     workload::redis(&lab, "a", "redis", "10.77.1.5");
     assert!(lab.ok("a", &["exec", "redis", "--", "redis-cli", "set", "k", "kept"]).contains("OK"));
@@ -18,11 +18,11 @@ fn power_cut(role: &str, step: &str, dies: &str, settled: impl Fn(&Lab) -> bool)
     // A podd that loses its power must not get past the step before; another one must go on afterwards.
     let pause = if paused == dies { 60_000 } else { 3000 };
     lab.fault(paused, &format!("{role} {step} pause {pause}"));
-    let mut mover = lab
+    let mover = lab
         .podctl_command("a", &["migrate", "redis", "--to", "b"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .expect("podctl starts");
     eventually(&format!("{role} is at {step}"), LIMIT, || {
@@ -32,8 +32,8 @@ fn power_cut(role: &str, step: &str, dies: &str, settled: impl Fn(&Lab) -> bool)
     lab.script(&["crash", dies]).must();
     lab.script(&["up", "--hosts", "2"]).must();
     eventually("the move is settled", LIMIT, || settled(&lab));
-    let _ = mover.wait();
-    lab
+    let said = mover.wait_with_output().expect("podctl ends");
+    (lab, said)
 }
 
 fn value(lab: &Lab, host: &str) -> String {
@@ -58,15 +58,23 @@ fn target_before_the_commit_then_the_source_takes_the_pod_back() {
 
 #[test]
 fn target_after_the_commit_then_the_source_does_not_go_on_from_an_older_state() {
-    let lab = power_cut("target", "committed", "b", |lab| {
+    let (lab, said) = power_cut("target", "committed", "b", |lab| {
         lab.state("b", "redis").as_deref() == Some("lost") && lab.state("a", "redis").is_none()
     });
     assert_eq!(lab.podctl("b", &["start", "redis"]).code, 0, "it can be started anew where it belongs");
+    // Whoever asked for the move learns of it, and the state before is there for those who want it.
+    let words = String::from_utf8_lossy(&said.stderr);
+    assert_eq!(said.status.code(), Some(1), "{words}");
+    assert!(words.contains("redis went to b, but it has ended there"), "{words}");
+    let image = words.split_whitespace().find(|w| w.contains("/images/redis-before-")).expect("the image is named");
+    lab.ok("b", &["rm", "--force", "redis"]);
+    lab.ok("a", &["restore", image.trim_end_matches([':', ';', ','])]);
+    assert_eq!(value(&lab, "a"), "kept");
 }
 
 #[test]
 fn source_after_the_handover_then_the_target_runs_it() {
-    let lab = power_cut("source", "given", "a", |lab| {
+    let (lab, _) = power_cut("source", "given", "a", |lab| {
         lab.state("b", "redis").as_deref() == Some("running") && lab.state("a", "redis").is_none()
     });
     assert_eq!(value(&lab, "b"), "kept");
@@ -74,6 +82,6 @@ fn source_after_the_handover_then_the_target_runs_it() {
 
 #[test]
 fn source_before_the_handover_then_nothing_is_left_on_the_target() {
-    let lab = power_cut("target", "held", "a", |lab| lab.state("b", "redis").is_none());
+    let (lab, _) = power_cut("target", "held", "a", |lab| lab.state("b", "redis").is_none());
     assert_eq!(lab.state("a", "redis").as_deref(), Some("lost"));
 }

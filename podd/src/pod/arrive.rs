@@ -318,8 +318,8 @@ async fn commit_by_id(daemon: &Arc<Daemon>, from: &str, id: &str, frames: &[Vec<
     let Some(migration) = known(daemon.store.migration(id)?) else { return Ok(lost("it knows nothing of this move")) };
     let Ok(pod) = daemon.pod(&migration.pod_id) else {
         return Ok(match migration.step {
-            // It came, ran, and has left or been removed since.
-            Step::Running => Message::Thawed { announce_ms: 0.0 },
+            // It came, and has left or been removed since.
+            Step::Running => came(&migration),
             _ => lost(migration.error.as_deref().unwrap_or("it gave the move up")),
         });
     };
@@ -331,7 +331,15 @@ async fn commit_by_id(daemon: &Arc<Daemon>, from: &str, id: &str, frames: &[Vec<
     }
 }
 
-/// The source has given us the pod: records that it is ours, then thaws. Repeatable. The answer is *thawed* or *lost*.
+/// What became of a pod that is ours.
+fn came(migration: &Migration) -> Message {
+    match &migration.error {
+        None => Message::Thawed { announce_ms: 0.0 },
+        Some(reason) => Message::Ended { reason: reason.clone() },
+    }
+}
+
+/// The source has given us the pod: records that it is ours, then thaws. Repeatable. The answer is *thawed*, *ended* or *lost*.
 ///
 /// # Errors
 /// The store's: nothing may be said to the source then.
@@ -344,7 +352,7 @@ pub async fn commit(
     let begun = Instant::now();
     match migration.step {
         Step::Held | Step::Committed => {}
-        Step::Running => return Ok(Message::Thawed { announce_ms: 0.0 }),
+        Step::Running => return Ok(came(migration)),
         _ => {
             discard(daemon, claim, migration, Some("it had not been restored")).await?;
             return Ok(Message::Lost { reason: migration.error.clone().unwrap_or_default() });
@@ -362,7 +370,7 @@ pub async fn commit(
             ended(daemon, claim, false).await?;
             restart_later(daemon, &migration.pod_id);
             let _ = std::fs::remove_dir_all(flight(daemon, &migration.id));
-            return Ok(Message::Thawed { announce_ms: 0.0 });
+            return Ok(came(migration));
         }
         Err(e) => {
             discard(daemon, claim, migration, Some(&e.message)).await?;

@@ -163,6 +163,7 @@ pub async fn dump(daemon: &Daemon, record: &PodRecord, frozen: &Frozen, images: 
     let bundle = daemon.config.bundle(&record.id);
     let dumped = client::order(&bundle, &request, DUMP_LIMIT + Duration::from_secs(10)).await;
     if dumped.is_err() {
+        keep_log(daemon, record, &images.join("dump.log"));
         // A shim that is late may still be putting the processes back: it answers when it has done. A dead one does not.
         let _ = client::status(&bundle, PUT_BACK_LIMIT).await;
         if let Err(e) = await_workers(daemon, record).await {
@@ -170,6 +171,22 @@ pub async fn dump(daemon: &Daemon, record: &PodRecord, frozen: &Frozen, images: 
         }
     }
     dumped.attempt(format!("dump {}", record.spec.name))
+}
+
+/// Keeps CRIU's log of what has failed; of each pod the last one of a dump and of a restore.
+pub fn keep_log(daemon: &Daemon, record: &PodRecord, log: &Path) {
+    let Some(name) = log.file_name().map(|name| format!("{}-{}", record.spec.name, name.to_string_lossy())) else {
+        return;
+    };
+    let folder = daemon.config.criu_logs();
+    match std::fs::create_dir_all(&folder).and_then(|()| std::fs::copy(log, folder.join(&name))) {
+        Ok(_) => {
+            tracing::warn!(pod = record.spec.name, log = %folder.join(name).display(), "CRIU failed; its log is kept")
+        }
+        // It never came to the log.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => tracing::warn!(pod = record.spec.name, error = %e, "CRIU failed, and its log cannot be kept"),
+    }
 }
 
 /// A folder in memory that is removed when dropped.

@@ -109,7 +109,7 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell)
     migration.report.ok_or_else(|| ApiError::failed("the move was concluded without a report"))
 }
 
-/// Undoes a move that has not been handed over; the error that says why, and what else went wrong.
+/// Undoes a move that has not been handed over; the error says why, and what has become of the pod.
 fn abort(
     daemon: &Daemon,
     record: &PodRecord,
@@ -118,7 +118,7 @@ fn abort(
     hold: Option<&Hold>,
 ) -> ApiError {
     match call_off(daemon, record, migration, Some(error.message.clone()), hold) {
-        Ok(()) => error,
+        Ok(()) => ApiError { message: format!("{}; {} runs on here", error.message, record.spec.name), ..error },
         Err(e) => ApiError::failed(format!("{}; and {}", error.message, e.message)),
     }
 }
@@ -177,7 +177,7 @@ pub async fn conclude(
             Err(e) => Err(e),
         };
         match answer {
-            Ok(answer @ (Message::Thawed { .. } | Message::Lost { .. })) => break answer,
+            Ok(answer @ (Message::Thawed { .. } | Message::Ended { .. } | Message::Lost { .. })) => break answer,
             Ok(other) => tracing::warn!(pod = migration.pod, error = %unexpected(&other), "commit not answered"),
             Err(e) => {
                 tracing::warn!(pod = migration.pod, host = migration.peer, error = %e, "commit not answered; asking again")
@@ -191,37 +191,36 @@ pub async fn conclude(
     };
     // A podd that has died since the handover left its dump: only this one knows the name.
     let dump = daemon.config.flight().join(format!("{}-out", migration.id));
-    match answer {
+    let record = claim.record();
+    let well = match answer {
         Message::Thawed { announce_ms } => {
             report(migration, announce_ms);
             let late = hold.as_ref().map(Hold::take).unwrap_or_default();
             if let Some(mut peer) = peer {
                 let _ = peer.send(&Message::Late { frames: late }).await;
             }
-            // The target runs it: our copy may go, once the pod is well there. Recorded after the deletion, so that a
-            // crash repeats all of this.
-            let record = claim.record();
-            let unwell = match confirm(daemon, &record, &migration.peer).await {
-                Ok(()) => None,
-                Err(reason) => Some(keep(daemon, &record, migration, &dump, &reason)),
-            };
-            let _ = std::fs::remove_dir_all(dump);
-            delete(daemon, &record).await?;
-            migration.error = unwell.as_ref().map(|e| e.message.clone());
-            migration.step = Step::Done;
-            daemon.journal(migration, None)?;
-            unwell.map_or(Ok(()), Err)
+            confirm(daemon, &record, &migration.peer).await.map_err(|reason| format!("is not healthy there: {reason}"))
         }
+        Message::Ended { reason } => Err(format!("has ended there: {reason}")),
         Message::Lost { reason } => {
             let record = take_back(daemon, claim, migration, &reason)?;
             let _ = std::fs::remove_dir_all(dump);
-            Err(ApiError::failed(format!(
+            return Err(ApiError::failed(format!(
                 "{} could not go to {} and runs here again: {reason}",
                 record.spec.name, migration.peer
-            )))
+            )));
         }
-        other => Err(unexpected(&other)),
-    }
+        other => return Err(unexpected(&other)),
+    };
+    // It is the target's: our copy may go, once the pod is well there or the state before is kept. Recorded after the
+    // deletion, so that a crash repeats all of this.
+    let unwell = well.err().map(|what| keep(daemon, &record, migration, &dump, &what));
+    let _ = std::fs::remove_dir_all(dump);
+    delete(daemon, &record).await?;
+    migration.error = unwell.as_ref().map(|e| e.message.clone());
+    migration.step = Step::Done;
+    daemon.journal(migration, None)?;
+    unwell.map_or(Ok(()), Err)
 }
 
 /// Waits until the pod's health probe, if it has one, has succeeded on the target.
@@ -264,10 +263,10 @@ async fn confirm(daemon: &Daemon, record: &PodRecord, host: &str) -> std::result
     }
 }
 
-/// Keeps the pod as it was at the freeze in an image: the target has it, but it is not well there. The error says so.
-fn keep(daemon: &Daemon, record: &PodRecord, migration: &Migration, dump: &Path, reason: &str) -> ApiError {
+/// Keeps the pod as it was at the freeze in an image: the target has it, but it is not well there. The error says what it does there.
+fn keep(daemon: &Daemon, record: &PodRecord, migration: &Migration, dump: &Path, what: &str) -> ApiError {
     let (name, to) = (&record.spec.name, &migration.peer);
-    let error = format!("{name} went to {to}, but it is not healthy there: {reason}");
+    let error = format!("{name} went to {to}, but it {what}");
     let image = daemon.config.images().join(format!("{name}-before-{}.img", &migration.id[..8]));
     // The record as it was: the pod's epoch there is higher.
     let before = PodRecord { state: PodState::Created, ..record.clone() };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::freeze::keep_log;
 use super::health;
 use super::spec::RestartPolicy;
 use super::state::{PodRecord, PodState};
@@ -70,6 +71,10 @@ pub fn live(daemon: &Arc<Daemon>, claim: &Claim, init: ProcessId) -> Result<PodR
 pub async fn give_birth(daemon: &Daemon, record: &PodRecord, mode: Mode) -> Result<ProcessId> {
     clear_up(daemon, record).await.attempt("clear up after the pod's last run")?;
     let starting = mode == Mode::Start;
+    let log = match &mode {
+        Mode::Restore { images } => Some(images.join("restore.log")),
+        Mode::Start | Mode::Adopt { .. } => None,
+    };
     let config = shim_config(daemon, record, mode)?;
     let born = async {
         client::launch(&config).await?;
@@ -84,6 +89,9 @@ pub async fn give_birth(daemon: &Daemon, record: &PodRecord, mode: Mode) -> Resu
     match born.await {
         Ok(init) => Ok(init),
         Err(e) => {
+            if let Some(log) = log {
+                keep_log(daemon, record, &log);
+            }
             let _ = clear_up(daemon, record).await;
             Err(ApiError::failed(format!("cannot start {}: {e}", record.spec.name)))
         }
