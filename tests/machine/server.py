@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 # What the C library has registered with the kernel; 0 if nothing. Absent before glibc 2.35.
 RSEQ_BYTES = ctypes.c_uint.in_dll(ctypes.CDLL(None), "__rseq_size").value
-counts = dict.fromkeys(["thread", "timer", "itimer", "passed"], 0)
+clocks = dict.fromkeys(["thread", "timer", "itimer", "passed"], 0)
 faults = []
 
 
@@ -21,25 +21,25 @@ def sleeper():
         time.sleep(0.2)
         if time.monotonic() - begun < 0.19:
             faults.append(f"a sleep of 0.2 s took {time.monotonic() - begun} s")
-        counts["thread"] += 1
+        clocks["thread"] += 1
 
 
 def timer():
-    counts["timer"] += 1
+    clocks["timer"] += 1
     threading.Timer(0.1, timer).start()
 
 
 def tick(*_):
-    counts["itimer"] += 1
+    clocks["itimer"] += 1
 
 
 def passer(mine, other):
     """Threads that wait for each other without a time limit."""
     while True:
         token = mine.get()
-        if token != counts["passed"]:
-            faults.append(f"token {token}, not {counts['passed']}")
-        counts["passed"] += 1
+        if token != clocks["passed"]:
+            faults.append(f"token {token}, not {clocks['passed']}")
+        clocks["passed"] += 1
         time.sleep(0.05)
         other.put(token + 1)
 
@@ -48,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        text = json.dumps(counts | {"faults": faults, "rseq": RSEQ_BYTES}) if self.path == "/counts" else "still here"
+        text = json.dumps({"clocks": clocks, "faults": faults, "rseq": RSEQ_BYTES}) if self.path == "/counts" else "still here"
         body = (text + "\n").encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

@@ -14,7 +14,7 @@ use super::{Failure, kernels, tools};
 use crate::lab::{binary, root};
 
 /// Pods in machines take their root file systems from `/srv/rootfs/NAME`.
-const ROOTFS: [&str; 5] = ["busybox", "redis", "nginx", "postgres", "shell"];
+const ROOTFS: [&str; 6] = ["busybox", "redis", "nginx", "node", "postgres", "shell"];
 /// Beside the minimal system: what podd and tests use, and what kernel packages need.
 const PACKAGES: [&str; 5] = ["busybox-static", "iproute2", "kmod", "less", "procps"];
 /// Size of a machine's root disk. Sparse.

@@ -13,8 +13,9 @@ use crate::workload::{self, Hosts, everyday, postgres, web};
 
 /// Emulated.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// A web server of Python's own.
-const SERVER: &str = include_str!("../../../machine/server.py");
+/// Web servers that tell how their clocks go.
+const PYTHON: &str = include_str!("../../../machine/server.py");
+const NODE: &str = include_str!("../../../machine/server.js");
 /// Size of the file that is downloaded, and bytes a second: it lasts for longer than a move.
 const DOWNLOAD: (u64, u64) = (24 << 20, 300 << 10);
 /// podd tells the C library not to register restartable sequences; this pod overrules it.
@@ -59,7 +60,7 @@ impl Debug for Kind {
 }
 
 /// All kinds, the quick ones first.
-pub const KINDS: [Kind; 6] = [
+pub const KINDS: [Kind; 7] = [
     Kind {
         name: "redis",
         about: "a client counts over one connection; no acknowledged increment may be lost",
@@ -78,8 +79,15 @@ pub const KINDS: [Kind; 6] = [
         name: "python",
         about: "a threaded web server with sleeping threads, interval timers and queues; two kept connections",
         start: |place| python(place, &[]),
-        load: ask_python,
+        load: ask_server,
         rseq: Some(rseq),
+    },
+    Kind {
+        name: "node",
+        about: "a JavaScript web server with timers, worker threads and compiled code; two kept connections",
+        start: |place| server(place, "node", &[], &["node", "-e", NODE]),
+        load: ask_server,
+        rseq: None,
     },
     Kind {
         name: "postgres",
@@ -99,7 +107,7 @@ pub const KINDS: [Kind; 6] = [
         name: "python-rseq",
         about: "as python, with GLIBC_TUNABLES=glibc.pthread.rseq=1, against podd's default",
         start: |place| python(place, &WITH_RSEQ),
-        load: ask_python,
+        load: ask_server,
         rseq: Some(rseq),
     },
 ];
@@ -158,18 +166,23 @@ fn answered(place: Place<'_>) -> u64 {
 }
 
 fn python(place: Place<'_>, options: &[&str]) {
-    let (root, cidr) = (place.lab.rootfs("shell"), format!("{}/16", place.address));
+    server(place, "shell", options, &["python3", "-c", PYTHON]);
+}
+
+fn server(place: Place<'_>, rootfs: &str, options: &[&str], command: &[&str]) {
+    let (root, cidr) = (place.lab.rootfs(rootfs), format!("{}/16", place.address));
     let mut run = vec!["run", "--name", place.name, "--rootfs", &root, "--ip", &cidr];
     run.extend(options);
-    run.extend(["--", "python3", "-c", SERVER]);
+    run.push("--");
+    run.extend(command);
     place.lab.ok(place.host, &run);
-    eventually("the Python server answers", PATIENCE, || {
+    eventually("the server answers", PATIENCE, || {
         let wget = ["exec", place.name, "--", "wget", "-qO-", "http://127.0.0.1/small"];
         place.lab.podctl(place.host, &wget).out.contains("still here")
     });
 }
 
-fn ask_python(place: Place<'_>) -> Load {
+fn ask_server(place: Place<'_>) -> Load {
     let asked = web::ask(place.lab, place.address, 2);
     thread::sleep(Duration::from_secs(2));
     Box::new(move |place| {
@@ -177,7 +190,8 @@ fn ask_python(place: Place<'_>) -> Load {
         let mut now = before.clone();
         let all = attempt(Duration::from_secs(30), || {
             now = counts(place);
-            ["thread", "timer", "itimer", "passed"].iter().all(|c| now[c].as_u64() > before[c].as_u64().map(|n| n + 3))
+            let clocks = before["clocks"].as_object().expect("the server has clocks");
+            clocks.iter().all(|(name, n)| now["clocks"][name].as_u64() > n.as_u64().map(|n| n + 3))
         });
         assert!(all, "a clock of its own stands still: {before}, 30 s later {now}");
         assert_eq!(now["faults"], serde_json::json!([]));
