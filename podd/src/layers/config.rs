@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Digest, Error, Result, blob};
+use crate::sys::process::signal_number;
 
 /// The image's defaults for a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,7 +106,7 @@ fn program(program: Program) -> ImageConfig {
         env: pairs.iter().filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect(),
         user: filled(program.user),
         workdir: filled(program.working_dir),
-        stop_signal: program.stop_signal.as_deref().and_then(signal),
+        stop_signal: program.stop_signal.as_deref().and_then(signal_number),
     }
 }
 
@@ -115,28 +116,6 @@ fn words(words: Option<Words>) -> Vec<String> {
         Some(Words::Many(words)) => words,
         Some(Words::One(word)) => vec![word],
     }
-}
-
-/// `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`; none for what is no signal.
-fn signal(text: &str) -> Option<i32> {
-    // What programs see: the C library keeps the kernel's first two real-time signals for itself.
-    const RTMIN: i32 = 34;
-    const RTMAX: i32 = 64;
-    let name = text.strip_prefix("SIG").unwrap_or(text);
-    let number = if let Ok(number) = name.parse::<i32>() {
-        number
-    } else if name == "RTMIN" {
-        RTMIN
-    } else if name == "RTMAX" {
-        RTMAX
-    } else if let Some(n) = name.strip_prefix("RTMIN+") {
-        RTMIN.checked_add(n.parse().ok()?)?
-    } else if let Some(n) = name.strip_prefix("RTMAX-") {
-        RTMAX.checked_sub(n.parse().ok()?)?
-    } else {
-        format!("SIG{name}").parse::<nix::sys::signal::Signal>().ok()? as i32
-    };
-    (1..=RTMAX).contains(&number).then_some(number)
 }
 
 #[cfg(test)]
@@ -158,15 +137,5 @@ mod tests {
         let json = r#"{"architecture":"pdp11","os":"linux","rootfs":{}}"#;
         let error = parse("x", json.as_bytes()).unwrap_err();
         assert!(matches!(&error, Error::Platform { known, .. } if known == &["linux/pdp11"]), "{error}");
-    }
-
-    #[test]
-    fn signals() {
-        for (text, number) in [("SIGQUIT", 3), ("QUIT", 3), ("3", 3), ("SIGRTMIN+3", 37), ("SIGRTMAX", 64)] {
-            assert_eq!(signal(text), Some(number), "{text}");
-        }
-        for text in ["", "SIGNOTHING", "0", "-1", "65", "SIGRTMIN+99", "SIGRTMIN+2147483647"] {
-            assert_eq!(signal(text), None, "{text}");
-        }
     }
 }

@@ -158,7 +158,8 @@ fn gateways_must_be_neighbours() {
 
 #[test]
 fn quantities() {
-    use quantity::{seconds, signal, size};
+    use crate::sys::process::signal_number as signal;
+    use quantity::{seconds, size};
     assert_eq!([size("1"), size("2k"), size("3MiB"), size("4 G")], [Some(1), Some(2048), Some(3 << 20), Some(4 << 30)]);
     assert_eq!([size("1MB"), size("-1"), size("1.5G"), size(""), size("99999999T")], [None; 5]);
     assert_eq!(
@@ -170,7 +171,18 @@ fn quantities() {
         [signal("TERM"), signal("sigkill"), signal("15"), signal("RTMIN+3"), signal("RTMAX-1")],
         [Some(15), Some(9), Some(15), Some(37), Some(63)]
     );
-    assert_eq!([signal("0"), signal("RTMIN+31"), signal("FOO"), signal("")], [None; 4]);
+    assert_eq!(
+        [
+            signal("0"),
+            signal("-1"),
+            signal("65"),
+            signal("RTMIN+31"),
+            signal("SIGRTMIN+2147483647"),
+            signal("FOO"),
+            signal("")
+        ],
+        [None; 7]
+    );
 }
 
 #[test]
