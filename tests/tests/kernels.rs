@@ -5,7 +5,9 @@ use serde_json::Value;
 use tests::lab::eventually;
 use tests::machine::Lab;
 use tests::machine::harness::Counter;
+use tests::workload;
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 const OLD: &str = "6.1";
@@ -87,6 +89,54 @@ fn a_pod_goes_to_the_newest_kernel_and_back_with_memory_and_connection() {
     assert_eq!(digest(&lab, host, "down"), before);
     let counted = counter.finish();
     assert_eq!((counted.error, counted.gaps), (None, 0));
+}
+
+/// Asks the clock on the client and reads its own; the quickest of several answers. Prints both of its own clocks, that of
+/// the client, and how long the answer took, in ns.
+const READ_CLOCKS: &str = "
+import socket, struct, time
+asker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+asker.settimeout(5)
+def ask():
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    asker.sendto(b'?', ('10.78.0.254', 3700))
+    told = struct.unpack('<q', asker.recv(8))[0]
+    after, boottime = (time.clock_gettime_ns(c) for c in (time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME))
+    took = after - before
+    return took, after - took // 2, boottime - took // 2, told
+took, monotonic, boottime, told = min(ask() for _ in range(50))
+print(monotonic, boottime, told, took)
+";
+/// How far a pod's clocks may be off after a move between emulated machines.
+const OFF_NS: i64 = 50_000_000;
+
+#[test]
+fn clocks_of_a_pod_go_on_by_the_time_that_passed() {
+    let lab = Lab::with(&[("old", OLD), ("new", NEW)]);
+    let mut command = lab.client(&workload::helper("clock").to_string_lossy());
+    let mut clock = command.arg("10.78.0.254:3700").stdin(Stdio::piped()).spawn().expect("a clock on the client");
+    let shell =
+        ["run", "--name", "pod", "--rootfs", "/srv/rootfs/shell", "--ip", "10.78.1.7/16", "--", "sleep", "9000"];
+    lab.ok("old", &shell);
+    let read = |host: &str| -> [i64; 4] {
+        let text = lab.ok(host, &["exec", "pod", "--", "python3", "-c", READ_CLOCKS]);
+        let numbers: Vec<i64> = text.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+        numbers.try_into().expect("four numbers")
+    };
+    let mut before = read("old");
+    for (from, to) in [("old", "new"), ("new", "old")] {
+        assert!(go(&lab, "pod", from, to));
+        let now = read(to);
+        let [monotonic, boottime, passed, _] = std::array::from_fn(|i| now[i] - before[i]);
+        let unsure = (now[3] + before[3]) / 2;
+        let off = [monotonic - passed, boottime - passed];
+        eprintln!("{from} to {to}: of {passed} ns, the pod's clocks are off by {off:?}, give or take {unsure}");
+        assert!(monotonic > 0 && boottime > 0);
+        assert!(off.iter().all(|ns| ns.abs() < OFF_NS + unsure), "{off:?}");
+        before = now;
+    }
+    drop(clock.stdin.take());
+    clock.wait().expect("the clock ends");
 }
 
 #[test]
