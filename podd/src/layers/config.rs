@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Digest, Error, Result, blob};
-use crate::sys::process::signal_number;
+use crate::pod::file::quantity::signal;
 
 /// The image's defaults for a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +106,7 @@ fn program(program: Program) -> ImageConfig {
         env: pairs.iter().filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect(),
         user: filled(program.user),
         workdir: filled(program.working_dir),
-        stop_signal: program.stop_signal.as_deref().and_then(signal_number),
+        stop_signal: program.stop_signal.as_deref().and_then(signal),
     }
 }
 

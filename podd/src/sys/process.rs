@@ -22,33 +22,6 @@ pub fn share_memory_arenas() {
     }
 }
 
-/// A signal's number: `SIGTERM`, `term`, `15`, `RTMIN+3`; none for what is no signal.
-#[must_use]
-pub fn signal_number(text: &str) -> Option<i32> {
-    /// glibc's, which keeps the kernel's first two for itself.
-    const RTMIN: i32 = 34;
-    const RTMAX: i32 = 64;
-
-    let upper = text.trim().to_ascii_uppercase();
-    if let Ok(number) = upper.parse::<i32>() {
-        return (1..=RTMAX).contains(&number).then_some(number);
-    }
-    let short = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let real_time = match short {
-        "RTMIN" => Some(RTMIN),
-        "RTMAX" => Some(RTMAX),
-        _ => match (short.strip_prefix("RTMIN+"), short.strip_prefix("RTMAX-")) {
-            (Some(up), _) => up.parse::<u8>().ok().map(|n| RTMIN + i32::from(n)),
-            (_, Some(down)) => down.parse::<u8>().ok().map(|n| RTMAX - i32::from(n)),
-            (None, None) => None,
-        },
-    };
-    match real_time {
-        Some(number) => (RTMIN..=RTMAX).contains(&number).then_some(number),
-        None => format!("SIG{short}").parse::<Signal>().ok().map(|signal| signal as i32),
-    }
-}
-
 /// A process, told apart from a later one with the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {

@@ -2,7 +2,6 @@
 
 use super::{HealthFile, PodFile, PodFileError, address, paths, quantity};
 use crate::pod::spec::{Limits, PodSpec, RestartPolicy, RootSource};
-use crate::sys::process::signal_number;
 
 const STOP_TIMEOUT_S: u32 = 10;
 const LOG_BYTES: u64 = 16 << 20;
@@ -232,7 +231,7 @@ fn restart(text: &str) -> Result<RestartPolicy, PodFileError> {
 }
 
 fn stop_signal(text: &str) -> Result<i32, PodFileError> {
-    signal_number(text).ok_or_else(|| {
+    quantity::signal(text).ok_or_else(|| {
         PodFileError::invalid(
             "stop_signal",
             text,

@@ -1,4 +1,6 @@
-//! Sizes and durations as people write them.
+//! Sizes, durations and signals as people write them.
+
+use nix::sys::signal::Signal;
 
 /// Bytes: `512M`, `1G`, `64KiB` or a plain number; units are binary.
 pub fn size(text: &str) -> Option<u64> {
@@ -25,6 +27,32 @@ pub fn seconds(text: &str) -> Option<u64> {
         _ => return None,
     };
     number.checked_mul(factor)
+}
+
+/// A signal's number: `SIGTERM`, `term`, `15`, `RTMIN+3`; none for what is no signal.
+pub fn signal(text: &str) -> Option<i32> {
+    /// glibc's, which keeps the kernel's first two for itself.
+    const RTMIN: i32 = 34;
+    const RTMAX: i32 = 64;
+
+    let upper = text.trim().to_ascii_uppercase();
+    if let Ok(number) = upper.parse::<i32>() {
+        return (1..=RTMAX).contains(&number).then_some(number);
+    }
+    let short = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let real_time = match short {
+        "RTMIN" => Some(RTMIN),
+        "RTMAX" => Some(RTMAX),
+        _ => match (short.strip_prefix("RTMIN+"), short.strip_prefix("RTMAX-")) {
+            (Some(up), _) => up.parse::<u8>().ok().map(|n| RTMIN + i32::from(n)),
+            (_, Some(down)) => down.parse::<u8>().ok().map(|n| RTMAX - i32::from(n)),
+            (None, None) => None,
+        },
+    };
+    match real_time {
+        Some(number) => (RTMIN..=RTMAX).contains(&number).then_some(number),
+        None => format!("SIG{short}").parse::<Signal>().ok().map(|signal| signal as i32),
+    }
 }
 
 fn split(text: &str) -> Option<(u64, &str)> {

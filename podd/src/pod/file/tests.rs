@@ -158,8 +158,7 @@ fn gateways_must_be_neighbours() {
 
 #[test]
 fn quantities() {
-    use crate::sys::process::signal_number as signal;
-    use quantity::{seconds, size};
+    use quantity::{seconds, signal, size};
     assert_eq!([size("1"), size("2k"), size("3MiB"), size("4 G")], [Some(1), Some(2048), Some(3 << 20), Some(4 << 30)]);
     assert_eq!([size("1MB"), size("-1"), size("1.5G"), size(""), size("99999999T")], [None; 5]);
     assert_eq!(
