@@ -1,8 +1,11 @@
 //! The daemon's configuration, `/etc/podd/podd.toml`.
 
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use checkpoint::baseline::{self, Baseline, KernelVersion, OLDEST_KERNEL};
+use checkpoint::host::Cpu;
 use serde::{Deserialize, Serialize};
 
 /// Everything that an operator can set. Each field has a default: an empty file is a good configuration.
@@ -25,6 +28,18 @@ pub struct Config {
     pub criu: PathBuf,
     /// How pods reach the network.
     pub network: NetworkConfig,
+    /// What pods may count on.
+    pub baseline: BaselineConfig,
+}
+
+/// What the pods that are started on this host may count on; [`BaselineConfig::resolve`] says what it means.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BaselineConfig {
+    /// The oldest kernel to which they can go, such as `6.1`.
+    pub kernel: String,
+    /// `host`, a level such as `x86-64-v2`, or the absolute path of a file that lists features.
+    pub cpu: String,
 }
 
 /// How pods reach the network.
@@ -48,7 +63,16 @@ impl Default for Config {
             cgroup: "podd".into(),
             criu: "/usr/local/libexec/podd/criu".into(),
             network: NetworkConfig::default(),
+            baseline: BaselineConfig::default(),
         }
+    }
+}
+
+impl Default for BaselineConfig {
+    /// Whatever costs little is on: without restartable sequences and the newest calls, programs lose next to nothing, and can
+    /// go to any kernel that podd supports. To go to any processor they would lose much, so that is asked for.
+    fn default() -> Self {
+        Self { kernel: OLDEST_KERNEL.to_string(), cpu: "host".into() }
     }
 }
 
@@ -77,6 +101,50 @@ pub enum Error {
         /// What and where.
         source: Box<toml::de::Error>,
     },
+    /// The list of features cannot be read.
+    #[error(
+        "cannot read {path} with the features of the baseline: {source}\n  cure: write it: podctl host cpu --fleet >{path}"
+    )]
+    Features {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The baseline is none of this host.
+    #[error("the baseline cannot be kept: {0}\n  cure: {cure}", cure = .0.cure())]
+    Baseline(#[from] baseline::Error),
+}
+
+impl BaselineConfig {
+    /// What it means on a host with this processor, kernel and architecture. A host with an older kernel than it allows itself
+    /// promises no more than it has.
+    ///
+    /// # Errors
+    /// [`Error`]: it means nothing, or the processor lacks something of it.
+    pub fn resolve(&self, cpu: &Cpu, running: KernelVersion, arch: &str) -> Result<Baseline, Error> {
+        let kernel: KernelVersion = self.kernel.parse()?;
+        if kernel < OLDEST_KERNEL {
+            return Err(baseline::Error::OldKernel(kernel).into());
+        }
+        let list = match Path::new(&self.cpu).is_absolute() {
+            true => Some(read_list(&self.cpu).map_err(|source| Error::Features { path: self.cpu.clone(), source })?),
+            false => None,
+        };
+        let cpu = baseline::least_cpu(&self.cpu, list.as_deref(), cpu, arch)?;
+        Ok(Baseline { kernel: kernel.min(running).max(OLDEST_KERNEL), cpu })
+    }
+}
+
+/// Features of a processor: a few hundred words.
+fn read_list(path: &str) -> std::io::Result<String> {
+    const MAX_BYTES: u64 = 64 << 10;
+    let mut text = String::new();
+    let read = std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+    match read as u64 > MAX_BYTES {
+        true => Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, "it is too long for a list of features")),
+        false => Ok(text),
+    }
 }
 
 impl Config {

@@ -127,6 +127,9 @@ fn reserve(daemon: &Daemon, from: &str, id: &str, record: &str) -> Result<(Claim
         rehearsal: false,
     };
     record.state = PodState::Arriving { migration: id.to_owned() };
+    if let Some(relies_on) = &mut record.relies_on {
+        relies_on.comes_to(&daemon.cpu);
+    }
     daemon.journal(&migration, Some(&record))?;
     daemon.insert(record.clone());
     Ok((daemon.claim(&record.id, Doing::Migrate)?, migration))
