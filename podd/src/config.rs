@@ -199,3 +199,41 @@ impl Config {
         format!("{}/{id}", self.cgroup)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn resolve(baseline: &str) -> Result<Baseline, String> {
+        let cpu = Cpu { model: "m".into(), flags: vec!["sse2".into()], cpuid: vec![1], ..Cpu::default() };
+        let config: Config = toml::from_str(&format!("[baseline]\n{baseline}")).map_err(|e| e.to_string())?;
+        config.baseline.resolve(&cpu, KernelVersion(6, 12), "x86_64").map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_host_promises_no_newer_kernel_than_its_own() {
+        assert_eq!(resolve("").unwrap(), Baseline { kernel: KernelVersion(6, 1), cpu: None });
+        assert_eq!(resolve("kernel = \"6.6\"").unwrap().kernel, KernelVersion(6, 6));
+        assert_eq!(resolve("kernel = \"7.2\"").unwrap().kernel, KernelVersion(6, 12));
+    }
+
+    #[test]
+    fn what_is_no_baseline_gets_a_sentence_and_a_cure() {
+        for (baseline, sentence) in [
+            (
+                "kernel = \"5.10\"",
+                "the baseline cannot be kept: podd runs pods on Linux 6.1 and later, not on 5.10\n  cure: ",
+            ),
+            ("kernel = \"new\"", "the baseline cannot be kept: \"new\" is not the version of a kernel\n  cure: "),
+            ("cpu = \"fast\"", "the baseline cannot be kept: \"fast\" is neither a level"),
+            ("cpu = \"x86-64-v2\"", "the baseline cannot be kept: this host's processor (m) lacks "),
+            ("cpu = \"/none\"", "cannot read /none with the features of the baseline: No such file"),
+            ("cpu = \"/dev/zero\"", "cannot read /dev/zero with the features of the baseline: it is too long"),
+        ] {
+            let said = resolve(baseline).unwrap_err();
+            assert!(said.starts_with(sentence) && said.contains("\n  cure: "), "{said}");
+        }
+        assert!(resolve("cpus = 3").unwrap_err().contains("unknown field `cpus`"));
+    }
+}

@@ -60,6 +60,7 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
                 let pod = daemon.pod(&pod);
                 peer.send(&pod.map_or(Message::Gone, |pod| Message::Health(daemon.view(&pod).health))).await?;
             }
+            Message::AskBaseline => peer.send(&Message::Baseline(daemon.baseline.clone())).await?,
             Message::AskHosts => peer.send(&Message::Hosts { hosts: daemon.store.hosts()? }).await?,
             other => return Err(unexpected(&other)),
         }

@@ -1,6 +1,7 @@
 //! The daemon's ears: the API on a Unix socket, other podds on a TLS port.
 
 mod exec;
+mod fleet;
 mod http;
 mod peers;
 
