@@ -208,7 +208,7 @@ impl Error {
                     .into()
             }
             Self::Arch { .. } => "write cpu = \"host\"".into(),
-            Self::Empty(_) => "write it anew: podctl host cpu --fleet >FILE".into(),
+            Self::Empty(_) => "on a host whose podd runs, `podctl host cpu --fleet` lists them; or write cpu = \"host\"".into(),
             Self::Lacks { level, .. } => {
                 format!("write cpu = \"{level}\", or have `podctl host cpu --fleet` list what all hosts have")
             }

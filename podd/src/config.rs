@@ -103,7 +103,8 @@ pub enum Error {
     },
     /// The list of features cannot be read.
     #[error(
-        "cannot read {path} with the features of the baseline: {source}\n  cure: write it: podctl host cpu --fleet >{path}"
+        "cannot read {path} with the features of the baseline: {source}\n  cure: on a host whose podd \
+         runs, `podctl host cpu --fleet` lists them; or write cpu = \"host\""
     )]
     Features {
         /// The file.

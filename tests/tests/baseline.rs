@@ -77,6 +77,8 @@ fn the_c_library_of_a_pod_keeps_to_the_baseline() {
     assert!(held.contains("x86-64-v2\n") && !held.contains("x86-64-v2 (supported"), "{held}");
     // With this the dynamic linker saves registers as any processor can.
     assert!(held.contains("cpu_features.xsave_state_size=0x0\n"), "{held}");
+    // And memmove uses no AVX, which it would by this word alone.
+    assert!(held.contains("preferred.AVX_Fast_Unaligned_Load=0x0\n"), "{held}");
     assert!(HOLDING.iter().all(|name| variable(&held, name).is_some()), "{held}");
     // Sessions and the pods of before get what their pod was started with.
     for (name, said) in [("held", &held), ("free", &free)] {

@@ -105,7 +105,7 @@ impl Environment {
 
 /// `-AVX2,-FMA`: the C library ignores names that it does not know.
 fn glibc(beyond: impl Fn(&str) -> bool) -> String {
-    let names = FEATURES.iter().filter(|f| beyond(f.name)).filter_map(|f| f.glibc);
+    let names = FEATURES.iter().filter(|f| beyond(f.name)).flat_map(|f| f.glibc);
     names.map(|name| format!("-{name}")).collect::<Vec<_>>().join(",")
 }
 
