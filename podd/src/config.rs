@@ -69,8 +69,8 @@ impl Default for Config {
 }
 
 impl Default for BaselineConfig {
-    /// Whatever costs little is on: without restartable sequences and the newest calls, programs lose next to nothing, and can
-    /// go to any kernel that podd supports. To go to any processor they would lose much, so that is asked for.
+    /// Any kernel that podd knows: to do without what later ones brought costs programs next to nothing. But only processors
+    /// that have what this one has: to be held to less can cost much, and is for the operator to decide.
     fn default() -> Self {
         Self { kernel: OLDEST_KERNEL.to_string(), cpu: "host".into() }
     }

@@ -25,7 +25,9 @@ pub(super) fn cpu_features(c: &Context) -> Option<Finding> {
         return beyond_birth(relies_on, to, &fact);
     }
     if let Some(fact) = lazy_binding(relies_on, born, to) {
-        return go_with(RULE, fact, "start the pod with -e LD_BIND_NOW=1, or with a baseline");
+        const BOUND: &str = "nothing, if its programs bind all functions at their start (LD_BIND_NOW=1, or linked with -z now); \
+                             else start the pod anew with a baseline";
+        return go_with(RULE, fact, BOUND);
     }
     // What is held is held wherever it starts.
     let since: Vec<&str> = match relies_on {

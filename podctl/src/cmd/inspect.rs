@@ -47,7 +47,7 @@ fn in_words(pod: &PodDetail) -> String {
     lines.map(|(key, value)| format!("{:<16}{}\n", format!("{key}:"), printable(value))).collect::<String>()
 }
 
-/// What the pod counts on, and what its processor of birth matters.
+/// What the pod counts on, and the processor that it was started on if that is something else.
 fn relied_on(relies_on: &ReliesOn) -> Vec<(&'static str, String)> {
     let born = format!("{} ({} features)", relies_on.born.model, relies_on.born.flags.len());
     let (processor, born) = match (&relies_on.cpu, relies_on.held().is_some()) {
