@@ -8,6 +8,8 @@ use checkpoint::baseline::{self, Baseline, KernelVersion, OLDEST_KERNEL};
 use checkpoint::host::Cpu;
 use serde::{Deserialize, Serialize};
 
+use crate::pod::file::place;
+
 /// Everything that an operator can set. Each field has a default: an empty file is a good configuration.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -94,12 +96,14 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The file is not understood.
-    #[error("{path} is not a valid configuration: {source}")]
+    #[error("{path} is wrong in line {line}: {message}\n  cure: the README's section \"Configuration\" has all keys")]
     Parse {
         /// The file.
         path: PathBuf,
-        /// What and where.
-        source: Box<toml::de::Error>,
+        /// Where, from 1.
+        line: usize,
+        /// What.
+        message: String,
     },
     /// The list of features cannot be read.
     #[error(
@@ -161,8 +165,10 @@ impl Config {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && path.is_none() => String::new(),
             Err(source) => return Err(Error::Read { path: wanted.to_owned(), source }),
         };
-        let mut config: Self =
-            toml::from_str(&text).map_err(|e| Error::Parse { path: wanted.to_owned(), source: Box::new(e) })?;
+        let mut config: Self = toml::from_str(&text).map_err(|e| {
+            let (line, message) = place(&text, &e);
+            Error::Parse { path: wanted.to_owned(), line, message }
+        })?;
         if config.host.is_empty() {
             config.host =
                 nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |h| h.to_string_lossy().into());

@@ -93,7 +93,7 @@ impl Environment {
     fn item(&mut self, name: &str, separator: char, key: &str, value: &str) -> bool {
         let own = self.value(name).unwrap_or_default();
         // The last one counts.
-        let said = own.split(separator).filter_map(|item| item.split_once('=')).filter(|(k, _)| *k == key).last();
+        let said = own.rsplit(separator).filter_map(|item| item.split_once('=')).find(|(k, _)| *k == key);
         if let Some((_, said)) = said {
             return said != value;
         }
