@@ -96,6 +96,12 @@ fn the_c_library_of_a_pod_keeps_to_the_baseline() {
     lab.ok("a", &["migrate", "held", "--to", "b"]);
     assert_eq!(relies_on(&lab, "b", "held")["cpu"]["name"], "x86-64-v1");
     assert_eq!(variable(&exec(&lab, "b", "held", &["env"]), "GODEBUG"), variable(&held, "GODEBUG"));
+    // An image knows it, too.
+    let image = lab.dir().join("b/held.img").display().to_string();
+    lab.ok("b", &["checkpoint", "held", "-o", &image]);
+    lab.ok("b", &["rm", "held"]);
+    lab.ok("b", &["restore", &image]);
+    assert_eq!(relies_on(&lab, "b", "held")["cpu"]["name"], "x86-64-v1");
     lab.ok("b", &["stop", "held"]);
     lab.ok("b", &["start", "held"]);
     until_ready(&lab, "b", "held", 2);
