@@ -219,7 +219,7 @@ impl Error {
 /// The least processor that is meant by a word of the configuration. `list` is the content of the file if it is a path.
 ///
 /// # Errors
-/// [`Error`]: it means nothing, or this host has less.
+/// [`enum@Error`]: it means nothing, or this host has less.
 pub fn least_cpu(name: &str, list: Option<&str>, host: &Cpu, arch: &str) -> Result<Option<CpuBaseline>, Error> {
     if name == "host" {
         return Ok(None);
