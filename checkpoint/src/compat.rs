@@ -6,6 +6,7 @@
 
 mod content;
 mod machine;
+mod processor;
 mod room;
 
 use std::net::IpAddr;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::baseline::ReliesOn;
 use crate::host::HostFacts;
 use crate::process::{PodFacts, ProcessFacts};
 
@@ -52,6 +54,8 @@ pub struct Request {
     pub id_base: u32,
     /// Its memory limit in bytes.
     pub memory_limit: Option<u64>,
+    /// What it counts on since its program started; none: started by a podd that did not note it.
+    pub relies_on: Option<ReliesOn>,
     /// Host directories that it uses.
     pub volumes: Vec<VolumeRequest>,
     /// Bytes of its writable layer that are still to be sent.
@@ -83,6 +87,13 @@ pub fn check(pod: &PodFacts, source: &HostFacts, target: Option<&HostFacts>, req
     RULES.iter().filter_map(|rule| rule(&context)).collect()
 }
 
+/// Judges whether what a pod counts on is there on a host, when the pod itself is not at hand: its image is.
+pub fn check_relied_on(relies_on: &ReliesOn, host: &HostFacts) -> Vec<Finding> {
+    let (pod, request) = (PodFacts::default(), Request { relies_on: Some(relies_on.clone()), ..Request::default() });
+    let context = Context { pod: &pod, source: host, target: Some(host), host, request: &request };
+    [machine::kernel_direction, processor::cpu_features].iter().filter_map(|rule| rule(&context)).collect()
+}
+
 /// The gravest verdict; [`Verdict::Go`] of no findings.
 pub fn verdict(findings: &[Finding]) -> Verdict {
     findings.iter().map(|f| f.verdict).max().unwrap_or(Verdict::Go)
@@ -93,7 +104,7 @@ const RULES: [Rule; 41] = [
     machine::criu_round_trip,
     machine::arch,
     machine::kernel_direction,
-    machine::cpu_features,
+    processor::cpu_features,
     machine::time_namespace,
     machine::user_namespaces,
     machine::clock,

@@ -320,7 +320,9 @@ impl Worker {
         // The socket is CRIU's standard input: no descriptor has to survive exec, so none can leak.
         let mut command = Command::new(criu);
         command
-            .args(["swrk", "0"])
+            // By itself it refuses to restore on a processor without XSAVE (and only there) what was dumped on one that has it,
+            // whether anybody uses those registers or not. What a pod needs of a processor is for `compat` to judge.
+            .args(["--cpu-cap=none", "swrk", "0"])
             .env_remove("CRIU_CONFIG_FILE")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())

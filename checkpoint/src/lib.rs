@@ -3,6 +3,7 @@
 //! This crate knows nothing of pods' names, networks or policies: it drives CRIU, describes hosts and
 //! processes, and moves bytes in formats that check themselves. `podd` decides; this crate does.
 
+pub mod baseline;
 pub mod clocks;
 pub mod compat;
 pub mod criu;

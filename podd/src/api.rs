@@ -22,6 +22,7 @@
 //! | GET `/v1/pods/{name}/top` | | `[ProcessView]` |
 //! | GET `/v1/doctor` | | `[Check]` |
 //! | GET `/v1/hosts` | | `[HostView]` |
+//! | GET `/v1/host/cpu?fleet=bool` | | [`HostCpu`] |
 //! | POST `/v1/host/init` | [`HostInitRequest`] | [`HostView`] |
 //! | POST `/v1/host/invite` | [`HostInviteRequest`] | [`Invitation`] |
 //! | POST `/v1/host/join` | [`HostJoinRequest`] | [`HostView`] |
@@ -32,6 +33,7 @@
 
 use std::collections::BTreeMap;
 
+use checkpoint::baseline::{Baseline, ReliesOn};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -202,6 +204,9 @@ pub struct PodDetail {
     pub writable_layer: String,
     /// Past moves, newest last.
     pub migrations: Vec<MigrationView>,
+    /// What its present run counts on; none: it never ran, or was started by a podd that did not note it.
+    #[serde(default)]
+    pub relies_on: Option<ReliesOn>,
 }
 
 /// Body of `POST /v1/pods`.
@@ -494,6 +499,20 @@ pub struct HostView {
     pub this: bool,
     /// It answers now; none: not asked.
     pub reachable: Option<bool>,
+    /// What pods may count on that are started there; none: it did not say.
+    #[serde(default)]
+    pub baseline: Option<Baseline>,
+}
+
+/// What processors have in common.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostCpu {
+    /// Their hosts.
+    pub hosts: Vec<String>,
+    /// The highest level of x86-64 that they have.
+    pub level: Option<String>,
+    /// Features that give instructions to programs, by their names in /proc/cpuinfo.
+    pub features: Vec<String>,
 }
 
 /// Body of `host init`: makes the fleet's certificate authority on this host.

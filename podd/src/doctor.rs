@@ -7,10 +7,11 @@ pub mod round_trip;
 
 use std::path::Path;
 
+use checkpoint::baseline::Baseline;
 use checkpoint::host::{CgroupLayout, HostFacts};
 use checkpoint::process::Resource;
 
-use crate::api::{Check, Verdict};
+use crate::api::{Check, HostView, Verdict};
 pub use facts::{Facts, Support};
 
 /// Where to look.
@@ -61,6 +62,32 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
         .map(|judge| judge(facts))
         .chain(facts.support.iter().map(|(name, support)| feature(name, *support)))
         .collect()
+}
+
+/// Judges what this host lets its pods count on, beside the other hosts of the fleet: a pod can come back from where it went,
+/// but whether all pods can go to a host depends on the hosts on which they start. Pure.
+pub fn baseline(own: &Baseline, hosts: &[HostView]) -> Check {
+    const RULE: &str = "baseline";
+    let fact = format!("pods may count on kernel {} and processor {}", own.kernel, processor(own));
+    let features = |b: &Baseline| b.cpu.as_ref().map(|cpu| cpu.features.clone());
+    let same = |b: &Baseline| b.kernel == own.kernel && features(b) == features(own);
+    let others = hosts.iter().filter(|host| !host.this).filter_map(|host| Some((host, host.baseline.as_ref()?)));
+    let different: Vec<String> = others
+        .filter(|(_, baseline)| !same(baseline))
+        .map(|(host, baseline)| format!("{}: {} and {}", host.name, baseline.kernel, processor(baseline)))
+        .collect();
+    match different.is_empty() {
+        true => ok(RULE, fact),
+        false => warn(
+            RULE,
+            format!("{fact}, but on {}", different.join("; on ")),
+            "write the same [baseline] into podd.toml of all hosts, so that pods can go to all of them wherever they start",
+        ),
+    }
+}
+
+fn processor(baseline: &Baseline) -> &str {
+    baseline.cpu.as_ref().map_or("host", |cpu| &cpu.name)
 }
 
 /// In the order in which they are shown.

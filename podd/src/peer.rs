@@ -3,8 +3,10 @@
 use std::io;
 use std::time::Duration;
 
+use checkpoint::baseline::Baseline;
 use checkpoint::clocks::Clocks;
 use checkpoint::files::Op;
+use checkpoint::host::Cpu;
 use checkpoint::process::PodTimer;
 use checkpoint::wire;
 use serde::{Deserialize, Serialize};
@@ -156,6 +158,10 @@ pub enum Message {
         /// Why.
         reason: String,
     },
+    /// What may the pods count on that are started with you? A podd of before this question hangs up.
+    AskBaseline,
+    /// The answer.
+    Baseline(Baseline),
 }
 
 /// A connection to the podd of another host.
@@ -305,6 +311,27 @@ pub async fn learn_hosts(daemon: &Daemon) -> Result<()> {
     let stream = trust::connect(&identity, &authority.name, authority.address, trust::PEER, CALL).await?;
     match Peer::new(TlsStream::from(stream)).ask(&Message::AskHosts).await? {
         Message::Hosts { hosts } => Ok(hosts.iter().try_for_each(|host| daemon.store.put_host(host))?),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Asks a host for its baseline: none if it does not answer, and within it none if it does not know the question.
+pub async fn baseline_of(daemon: &Daemon, host: &str) -> Option<Option<Baseline>> {
+    let mut peer = Peer::call(daemon, host).await.ok()?;
+    Some(match peer.ask(&Message::AskBaseline).await {
+        Ok(Message::Baseline(baseline)) => Some(baseline),
+        _ => None,
+    })
+}
+
+/// Asks a host for its processor.
+///
+/// # Errors
+/// It does not answer.
+pub async fn cpu_of(daemon: &Daemon, host: &str) -> Result<Cpu> {
+    let question = Message::AskFacts { volumes: Vec::new(), layers: Vec::new() };
+    match Peer::call(daemon, host).await?.ask(&question).await? {
+        Message::Facts(facts) => Ok(facts.facts.cpu),
         other => Err(unexpected(&other)),
     }
 }

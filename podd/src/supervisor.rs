@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
+use checkpoint::baseline::Baseline;
+use checkpoint::host::Cpu;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use crate::api::{ApiError, HealthView, PodView};
@@ -28,6 +30,10 @@ pub struct Daemon {
     pub hierarchies: Hierarchies,
     /// This boot of the host.
     pub boot: String,
+    /// What pods may count on that are started here.
+    pub baseline: Baseline,
+    /// This host's processor.
+    pub cpu: Cpu,
     /// Whether id-mapped mounts work in the state folder.
     pub id_mapped_mounts: bool,
     criu: OnceLock<CriuFindings>,
@@ -196,10 +202,12 @@ impl Daemon {
         layers: LayerStore,
         hierarchies: Hierarchies,
         boot: String,
+        (baseline, cpu): (Baseline, Cpu),
     ) -> Result<Self> {
         let id_mapped_mounts = crate::sys::namespaces::id_mapped_mounts_work(&config.state);
         let criu = OnceLock::new();
-        let daemon = Self { config, store, layers, hierarchies, boot, id_mapped_mounts, criu, pods: RwLock::default() };
+        let pods = RwLock::default();
+        let daemon = Self { config, store, layers, hierarchies, boot, baseline, cpu, id_mapped_mounts, criu, pods };
         for record in daemon.store.pods()? {
             daemon.insert(record);
         }

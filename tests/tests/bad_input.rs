@@ -169,6 +169,20 @@ const PREFLIGHT: [Row; 3] = [
 /// After podd of b has died.
 const TARGET_DOWN: [Row; 1] = [("move to a host that does not answer", &["migrate", "web", "--to", "b"], UNREACHABLE)];
 
+/// What is wrong in podd.toml, and what it says. podd does not start then.
+const CONFIGURATION: [(&str, &str); 10] = [
+    ("a kernel that is none", "baseline = { kernel = \"new\" }"),
+    ("a kernel with three numbers", "baseline = { kernel = \"6.1.2\" }"),
+    ("a kernel that is too old", "baseline = { kernel = \"5.10\" }"),
+    ("a level that is none", "baseline = { cpu = \"x86-64-v5\" }"),
+    ("a relative path", "baseline = { cpu = \"cpu\" }"),
+    ("a list of features that is not there", "baseline = { cpu = \"{dir}/none\" }"),
+    ("a list that names something else", "baseline = { cpu = \"{dir}/strange-cpu\" }"),
+    ("an empty list", "baseline = { cpu = \"{dir}/empty-cpu\" }"),
+    ("a feature that this host lacks", "baseline = { cpu = \"{dir}/future-cpu\" }"),
+    ("an unknown key of the baseline", "baseline = { cpus = \"host\" }"),
+];
+
 #[test]
 fn every_mistake_gets_a_sentence_and_changes_nothing() {
     let bench = Bench::new();
@@ -189,6 +203,7 @@ fn every_mistake_gets_a_sentence_and_changes_nothing() {
     });
     bench.lab.script(&["kill", "b"]).must();
     bench.section(&mut document, "A host that is down", &TARGET_DOWN);
+    bench.configuration(&mut document);
     println!("{document}");
     let file = root().join("docs/BAD_INPUT.md");
     if std::env::var_os("UPDATE_DOCS").is_some() {
@@ -242,7 +257,32 @@ impl Bench {
         lab.ok("a", &["suspend", "asleep"]);
         eventually("it ends", Duration::from_secs(10), || lab.state("a", "ended").as_deref() == Some("exited"));
         fs::write(dir.path().join("unknown-key.toml"), "name = \"x\"\nmemry = \"1G\"\n").unwrap();
+        for (name, list) in
+            [("strange-cpu", "sse2 # common\nfast"), ("empty-cpu", "# none"), ("future-cpu", "sse2 movrs")]
+        {
+            fs::write(dir.path().join(name), list).unwrap();
+        }
         Self { lab, dir, root }
+    }
+
+    fn configuration(&self, document: &mut String) {
+        write!(document, "\n## The baseline in podd.toml\n\npodd does not start, and exits with 1.\n\n").unwrap();
+        document.push_str("| mistake | podd.toml | answer |\n|---|---|---|\n");
+        let dir = self.dir.path().display().to_string();
+        for (mistake, text) in CONFIGURATION {
+            let config = self.dir.path().join("podd.toml");
+            let places = "state = \"{dir}/state\"\nrun = \"{dir}/run\"\nsocket = \"{dir}/podd.sock\"";
+            fs::write(&config, format!("{places}\n{text}\n").replace("{dir}", &dir)).unwrap();
+            let mut command = std::process::Command::new("timeout");
+            command.arg("20").arg(binary("podd")).args(["serve", "--config"]).arg(&config);
+            let got = run(command);
+            assert_eq!((got.code, got.out.as_str()), (1, ""), "{mistake}: {got:?}");
+            assert!(!self.dir.path().join("state").exists(), "{mistake}: it has begun");
+            let answer = without_processor(&self.shown(&got.err));
+            judge(mistake, &answer);
+            let cells = answer.trim().replace('|', "\\|").replace("\n  cure: ", "<br>cure: ");
+            writeln!(document, "| {mistake} | `{}` | {cells} |", self.shown(text)).unwrap();
+        }
     }
 
     fn section(&self, document: &mut String, title: &str, rows: &[Row]) {
@@ -346,6 +386,15 @@ fn without_pids(text: &str) -> String {
         shown.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()));
     }
     shown
+}
+
+/// The processor of whoever runs this is of no interest.
+fn without_processor(text: &str) -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map_or("", |(_, m)| m);
+    let level = (1..=4).map(|n| format!("write cpu = \"x86-64-v{n}\", or have")).find(|level| text.contains(level));
+    let text = if model.is_empty() { text.to_owned() } else { text.replace(model, "MODEL") };
+    level.map_or(text.clone(), |level| text.replace(&level, "write cpu = \"x86-64-vN\", or have"))
 }
 
 fn quoted(words: &[&str]) -> String {

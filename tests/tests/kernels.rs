@@ -139,6 +139,66 @@ fn clocks_of_a_pod_go_on_by_the_time_that_passed() {
     clock.wait().expect("the clock ends");
 }
 
+/// What the rule about processors says of a move.
+#[track_caller]
+fn about_the_processor(lab: &Lab, pod: &str, from: &str, to: &str) -> (String, String) {
+    let preflight = lab.podctl(from, &["--json", "preflight", pod, "--to", to]);
+    let report: Value = serde_json::from_str(&preflight.out).expect("podctl --json prints JSON");
+    let finding = report.as_array().and_then(|all| all.iter().find(|f| f["rule"] == "cpu-features")).expect("the rule");
+    eprintln!("{pod} from {from} to {to}: {finding}");
+    let text = |key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+    (text("verdict"), text("fact"))
+}
+
+#[test]
+fn a_pod_that_is_held_to_a_baseline_goes_to_an_older_processor() {
+    let lab = Lab::new();
+    lab.up_on("new", OLD, "Haswell-noTSX");
+    lab.up_on("old", OLD, "Nehalem");
+    assert!(lab.ok("new", &["host", "cpu"]).lines().any(|feature| feature == "avx2"));
+    assert!(!lab.ok("old", &["host", "cpu"]).contains("avx"));
+    let common = lab.ok("old", &["host", "cpu", "--fleet"]);
+    assert!(common.starts_with("# Features of the processors of new, old (at least x86-64-v2).\n"), "{common}");
+
+    // As it is by default, a pod may use all that it was started on.
+    let before = redis(&lab, "new", "free", "10.78.1.5");
+    let (verdict, fact) = about_the_processor(&lab, "free", "new", "old");
+    assert!(verdict == "no" && fact.contains("lacks ") && fact.contains("avx2"), "{verdict}: {fact}");
+    let refused = lab.podctl("new", &["migrate", "free", "--to", "old"]);
+    assert!(refused.code == 3 && refused.err.contains("cpu-features: "), "{refused:?}");
+    assert_eq!(digest(&lab, "new", "free"), before, "it runs on");
+    lab.ok("new", &["rm", "-f", "free"]);
+
+    lab.set_baseline("new", "cpu = \"x86-64-v2\"");
+    let before = redis(&lab, "new", "held", "10.78.1.6");
+    let (verdict, fact) = about_the_processor(&lab, "held", "new", "old");
+    assert!(verdict == "go-with" && fact.starts_with("the pod is held to x86-64-v2, which the target has"), "{fact}");
+    let counter = Counter::start(&lab, "10.78.1.6");
+    eventually("the client counts", Duration::from_secs(30), || counted(&lab, "new", "held") > 50);
+    assert!(go(&lab, "held", "new", "old"));
+    // Every function that it calls from now on is called on this processor.
+    assert_eq!(digest(&lab, "old", "held"), before);
+    let on_arrival = counted(&lab, "old", "held");
+    eventually("the client goes on", Duration::from_secs(60), || counted(&lab, "old", "held") > on_arrival + 50);
+    cli(&lab, "old", "held", &["config", "set", "maxmemory", "900mb"]);
+    assert!(cli(&lab, "old", "held", &["info", "all"]).contains("maxmemory:943718400"));
+    // It counts on the same here, and may go back.
+    assert_eq!(about_the_processor(&lab, "held", "old", "new").0, "go");
+    assert!(go(&lab, "held", "old", "new"));
+    assert_eq!(digest(&lab, "new", "held"), before);
+    let counted_by_client = counter.finish();
+    assert_eq!((counted_by_client.error.as_deref(), counted_by_client.gaps), (None, 0), "{counted_by_client:?}");
+    assert_eq!(counted(&lab, "new", "held"), counted_by_client.last, "every acknowledged increment is there");
+
+    // One that is born on the older processor goes to the newer one and back, too.
+    let before = redis(&lab, "old", "up", "10.78.1.7");
+    assert!(go(&lab, "up", "old", "new"));
+    let (verdict, fact) = about_the_processor(&lab, "up", "new", "old");
+    assert!(verdict == "go-with" && fact.contains("what was started in it later may use"), "{verdict}: {fact}");
+    assert!(go(&lab, "up", "new", "old"));
+    assert_eq!(digest(&lab, "old", "up"), before);
+}
+
 #[test]
 fn installing_a_kernel_and_rebooting_changes_the_kernel() {
     let lab = Lab::new();
@@ -231,7 +291,7 @@ impl CutMove {
         let lab = Lab::with(&[("old", OLD), ("new", NEW)]);
         let data = redis(&lab, "old", "pod", "10.78.1.5");
         let counter = Counter::start(&lab, "10.78.1.5");
-        eventually("the client counts", Duration::from_secs(30), || counted(&lab, "old") > 50);
+        eventually("the client counts", Duration::from_secs(30), || counted(&lab, "old", "pod") > 50);
         let host = if role == "source" { "old" } else { "new" };
         let fault = "echo \"$1\" >/run/podd/fault";
         lab.exec(host, &["sh", "-c", fault, "sh", &format!("{role} {step} pause {pause}")]).must();
@@ -287,11 +347,11 @@ impl CutMove {
     /// The pod's memory lives on `host`: its data, each acknowledged increment, and the client's connection.
     #[track_caller]
     fn nothing_is_lost(self, host: &str) {
-        let before = counted(&self.lab, host);
-        eventually("the client goes on", Duration::from_secs(60), || counted(&self.lab, host) > before + 20);
+        let before = counted(&self.lab, host, "pod");
+        eventually("the client goes on", Duration::from_secs(60), || counted(&self.lab, host, "pod") > before + 20);
         let counter = self.counter.finish();
         assert_eq!((counter.error.as_deref(), counter.gaps), (None, 0), "{counter:?}");
-        assert_eq!(counted(&self.lab, host), counter.last, "every acknowledged increment is there");
+        assert_eq!(counted(&self.lab, host, "pod"), counter.last, "every acknowledged increment is there");
         assert_eq!(digest(&self.lab, host, "pod"), self.data);
         eprintln!("{} increments, longest silence {:.0} ms", counter.increments, counter.longest_silence_ms);
     }
@@ -310,8 +370,8 @@ impl CutMove {
 }
 
 /// What the counting client has come to, as the server knows it.
-fn counted(lab: &Lab, host: &str) -> u64 {
-    cli(lab, host, "pod", &["get", "n"]).parse().unwrap_or(0)
+fn counted(lab: &Lab, host: &str, pod: &str) -> u64 {
+    cli(lab, host, pod, &["get", "n"]).parse().unwrap_or(0)
 }
 
 #[test]

@@ -1,6 +1,7 @@
-//! Rules about kernels, processors, CRIU and clocks.
+//! Rules about kernels, CRIU and clocks.
 
 use super::{Context, Finding, go, go_with, no};
+use crate::baseline::{ANY_RSEQ, DROPPABLE, KernelVersion};
 use crate::host::{CriuFacts, HostFacts};
 
 /// A CRIU whose version and `criu check` look right may still fail on a kernel: 3.17.1 on 6.13 and later (vDSO layout), 4.1.1 on
@@ -46,132 +47,38 @@ pub(super) fn arch(c: &Context) -> Option<Finding> {
 
 /// Newest feature size of the restartable-sequence area that is known to register on every kernel (that of 6.3 to 6.18).
 const RSEQ_EVERYWHERE: u64 = 28;
-/// Accepts areas of any size: CRIU registers the area again as large as it was.
-const RSEQ_ANY_SIZE: (u32, u32) = (6, 12);
-/// Knows MAP_DROPPABLE.
-const DROPPABLE: (u32, u32) = (6, 11);
 
-/// Upwards works. Downwards two things of newer kernels cannot be restored: a restartable-sequence area larger than the 32 bytes
-/// that kernels before 6.3 insist on (kernel/rseq.c; seen: born on 7.2, `sys_rseq = -22` on 6.1, fine on 6.12), and droppable
-/// mappings (mm/mmap.c, 6.11; made by getrandom in the vDSO with glibc 2.41 and later).
+/// Upwards works. Downwards there is an end at the kernel that the pod may count on; and two things of newer kernels cannot be
+/// restored: a restartable-sequence area larger than the 32 bytes that kernels before 6.3 insist on (kernel/rseq.c; seen: born on
+/// 7.2, `sys_rseq = -22` on 6.1, fine on 6.12), and droppable mappings (mm/mmap.c, 6.11; made by getrandom in the vDSO with
+/// glibc 2.41 and later).
 pub(super) fn kernel_direction(c: &Context) -> Option<Finding> {
     const RULE: &str = "kernel-direction";
-    let to = c.host.kernel.number;
-    let large = c.holders(|p| p.rseq_bytes.is_some_and(|b| b > RSEQ_EVERYWHERE)).filter(|_| to < RSEQ_ANY_SIZE);
+    let (release, to) = (&c.host.kernel.release, KernelVersion::from(c.host.kernel.number));
+    let large = c.holders(|p| p.rseq_bytes.is_some_and(|b| b > RSEQ_EVERYWHERE)).filter(|_| to < ANY_RSEQ);
     let droppable = c.holders(|p| p.memory.droppable).filter(|_| to < DROPPABLE);
     let (mut facts, mut cures) = (Vec::new(), Vec::new());
-    if let Some(who) = large {
-        facts.push(format!(
-            "{who}: born under a kernel with larger restartable sequences than {} can restore",
-            c.host.kernel.release
+    if let Some(relies) = c.request.relies_on.as_ref().filter(|r| to < r.kernel) {
+        facts.push(format!("started for kernels from {} on, the target runs {release}", relies.kernel));
+        cures.push(format!(
+            "choose a target with {} or later, or set baseline.kernel to \"{to}\" here and start the pod anew",
+            relies.kernel
         ));
-        cures.push("start the pod with -e GLIBC_TUNABLES=glibc.pthread.rseq=0, or choose a target with 6.12 or later");
+    }
+    if let Some(who) = large {
+        facts.push(format!("{who}: born under a kernel with larger restartable sequences than {release} can restore"));
+        cures.push(format!(
+            "start the pod with -e GLIBC_TUNABLES=glibc.pthread.rseq=0, or choose a target with {ANY_RSEQ} or later"
+        ));
     }
     if let Some(who) = droppable {
-        facts.push(format!("{who}: droppable mapping (vDSO getrandom), unknown to {}", c.host.kernel.release));
-        cures.push("choose a target with 6.11 or later");
+        facts.push(format!("{who}: droppable mapping (vDSO getrandom), unknown to {release}"));
+        cures.push(format!("choose a target with {DROPPABLE} or later"));
     }
     match facts.is_empty() {
-        true => go(RULE, format!("{} to {}", c.source.kernel.release, c.host.kernel.release)),
+        true => go(RULE, format!("{} to {release}", c.source.kernel.release)),
         false => no(RULE, facts.join("; "), cures.join("; ")),
     }
-}
-
-/// Programs ask the processor once, at start, and then use what it had: elsewhere that is SIGILL. CRIU does not check by default.
-///
-/// Kernels name features differently, so where the words of CPUID are known on both sides they decide.
-pub(super) fn cpu_features(c: &Context) -> Option<Finding> {
-    const RULE: &str = "cpu-features";
-    const CURE: &str = "choose a target whose processor is the same or newer, or start the pod anew there";
-    let (from, to) = (&c.source.cpu, &c.host.cpu);
-    let usable: Vec<&str> =
-        from.flags.iter().map(String::as_str).filter(|f| gives_instructions(f, &c.source.kernel.arch)).collect();
-    let missing: Vec<&str> = usable.iter().copied().filter(|f| !to.flags.iter().any(|t| t == f)).collect();
-    let asked = !from.cpuid.is_empty() && from.cpuid.len() == to.cpuid.len();
-    let covered = asked && from.cpuid.iter().zip(&to.cpuid).all(|(from, to)| from & !to == 0);
-    let arch = &c.host.kernel.arch;
-    if from.xsave_bytes > to.xsave_bytes {
-        let (from, to) = (from.xsave_bytes, to.xsave_bytes);
-        let named = if missing.is_empty() { String::new() } else { format!("; it lacks {}", missing.join(" ")) };
-        return no(RULE, format!("registers take {from} bytes on the source, {to} on the target{named}"), CURE);
-    }
-    match (missing.is_empty(), covered, asked) {
-        (true, true, _) | (true, _, false) => go(RULE, format!("{arch} features: target has all {}", usable.len())),
-        (false, true, _) => {
-            let fact = format!(
-                "{arch} features: target has all {}; its kernel does not name {}",
-                usable.len(),
-                missing.join(" ")
-            );
-            go(RULE, fact)
-        }
-        (false, false, _) => {
-            no(RULE, format!("the target's processor ({}) lacks {}", to.model, missing.join(" ")), CURE)
-        }
-        (true, false, true) => no(
-            RULE,
-            format!("the target's processor ({}) lacks features that the kernel does not name", to.model),
-            CURE,
-        ),
-    }
-}
-
-/// Of the names in /proc/cpuinfo (arch/x86/include/asm/cpufeatures.h), those of instructions that programs can execute. The rest
-/// (virtualisation, power, mitigations) differs between kernels and hosts without harm.
-fn gives_instructions(flag: &str, arch: &str) -> bool {
-    const PREFIXES: [&str; 12] =
-        ["3dnow", "aes", "amx", "apx", "avx", "bmi", "fma", "mmx", "sha", "sse", "ssse", "xsave"];
-    const NAMES: [&str; 47] = [
-        "abm",
-        "adx",
-        "clflush",
-        "clflushopt",
-        "cldemote",
-        "clwb",
-        "clzero",
-        "cmov",
-        "cmpccxadd",
-        "cx16",
-        "cx8",
-        "enqcmd",
-        "f16c",
-        "fpu",
-        "fsgsbase",
-        "fxsr",
-        "gfni",
-        "hle",
-        "lahf_lm",
-        "lm",
-        "lwp",
-        "misalignsse",
-        "movbe",
-        "movdir64b",
-        "movdiri",
-        "movrs",
-        "mwaitx",
-        "ospke",
-        "pclmulqdq",
-        "pku",
-        "pni",
-        "popcnt",
-        "rdpid",
-        "rdrand",
-        "rdseed",
-        "rdtscp",
-        "rtm",
-        "serialize",
-        "sm3",
-        "sm4",
-        "syscall",
-        "tbm",
-        "tsxldtrk",
-        "vaes",
-        "vpclmulqdq",
-        "waitpkg",
-        "xop",
-    ];
-    // Elsewhere all names are of instructions.
-    !arch.starts_with("x86") || NAMES.contains(&flag) || PREFIXES.iter().any(|p| flag.starts_with(p))
 }
 
 /// CRIU keeps CLOCK_MONOTONIC and CLOCK_BOOTTIME going through a time namespace (time_namespaces(7), 5.6).

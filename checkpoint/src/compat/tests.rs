@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
+use crate::baseline::{Baseline, CpuBaseline, KernelVersion};
 use crate::host::{
     CgroupLayout, Cgroups, Clock, Cpu, CriuFacts, ImageSpace, Kernel, Memory, StateDir, Sysctls, UidRange,
 };
@@ -140,6 +141,11 @@ const CASES: &[Case] = &[
         w.init().memory.droppable = true;
         w.target.kernel.number = (6, 11);
     }),
+    ("kernel-direction", No, |w| {
+        born(w, &[], None).kernel = KernelVersion(6, 12);
+        w.target.kernel.number = (6, 6);
+    }),
+    ("kernel-direction", Go, |w| born(w, &[], None).kernel = KernelVersion(6, 12)),
     ("cpu-features", No, |w| {
         w.target.cpu.flags.retain(|f| f != "avx512f");
         w.target.cpu.cpuid[0] = 0b0111;
@@ -154,7 +160,57 @@ const CASES: &[Case] = &[
     ("cpu-features", No, |w| w.target.cpu.cpuid[1] = 0b01),
     ("cpu-features", Go, |w| w.target.cpu.flags.retain(|f| f != "vmx" && f != "constant_tsc")),
     ("cpu-features", Go, |w| w.target.cpu.cpuid = vec![u32::MAX, u32::MAX]),
-    ("cpu-features", No, |w| w.target.cpu.xsave_bytes = 832),
+    // Registers that no feature of the pod's processor needs.
+    ("cpu-features", Go, |w| w.target.cpu.xsave_bytes = 832),
+    // Born elsewhere: this processor does not matter, that one does.
+    ("cpu-features", Go, |w| {
+        born(w, &["avx2"], None);
+        w.target.cpu = cpu(&["avx2"]);
+    }),
+    ("cpu-features", No, |w| {
+        born(w, &["avx2", "bmi2"], None);
+        w.source.cpu = cpu(&["avx2"]);
+        w.target.cpu = cpu(&["avx2"]);
+    }),
+    // It has been on a better one since, and is held to nothing.
+    ("cpu-features", GoWith, |w| {
+        born(w, &["avx2"], None).since.insert("avx512f".into());
+        w.target.cpu = cpu(&["avx2"]);
+    }),
+    ("cpu-features", Go, |w| born(w, &["avx2"], None).since = ["avx512f".to_owned()].into()),
+    ("cpu-features", Go, |w| {
+        born(w, &["avx2"], Some(&["sse2"])).since.insert("avx512f".into());
+        w.target.cpu = cpu(&["avx2"]);
+    }),
+    // Held to less than it was born on.
+    ("cpu-features", GoWith, |w| {
+        born(w, &["avx2"], Some(&["sse2"]));
+        w.target.cpu = cpu(&[]);
+    }),
+    ("cpu-features", No, |w| {
+        born(w, &["avx2", "bmi2"], Some(&["sse2", "bmi2"]));
+        w.target.cpu = cpu(&["avx2"]);
+    }),
+    ("cpu-features", No, |w| {
+        born(w, &["avx2"], Some(&["sse2"])).own.push("LD_BIND_NOW".into());
+        w.target.cpu = cpu(&[]);
+    }),
+    ("cpu-features", Go, |w| {
+        born(w, &["avx2"], Some(&["sse2"]));
+    }),
+    // More registers than there was room for, without XSAVEC.
+    ("cpu-features", GoWith, |w| {
+        born(w, &["avx2", "xsave"], None).born.xsave_bytes = 832;
+        w.target.cpu = cpu(&["avx2", "xsave", "xsavec"]);
+    }),
+    ("cpu-features", Go, |w| {
+        born(w, &["avx2", "xsave", "xsavec"], None).born.xsave_bytes = 832;
+        w.target.cpu = cpu(&["avx2", "xsave", "xsavec"]);
+    }),
+    ("cpu-features", Go, |w| {
+        born(w, &["avx2", "xsave"], Some(&["sse2"])).born.xsave_bytes = 832;
+        w.target.cpu = cpu(&["avx2", "xsave"]);
+    }),
     ("time-namespace", No, |w| w.target.namespaces.retain(|n| n != "time")),
     ("time-namespace", GoWith, |w| w.source.namespaces.retain(|n| n != "time")),
     ("user-namespaces", No, |w| w.target.sysctls.max_user_namespaces = 0),
@@ -260,6 +316,23 @@ const CASES: &[Case] = &[
     ("volumes", GoWith, |w| volume(w, Some(true))),
     ("volumes", GoWith, |w| volume(w, None)),
 ];
+
+/// A processor with these features; CPUID has a bit for each.
+fn cpu(features: &[&str]) -> Cpu {
+    const BITS: [&str; 5] = ["avx2", "bmi2", "xsave", "xsavec", "avx512f"];
+    let word = features.iter().filter_map(|f| BITS.iter().position(|b| b == f)).fold(0, |word, bit| word | 1 << bit);
+    let flags = ["sse2"].iter().chain(features).map(|f| (*f).to_owned()).collect();
+    Cpu { vendor: "v".into(), model: "m".into(), flags, cpuid: vec![word, 0], xsave_bytes: 2696 }
+}
+
+/// The pod was born on a processor with these features, and is held to those.
+fn born<'a>(w: &'a mut World, features: &[&str], held: Option<&[&str]>) -> &'a mut ReliesOn {
+    let held = held.map(|f| CpuBaseline { name: "x".into(), features: f.iter().map(|f| (*f).to_owned()).collect() });
+    let baseline = Baseline { kernel: KernelVersion(6, 1), cpu: held };
+    w.source.cpu = cpu(&["avx2", "bmi2", "xsave", "xsavec", "avx512f"]);
+    w.target.cpu = w.source.cpu.clone();
+    w.request.relies_on.insert(ReliesOn::at_birth(&baseline, &cpu(features), &[]))
+}
 
 fn fd(w: &mut World, kind: FdKind) {
     w.init().descriptors.kinds.insert(kind, 1);

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{HostError, sys};
+use crate::baseline::gives_instructions;
 
 /// A processor. All of a host are taken to be alike.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +25,11 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    pub(super) fn read() -> Result<Cpu, HostError> {
+    /// Reads the processor of this host.
+    ///
+    /// # Errors
+    /// /proc/cpuinfo cannot be read.
+    pub fn read() -> Result<Cpu, HostError> {
         let path = Path::new("/proc/cpuinfo");
         let failed = |source| HostError::Read { path: path.into(), source };
         // The first processor only: the file has thousands of lines on big hosts.
@@ -35,6 +40,19 @@ impl Cpu {
             .map_err(failed)?;
         let (cpuid, xsave_bytes) = sys::cpuid();
         Ok(Cpu { cpuid, xsave_bytes, ..parse(&block) })
+    }
+
+    /// Those of its flags that give instructions to programs, in order.
+    pub fn features(&self) -> impl Iterator<Item = &str> {
+        // CPUID is x86's.
+        let arch = if self.cpuid.is_empty() { "" } else { "x86_64" };
+        self.flags.iter().map(String::as_str).filter(move |flag| gives_instructions(flag, arch))
+    }
+
+    /// Whether it has a feature, by its name in /proc/cpuinfo.
+    #[must_use]
+    pub fn has(&self, flag: &str) -> bool {
+        self.flags.iter().any(|f| f == flag)
     }
 }
 

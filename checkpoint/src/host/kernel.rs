@@ -22,7 +22,9 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    pub(super) fn read() -> Kernel {
+    /// Asks the running kernel.
+    #[must_use]
+    pub fn read() -> Kernel {
         let uname = rustix::system::uname();
         let release = uname.release().to_string_lossy().into_owned();
         Kernel {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
-use podd::api::{HostInitRequest, HostInviteRequest, HostJoinRequest, HostView, Invitation};
+use podd::api::{HostCpu, HostInitRequest, HostInviteRequest, HostJoinRequest, HostView, Invitation};
 use podd::client::path;
 use podd::pod::file::quantity;
 
@@ -22,6 +22,18 @@ pub enum Verb {
     Join(JoinArgs),
     /// List the hosts of the fleet.
     Ls,
+    /// List the features of this host's processor, as a file for `baseline.cpu` of podd.toml.
+    Cpu(CpuArgs),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example, for a file that is the same on all hosts:
+  podctl host cpu --fleet >/etc/podd/cpu")]
+pub struct CpuArgs {
+    /// List what the processors of all hosts of the fleet have in common.
+    #[arg(long)]
+    fleet: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -90,8 +102,19 @@ pub async fn run(verb: Verb, ctl: &Podctl<'_>) -> Outcome {
             let hosts: Vec<HostView> = ctl.daemon.get(&path(&["hosts"])).await?;
             ctl.out.show(&hosts, |hosts| in_words(hosts));
         }
+        Verb::Cpu(CpuArgs { fleet }) => {
+            let cpu: HostCpu = ctl.daemon.get(&format!("{}?fleet={fleet}", path(&["host", "cpu"]))).await?;
+            ctl.out.show(&cpu, features);
+        }
     }
     Ok(DONE)
+}
+
+/// A file for podd.toml, one feature a line.
+fn features(cpu: &HostCpu) -> String {
+    let level = cpu.level.as_ref().map(|level| format!(" (at least {level})")).unwrap_or_default();
+    let head = format!("# Features of the processors of {}{level}.\n", cpu.hosts.join(", "));
+    cpu.features.iter().fold(head, |text, feature| text + feature + "\n")
 }
 
 fn in_words(hosts: &[HostView]) -> String {
@@ -102,9 +125,10 @@ fn in_words(hosts: &[HostView]) -> String {
             (false, Some(false)) => "unreachable",
             (false, None) => "not asked",
         };
-        [host.name.clone(), host.address.clone(), state.to_owned()]
+        let baseline = host.baseline.as_ref().map(ToString::to_string).unwrap_or_default();
+        [host.name.clone(), host.address.clone(), state.to_owned(), baseline]
     });
-    table(["NAME", "ADDRESS", "STATE"], rows)
+    table(["NAME", "ADDRESS", "STATE", "BASELINE"], rows)
 }
 
 fn seconds(text: &str) -> Result<u64, String> {
@@ -123,10 +147,25 @@ mod tests {
             address: "192.0.2.1:7777".into(),
             this,
             reachable,
+            baseline: this.then(Default::default),
         };
         assert_eq!(
             in_words(&[host("a", true, None), host("b", false, Some(false))]),
-            "NAME  ADDRESS         STATE\na     192.0.2.1:7777  this host\nb     192.0.2.1:7777  unreachable\n"
+            "\
+NAME  ADDRESS         STATE        BASELINE
+a     192.0.2.1:7777  this host    6.1 host
+b     192.0.2.1:7777  unreachable  -
+"
         );
+    }
+
+    #[test]
+    fn features_as_a_file() {
+        let cpu = HostCpu {
+            hosts: vec!["a".into(), "b".into()],
+            level: Some("x86-64-v1".into()),
+            features: vec!["aes".into(), "sse2".into()],
+        };
+        assert_eq!(features(&cpu), "# Features of the processors of a, b (at least x86-64-v1).\naes\nsse2\n");
     }
 }

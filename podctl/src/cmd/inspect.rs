@@ -1,6 +1,7 @@
 //! `podctl inspect`.
 
 use podd::api::PodDetail;
+use podd::client::baseline::ReliesOn;
 use podd::client::path;
 use podd::pod::spec::{PodSpec, RestartPolicy, RootSource};
 
@@ -36,6 +37,7 @@ fn in_words(pod: &PodDetail) -> String {
     ];
     lines.extend(pod.layers.iter().map(|layer| ("layer", layer.clone())));
     lines.extend(of_spec(&pod.spec));
+    lines.extend(pod.relies_on.iter().flat_map(relied_on));
     for m in &pod.migrations {
         let blackout = m.blackout_ms.map(|ms| format!(", {} ms blackout", words::ms(ms))).unwrap_or_default();
         let error = m.error.as_ref().map(|error| format!(", {error}")).unwrap_or_default();
@@ -43,6 +45,24 @@ fn in_words(pod: &PodDetail) -> String {
     }
     let lines = lines.iter().filter(|(_, value)| !value.is_empty());
     lines.map(|(key, value)| format!("{:<16}{}\n", format!("{key}:"), printable(value))).collect::<String>()
+}
+
+/// What the pod counts on, and the processor that it was started on if that is something else.
+fn relied_on(relies_on: &ReliesOn) -> Vec<(&'static str, String)> {
+    let born = format!("{} ({} features)", relies_on.born.model, relies_on.born.flags.len());
+    let (processor, born) = match (&relies_on.cpu, relies_on.held().is_some()) {
+        (Some(cpu), true) => (cpu.name.clone(), born),
+        (Some(cpu), false) => {
+            let own = relies_on.own.join(", ");
+            (format!("{born}; not held to {}, as its own environment sets {own}", cpu.name), String::new())
+        }
+        (None, _) => (born, String::new()),
+    };
+    vec![
+        ("relies on", format!("kernel {} or later", relies_on.kernel)),
+        ("relies on", format!("processor {processor}")),
+        ("started on", born),
+    ]
 }
 
 fn of_spec(spec: &PodSpec) -> Vec<(&'static str, String)> {

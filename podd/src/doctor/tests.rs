@@ -150,3 +150,30 @@ fn this_host_is_examined_and_left_as_it_was() {
     assert_eq!(unreadable.len(), 1);
     assert!(unreadable[0].verdict == Verdict::Fail && unreadable[0].fact.contains("/nonexistent/state"));
 }
+
+#[test]
+fn baselines_of_a_fleet_are_compared() {
+    use checkpoint::baseline::{Baseline, CpuBaseline};
+    let of = |name: &str, baseline: Option<Baseline>| HostView {
+        name: name.into(),
+        address: String::new(),
+        this: name == "a",
+        reachable: Some(true),
+        baseline,
+    };
+    let held = |name: &str, features: &[&str]| Baseline {
+        cpu: Some(CpuBaseline { name: name.into(), features: features.iter().map(|f| (*f).to_owned()).collect() }),
+        ..Baseline::default()
+    };
+    let own = held("x86-64-v2", &["sse2"]);
+    let verdict = |hosts: &[HostView]| baseline(&own, hosts).verdict;
+    assert_eq!(verdict(&[]), Verdict::Ok);
+    assert_eq!(verdict(&[of("a", Some(own.clone())), of("b", None)]), Verdict::Ok, "an older podd does not say");
+    assert_eq!(verdict(&[of("b", Some(held("/etc/podd/cpu", &["sse2"])))]), Verdict::Ok, "another name for the same");
+    let newer = Baseline { kernel: (6, 12).into(), ..own.clone() };
+    for other in [Baseline::default(), held("x86-64-v2", &["sse2", "avx"]), newer] {
+        assert_eq!(verdict(&[of("b", Some(other))]), Verdict::Warn);
+    }
+    let check = baseline(&own, &[of("a", Some(own.clone())), of("b", Some(Baseline::default()))]);
+    assert_eq!(check.fact, "pods may count on kernel 6.1 and processor x86-64-v2, but on b: 6.1 and host");
+}

@@ -60,6 +60,7 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
                 let pod = daemon.pod(&pod);
                 peer.send(&pod.map_or(Message::Gone, |pod| Message::Health(daemon.view(&pod).health))).await?;
             }
+            Message::AskBaseline => peer.send(&Message::Baseline(daemon.baseline.clone())).await?,
             Message::AskHosts => peer.send(&Message::Hosts { hosts: daemon.store.hosts()? }).await?,
             other => return Err(unexpected(&other)),
         }
@@ -127,6 +128,9 @@ fn reserve(daemon: &Daemon, from: &str, id: &str, record: &str) -> Result<(Claim
         rehearsal: false,
     };
     record.state = PodState::Arriving { migration: id.to_owned() };
+    if let Some(relies_on) = &mut record.relies_on {
+        relies_on.comes_to(&daemon.cpu);
+    }
     daemon.journal(&migration, Some(&record))?;
     daemon.insert(record.clone());
     Ok((daemon.claim(&record.id, Doing::Migrate)?, migration))

@@ -1,5 +1,6 @@
 //! Making a pod: its layers, its id range, its writable layer with the init in it. Nothing runs yet.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
@@ -21,12 +22,8 @@ use crate::sys::network;
 /// Ids that systemd sets aside for containers (systemd.io, "Users, Groups, UIDs and GIDs").
 const ID_RANGE: std::ops::Range<u32> = 0x0008_0000..0x6fff_0000;
 
-/// glibc registers restartable sequences, which kernels before 6.12 cannot restore as newer ones leave them: a pod
-/// that shall be able to go to an older kernel does without.
-const DEFAULT_ENV: [(&str, &str); 2] = [
-    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-    ("GLIBC_TUNABLES", "glibc.pthread.rseq=0"),
-];
+/// Where programs are looked for unless the image or the user says otherwise.
+const PATH: (&str, &str) = ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
 
 /// Creates a pod. Blocks while layers are imported.
 ///
@@ -59,6 +56,7 @@ pub fn create(daemon: &Daemon, mut spec: PodSpec, progress: &mut dyn FnMut(Progr
         started: None,
         restarts: 0,
         restarts_in_a_row: 0,
+        relies_on: None,
         state: PodState::Created,
         spec,
         id,
@@ -140,8 +138,7 @@ fn process(spec: &PodSpec, image: &ImageConfig) -> Result<Process> {
         )
         .cure("add `-- CMD ARGS...`"));
     }
-    let mut env: std::collections::BTreeMap<String, String> =
-        DEFAULT_ENV.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let mut env = BTreeMap::from([(PATH.0.to_owned(), PATH.1.to_owned())]);
     env.extend(image.env.clone());
     env.extend(spec.env.clone());
     let named = |user: Option<&String>| user.filter(|u| !u.is_empty()).cloned();

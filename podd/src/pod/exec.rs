@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use checkpoint::baseline::KernelVersion;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -38,6 +39,8 @@ struct Entry {
     env: BTreeMap<String, String>,
     user: String,
     workdir: String,
+    /// The oldest kernel to which the pod can go.
+    kernel: KernelVersion,
     cap_add: Vec<String>,
     allow_new_privileges: bool,
     terminal: bool,
@@ -75,7 +78,7 @@ fn enter_command(
     if request.command.is_empty() {
         return Err(ApiError::usage("there is nothing to run").cure("add `-- CMD ARGS...`"));
     }
-    let mut env: BTreeMap<String, String> = record.process.env.iter().cloned().collect();
+    let mut env: BTreeMap<String, String> = record.environment().into_iter().collect();
     if request.tty.is_some() {
         env.entry("TERM".into()).or_insert_with(|| "xterm".into());
     }
@@ -87,6 +90,7 @@ fn enter_command(
         env,
         user: request.user.clone().unwrap_or_else(|| record.process.user.clone()),
         workdir: request.workdir.clone().unwrap_or_else(|| record.process.workdir.clone()),
+        kernel: record.oldest_kernel(),
         cap_add: record.spec.cap_add.clone(),
         allow_new_privileges: record.spec.allow_new_privileges,
         terminal: request.tty.is_some(),
@@ -167,7 +171,7 @@ fn run(entry: &Entry) -> io::Result<Infallible> {
     if !entry.allow_new_privileges {
         nix::sys::prctl::set_no_new_privs()?;
     }
-    let profile = seccomp::profile(&keep).map_err(io::Error::other)?;
+    let profile = seccomp::profile(&keep, entry.kernel).map_err(io::Error::other)?;
     seccomp::install(&profile).map_err(io::Error::other)?;
     capabilities::drop_to(&keep).map_err(io::Error::other)?;
     let groups: Vec<Gid> = user.groups.iter().map(|g| Gid::from_raw(*g)).collect();

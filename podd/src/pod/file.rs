@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::convert::{check_name, validated};
 pub use self::error::PodFileError;
+pub(crate) use self::error::place;
 pub use self::health::{HealthFile, in_shell};
 use crate::pod::spec::PodSpec;
 

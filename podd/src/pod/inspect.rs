@@ -26,6 +26,7 @@ pub fn inspect(daemon: &Daemon, pod: &Pod) -> Result<PodDetail> {
         },
         writable_layer: daemon.config.pod_state(&record.id).join("upper").display().to_string(),
         migrations: moves.iter().filter(|m| m.pod_id == record.id).map(|m| move_view(daemon, m)).collect(),
+        relies_on: record.relies_on,
         spec: record.spec,
         layers: record.layers,
         id_base: record.id_base,

@@ -98,6 +98,7 @@ fn request(record: &PodRecord, volumes: Option<&[bool]>, writable_bytes: u64, la
         addresses: record.spec.network.iter().flat_map(|n| n.addresses.clone()).collect(),
         id_base: record.id_base,
         memory_limit: record.spec.limits.memory,
+        relies_on: record.relies_on.clone(),
         volumes: (record.spec.volumes.iter().enumerate())
             .map(|(i, v)| VolumeRequest { host: v.host.clone(), on_target: on_target(i) })
             .collect(),

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use checkpoint::compat;
 use checkpoint::files::{Op, Receiver};
 use checkpoint::host::HostFacts;
 use checkpoint::image::{Image, Kind};
@@ -11,6 +12,7 @@ use checkpoint::wire;
 
 use super::checkpoint::FILES;
 use super::freeze::{Flight, thaw};
+use super::preflight::refuse_unless_go;
 use super::start::{clear_up, give_birth, live};
 use super::state::{PodRecord, PodState};
 use crate::api::ApiError;
@@ -70,6 +72,9 @@ pub async fn restore(daemon: &Arc<Daemon>, from: &str) -> Result<PodRecord> {
     let mut record = record_of(&image)?;
     check_fits(daemon, &record, &image)?;
     record.state = PodState::Suspended { image: path, whole: true };
+    if let Some(relies_on) = &mut record.relies_on {
+        relies_on.comes_to(&daemon.cpu);
+    }
     let folder = daemon.config.pod_state(&record.id);
     let unpacked = tokio::task::block_in_place(|| read_files(&image, &folder));
     let stored = unpacked.and_then(|()| daemon.store.put_pod(&record).map_err(ApiError::from));
@@ -126,23 +131,18 @@ fn check_fits(daemon: &Daemon, record: &PodRecord, image: &Image) -> Result<()> 
         }
     }
     let facts = HostFacts::read(&daemon.config.state, &daemon.config.flight()).attempt("read the host's facts")?;
-    let missing: Vec<&str> = image
-        .manifest()
-        .meta
-        .cpu_features
-        .iter()
-        .filter(|f| !facts.cpu.flags.contains(*f))
-        .map(String::as_str)
-        .collect();
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        Err(ApiError::failed(format!(
-            "this host's CPU lacks features of the one it was taken on: {}",
-            missing.join(" ")
-        ))
-        .cure("restore it on a host with the same or a newer CPU"))
+    if let Some(relies_on) = &record.relies_on {
+        return refuse_unless_go(&compat::check_relied_on(relies_on, &facts));
     }
+    // Of a podd that did not note what its pods count on.
+    let features = image.manifest().meta.cpu_features.iter();
+    let missing: Vec<&str> = features.filter(|f| !facts.cpu.has(f)).map(String::as_str).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing = missing.join(" ");
+    Err(ApiError::failed(format!("this host's CPU lacks features of the one it was taken on: {missing}"))
+        .cure("restore it on a host with the same or a newer CPU"))
 }
 
 /// Rebuilds the writable layer. Every operation is confined to the folder by the receiver.

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use checkpoint::baseline::ReliesOn;
 use jiff::Timestamp;
 
 use super::freeze::keep_log;
@@ -41,6 +42,9 @@ pub async fn start(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
             _ => error,
         });
     }
+    // Whatever it counted on before: its program asks this host.
+    let relies_on = ReliesOn::at_birth(&daemon.baseline, &daemon.cpu, &record.process.env);
+    let record = claim.update(daemon, |r| r.relies_on = Some(relies_on))?;
     let init = give_birth(daemon, &record, Mode::Start).await?;
     match daemon.plug(&record).attempt("connect the pod's link") {
         Ok(()) => announce(&record, init),
@@ -159,7 +163,8 @@ fn shim_config(daemon: &Daemon, record: &PodRecord, mode: Mode) -> Result<ShimCo
         id_base: record.id_base,
         hostname: spec.hostname.clone().unwrap_or_else(|| spec.name.clone()),
         init_args,
-        env: record.process.env.clone(),
+        env: record.environment(),
+        kernel: record.oldest_kernel(),
         network: spec.network.clone(),
         link: network::outer_name(&record.id),
         volumes: spec.volumes.clone(),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use checkpoint::baseline::{KernelVersion, ReliesOn};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +34,28 @@ pub struct PodRecord {
     /// Those of them since it last ran for a while.
     #[serde(default)]
     pub restarts_in_a_row: u32,
+    /// What its present run counts on; none: it never ran, or was started by a podd that did not note it.
+    #[serde(default)]
+    pub relies_on: Option<ReliesOn>,
     /// Where it stands.
     pub state: PodState,
+}
+
+impl PodRecord {
+    /// The environment of its programs: its own, and what holds them to the baseline under which it was started.
+    #[must_use]
+    pub fn environment(&self) -> Vec<(String, String)> {
+        match &self.relies_on {
+            Some(relies_on) => relies_on.environment(&self.process.env),
+            None => self.process.env.clone(),
+        }
+    }
+
+    /// The oldest kernel to which it can go.
+    #[must_use]
+    pub fn oldest_kernel(&self) -> KernelVersion {
+        self.relies_on.as_ref().map_or_else(KernelVersion::default, |r| r.kernel)
+    }
 }
 
 /// What the pod's init runs.
@@ -42,7 +63,7 @@ pub struct PodRecord {
 pub struct Process {
     /// Program and arguments.
     pub command: Vec<String>,
-    /// Environment.
+    /// Its own environment: the image's and the user's.
     pub env: Vec<(String, String)>,
     /// `USER[:GROUP]`.
     pub user: String,
@@ -125,6 +146,9 @@ impl PodState {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use checkpoint::baseline::Baseline;
+    use checkpoint::host::Cpu;
+
     use super::*;
 
     /// As the first podd wrote it: whoever upgrades must find the pods again.
@@ -137,6 +161,19 @@ mod tests {
     #[test]
     fn a_record_without_what_came_later_is_read() {
         let record: PodRecord = serde_json::from_str(OLD).unwrap();
-        assert_eq!((record.spec.stop_signal, record.spec.health, record.restarts_in_a_row), (Some(15), None, 0));
+        assert_eq!((record.spec.stop_signal, &record.spec.health, record.restarts_in_a_row), (Some(15), &None, 0));
+        assert_eq!((&record.relies_on, record.oldest_kernel()), (&None, KernelVersion(6, 1)));
+        assert_eq!(record.environment(), record.process.env);
+    }
+
+    #[test]
+    fn what_a_pod_counts_on_is_kept_in_its_record() {
+        let mut record: PodRecord = serde_json::from_str(OLD).unwrap();
+        let baseline = Baseline { kernel: KernelVersion(6, 12), cpu: None };
+        record.relies_on = Some(ReliesOn::at_birth(&baseline, &Cpu::default(), &record.process.env));
+        let text = serde_json::to_string(&record).unwrap();
+        assert!(text.contains(r#""relies_on":{"kernel":"6.12","#), "{text}");
+        let back: PodRecord = serde_json::from_str(&text).unwrap();
+        assert_eq!((back.oldest_kernel(), back.relies_on), (KernelVersion(6, 12), record.relies_on));
     }
 }

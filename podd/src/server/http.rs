@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use super::fleet;
 use super::peers::known_hosts;
 use crate::api::{
     API_VERSION, ApiError, CheckpointRequest, CreateRequest, ErrorKind, Event, ExitStatus, HostInitRequest,
@@ -56,6 +57,7 @@ pub fn router(daemon: Arc<Daemon>) -> axum::Router {
         .route("/v1/pods/{name}/top", get(top))
         .route("/v1/doctor", get(doctor))
         .route("/v1/hosts", get(hosts))
+        .route("/v1/host/cpu", get(host_cpu))
         .route("/v1/host/init", post(host_init))
         .route("/v1/host/invite", post(host_invite))
         .route("/v1/host/join", post(host_join))
@@ -371,6 +373,7 @@ async fn migrations(State(daemon): App) -> Answer {
 }
 
 async fn doctor(State(daemon): App) -> Answer {
+    let hosts = fleet::hosts(&daemon).await?;
     let checks = tokio::task::spawn_blocking(move || {
         let flight = daemon.config.flight();
         let inputs = crate::doctor::Inputs {
@@ -379,24 +382,28 @@ async fn doctor(State(daemon): App) -> Answer {
             criu: &daemon.config.criu,
             idmapped: Some(daemon.id_mapped_mounts),
         };
-        crate::doctor::checks(&inputs, || {
+        let mut checks = crate::doctor::checks(&inputs, || {
             crate::doctor::round_trip::round_trip(&daemon.config.criu, &flight)?;
             Ok(format!("CRIU {}", daemon.criu_version().unwrap_or_default()))
-        })
+        });
+        checks.push(crate::doctor::baseline(&daemon.baseline, &hosts));
+        checks
     });
     json(checks.await.attempt("check the host")?)
 }
 
 async fn hosts(State(daemon): App) -> Answer {
-    // As far as we can: without the authority, those whom we know.
-    let _ = crate::peer::learn_hosts(&daemon).await;
-    let known = daemon.store.hosts()?;
-    let asked = known.into_iter().map(async |host| {
-        let this = daemon.identity().is_ok_and(|i| i.name == host.name);
-        let reachable = this || crate::peer::Peer::call(&daemon, &host.name).await.is_ok();
-        HostView { name: host.name, address: host.address.to_string(), this, reachable: Some(reachable) }
-    });
-    json(futures_util::future::join_all(asked).await)
+    json(fleet::hosts(&daemon).await?)
+}
+
+#[derive(Deserialize)]
+struct CpuQuery {
+    #[serde(default)]
+    fleet: bool,
+}
+
+async fn host_cpu(State(daemon): App, Asked(query): Asked<CpuQuery>) -> Answer {
+    json(fleet::cpu(&daemon, query.fleet).await?)
 }
 
 fn address(text: &str) -> Result<std::net::SocketAddr> {
@@ -414,7 +421,13 @@ fn check_own_name(daemon: &Daemon, name: &str) -> Result<()> {
 
 fn own_view(daemon: &Daemon, identity: &trust::Identity) -> Result<HostView> {
     daemon.store.put_host(&Host { name: identity.name.clone(), address: identity.address })?;
-    Ok(HostView { name: identity.name.clone(), address: identity.address.to_string(), this: true, reachable: None })
+    Ok(HostView {
+        name: identity.name.clone(),
+        address: identity.address.to_string(),
+        this: true,
+        reachable: None,
+        baseline: Some(daemon.baseline.clone()),
+    })
 }
 
 async fn host_init(State(daemon): App, Said(request): Said<HostInitRequest>) -> Answer {

@@ -1,6 +1,7 @@
 //! The daemon's ears: the API on a Unix socket, other podds on a TLS port.
 
 mod exec;
+mod fleet;
 mod http;
 mod peers;
 
@@ -11,6 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use checkpoint::baseline::Baseline;
+use checkpoint::host::{Cpu, Kernel};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
@@ -34,18 +37,20 @@ pub fn main(config: Option<&Path>) -> Result<(), Box<dyn std::error::Error>> {
         .with_ansi(false)
         .init();
     let config = Config::load(config)?;
+    let (cpu, kernel) = (Cpu::read()?, Kernel::read());
+    let baseline = config.baseline.resolve(&cpu, kernel.number.into(), &kernel.arch)?;
     process::raise_file_limit()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     // Until the last task has ended, not only until the last request.
     let _alone = lock(&config.state)?;
-    let served = runtime.block_on(serve(config));
+    let served = runtime.block_on(serve(config, (baseline, cpu)));
     // Work that hangs must not keep us from saying why we end: whatever it was, the next podd finishes or undoes it.
     runtime.shutdown_timeout(Duration::from_secs(5));
     served
 }
 
-async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
-    let daemon = Arc::new(prepare(config)?);
+async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn std::error::Error>> {
+    let daemon = Arc::new(prepare(config, baseline)?);
     // Before anybody can ask: what this host says of its moves must be settled (see `recover`).
     recover(&daemon).await?;
     peers::learn_joined(&daemon);
@@ -85,7 +90,7 @@ fn lock(state: &Path) -> Result<Flock<File>, Box<dyn std::error::Error>> {
 }
 
 /// Folders, memory for images, the bridge, the store.
-fn prepare(config: Config) -> Result<Daemon, Box<dyn std::error::Error>> {
+fn prepare(config: Config, baseline: (Baseline, Cpu)) -> Result<Daemon, Box<dyn std::error::Error>> {
     // CRIU opens some image files as the root of the pod's user namespace, who is somebody else here: whatever umask we
     // were started with, closed folders protect them, not their modes.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
@@ -107,7 +112,7 @@ fn prepare(config: Config) -> Result<Daemon, Box<dyn std::error::Error>> {
     let layers = LayerStore::open(&config.state.join("layers"))?;
     let hierarchies = Hierarchies::detect()?;
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
-    Ok(Daemon::new(config, Box::new(store), layers, hierarchies, boot)?)
+    Ok(Daemon::new(config, Box::new(store), layers, hierarchies, boot, baseline)?)
 }
 
 /// Opens the API's socket; group `podd` may use it, if there is such a group.

@@ -50,7 +50,7 @@ pub fn become_init(config: &ShimConfig, root: &Path, go: &OwnedFd) -> io::Result
         nix::sys::prctl::set_no_new_privs()?;
     }
     // While we still have CAP_SYS_ADMIN, so that pods which may gain privileges get the filter too.
-    let profile = seccomp::profile(&keep).map_err(io::Error::other)?;
+    let profile = seccomp::profile(&keep, config.kernel).map_err(io::Error::other)?;
     step("install the seccomp filter", seccomp::install(&profile).map_err(io::Error::other))?;
     step("drop capabilities", capabilities::drop_to(&keep).map_err(io::Error::other))?;
     let c = |text: &str| CString::new(text).map_err(io::Error::other);

@@ -14,6 +14,7 @@ mod start;
 
 use std::path::PathBuf;
 
+use checkpoint::baseline::KernelVersion;
 use serde::{Deserialize, Serialize};
 
 pub use serve::main;
@@ -45,6 +46,9 @@ pub struct ShimConfig {
     pub init_args: Vec<String>,
     /// Environment of the pod's init.
     pub env: Vec<(String, String)>,
+    /// The oldest kernel to which the pod can go: newer calls are refused.
+    #[serde(default)]
+    pub kernel: KernelVersion,
     /// Link of the pod.
     pub network: Option<Network>,
     /// Name of the link's outer end.

@@ -8,9 +8,9 @@
 //!
 //! **What a refused call answers.** EPERM, as if for lack of privilege. But ENOSYS, so that programs fall back to
 //! something older, for
-//! - calls newer than Linux 6.1, the oldest kernel that a pod may move to: a program that found one on its first host
-//!   would miss it on the next;
-//! - calls whose effect CRIU cannot carry over (see [`calls::ABSENT`]);
+//! - calls newer than the oldest kernel that the pod may move to: a program that found one on its first host would miss it
+//!   on the next;
+//! - calls whose effect CRIU cannot carry over (see [`calls::ABSENT`]), or not to so old a kernel: rseq, MAP_DROPPABLE;
 //! - clone3, whose flags lie in memory, out of a filter's sight. libc uses clone instead, whose flags are checked.
 //!
 //! **ptrace is allowed**: since Linux 4.8 a tracer cannot change a call after it was filtered, and the pod's PID and
@@ -21,6 +21,7 @@
 use std::collections::BTreeMap;
 
 use caps::{Capability, CapsHashSet};
+use checkpoint::baseline::{ANY_RSEQ, DROPPABLE, KernelVersion};
 use nix::errno::Errno;
 use nix::libc;
 use seccompiler::SeccompCmpArgLen::Dword;
@@ -35,7 +36,8 @@ mod calls;
 /// Calls and what must be true of their arguments; several rules are alternatives, none means always.
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// set_mempolicy_home_node, the last call of Linux 6.1. (Numbers above 400 are the same on all architectures.)
+/// set_mempolicy_home_node, the last call of Linux 6.1, the least baseline. (Numbers above 400 are the same on all
+/// architectures.)
 const LAST_CALL: u32 = 450;
 /// CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET. (NEWTIME cannot be given to clone.)
 const NAMESPACES: u64 = 0x7e02_0000;
@@ -64,23 +66,31 @@ pub enum SeccompError {
 }
 
 /// The filter for a pod that keeps these capabilities. Some calls are allowed only along with the capability that they
-/// need anyway: mount and namespaces with SYS_ADMIN, chroot with SYS_CHROOT ... Takes less than a millisecond.
-pub fn profile(kept: &CapsHashSet) -> Result<BpfProgram, SeccompError> {
+/// need anyway: mount and namespaces with SYS_ADMIN, chroot with SYS_CHROOT ... Some are absent on behalf of the oldest
+/// kernel that the pod may go to. Takes less than a millisecond.
+pub fn profile(kept: &CapsHashSet, oldest: KernelVersion) -> Result<BpfProgram, SeccompError> {
     // Each part refuses something with an error of its own and lets the rest go on to the next one.
     let parts = [
-        refuse(calls::ABSENT.iter().map(|call| (*call, vec![])).collect(), libc::ENOSYS)?,
-        refuse(not_portable()?, libc::EINVAL)?,
+        refuse(absent(oldest).map(|call| (call, vec![])).collect(), libc::ENOSYS)?,
+        refuse(not_portable(oldest)?, libc::EINVAL)?,
         refuse(
             Rules::from([(libc::SYS_socket, vec![all(FAMILIES.map(|family| (0, Ne, family as u64)))?])]),
             libc::EAFNOSUPPORT,
         )?,
         refuse(Rules::from([(libc::SYS_socket, any(2, PROTOCOLS)?)]), libc::EPROTONOSUPPORT)?,
     ];
-    let mut program = unknown_calls();
+    let newer =
+        || calls::NEWER.iter().filter(|(_, since)| *since <= oldest).flat_map(|(calls, _)| calls.iter().copied());
+    let mut program = unknown_calls(newer());
     for part in parts {
         append(&mut program, part);
     }
-    program.extend(compile(allowed(kept)?, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow)?);
+    let mut allowed = allowed(kept)?;
+    allowed.extend(newer().map(|call| (call, vec![])));
+    if oldest >= ANY_RSEQ {
+        allowed.insert(libc::SYS_rseq, vec![]);
+    }
+    program.extend(compile(allowed, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow)?);
     Ok(program)
 }
 
@@ -111,11 +121,16 @@ fn allowed(kept: &CapsHashSet) -> Result<Rules, BackendError> {
     Ok(rules)
 }
 
-fn not_portable() -> Result<Rules, BackendError> {
-    Ok(Rules::from([
-        (libc::SYS_mmap, vec![all([(3, MaskedEq(MAP_TYPE), MAP_DROPPABLE)])?]),
-        (libc::SYS_madvise, any(2, GUARD_ADVICE)?),
-    ]))
+fn absent(oldest: KernelVersion) -> impl Iterator<Item = i64> {
+    calls::ABSENT.iter().copied().chain((oldest < ANY_RSEQ).then_some(libc::SYS_rseq))
+}
+
+fn not_portable(oldest: KernelVersion) -> Result<Rules, BackendError> {
+    let mut rules = Rules::from([(libc::SYS_madvise, any(2, GUARD_ADVICE)?)]);
+    if oldest < DROPPABLE {
+        rules.insert(libc::SYS_mmap, vec![all([(3, MaskedEq(MAP_TYPE), MAP_DROPPABLE)])?]);
+    }
+    Ok(rules)
 }
 
 /// One rule: every condition (argument, comparison, value) holds. The low 32 bits, as all that the kernel looks at in
@@ -151,15 +166,21 @@ fn append(program: &mut BpfProgram, mut part: BpfProgram) {
     program.extend(part);
 }
 
-/// ENOSYS for numbers beyond the last known one, among them those of the x32 interface. seccompiler compares numbers
+/// ENOSYS for numbers beyond [`LAST_CALL`] but these few, among them those of the x32 interface. seccompiler compares numbers
 /// for equality only, so this is written by hand. (A foreign architecture's calls get this answer or die in the next part.)
-fn unknown_calls() -> BpfProgram {
+fn unknown_calls(known: impl Iterator<Item = i64>) -> BpfProgram {
     let instruction = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
-    vec![
+    let known: Vec<u32> = known.map(|call| call as u32).collect();
+    // Over the rest of the list, and over the refusal.
+    let over = |at: usize| (known.len() - at) as u8;
+    let mut program = vec![
         instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        instruction(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 0, 1, LAST_CALL),
-        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
-    ]
+        instruction(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 0, over(0) + 1, LAST_CALL),
+    ];
+    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    program.extend(known.iter().enumerate().map(|(at, call)| instruction(equal, over(at), 0, *call)));
+    program.push(instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32));
+    program
 }
 
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;

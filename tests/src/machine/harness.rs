@@ -52,7 +52,25 @@ impl Lab {
     /// Makes and starts a machine with the newest kernel of a series.
     #[track_caller]
     pub fn up(&self, name: &str, kernel: &str) -> Ready {
-        said(name, good(self.room.up(name, kernel, "max", MEMORY)))
+        self.up_on(name, kernel, "max")
+    }
+
+    /// Makes and starts a machine with the newest kernel of a series on a CPU model of QEMU's.
+    #[track_caller]
+    pub fn up_on(&self, name: &str, kernel: &str, cpu: &str) -> Ready {
+        said(name, good(self.room.up(name, kernel, cpu, MEMORY)))
+    }
+
+    /// Writes a `[baseline]` into the configuration of a machine's podd, and restarts that.
+    #[track_caller]
+    pub fn set_baseline(&self, name: &str, baseline: &str) {
+        let script = "printf '\\n[baseline]\\n%s\\n' \"$1\" >>/etc/podd/podd.toml
+            kill \"$(cat /run/podd.pid)\"
+            while [ -d \"/proc/$(cat /run/podd.pid)\" ]; do sleep 0.1; done
+            setsid /usr/local/lib/vm/podd &
+            for i in $(seq 100); do podctl ls >/dev/null 2>&1 && exit; sleep 0.1; done
+            exit 1";
+        self.exec(name, &["sh", "-c", script, "sh", baseline]).must();
     }
 
     /// Starts a machine that was switched off.

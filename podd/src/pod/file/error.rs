@@ -54,9 +54,8 @@ impl PodFileError {
     }
 
     pub(super) fn syntax(toml: &str, error: &toml::de::Error) -> Self {
-        let start = error.span().map_or(0, |span| span.start.min(toml.len()));
-        let line = 1 + toml.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count();
-        Self::Syntax { line, message: error.message().trim().replace('\n', ", ") }
+        let (line, message) = place(toml, error);
+        Self::Syntax { line, message }
     }
 
     pub(super) fn invalid(
@@ -83,4 +82,11 @@ fn quoted(value: &str) -> String {
     }
     let start: String = value.chars().take(LONGEST).collect();
     format!("{:?}", format!("{start}..."))
+}
+
+/// Where a file is wrong, from line 1, and what is wrong there.
+pub(crate) fn place(toml: &str, error: &toml::de::Error) -> (usize, String) {
+    let start = error.span().map_or(0, |span| span.start.min(toml.len()));
+    let line = 1 + toml.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count();
+    (line, error.message().trim().replace('\n', ", "))
 }

@@ -1,6 +1,7 @@
 //! The lists.
 
 use caps::Capability;
+use checkpoint::baseline::KernelVersion;
 use nix::libc;
 
 /// Answered as if the kernel did not have them: what they set up does not survive a move, and would be missing silently.
@@ -17,11 +18,22 @@ pub const ABSENT: &[i64] = &[
     libc::SYS_pkey_alloc,
     libc::SYS_pkey_free,
     libc::SYS_pkey_mprotect,
-    // A process registered on a kernel with a larger rseq area cannot be restored on an older one.
-    libc::SYS_rseq,
     // CRIU does not know of local descriptor tables.
     #[cfg(target_arch = "x86_64")]
     libc::SYS_modify_ldt,
+];
+
+/// Allowed in pods that go to no kernel before the one that brought them, and absent in all others. No more than programs
+/// fall back from badly, and CRIU carries: not mseal, whose seals it drops.
+pub const NEWER: &[(&[i64], KernelVersion)] = &[
+    // cachestat.
+    (&[451], KernelVersion(6, 5)),
+    // fchmodat2, which the C library turns chmod without links into.
+    (&[452], KernelVersion(6, 6)),
+    // futex_wake, futex_wait, futex_requeue.
+    (&[454, 455, 456], KernelVersion(6, 7)),
+    // setxattrat, getxattrat, listxattrat, removexattrat.
+    (&[463, 464, 465, 466], KernelVersion(6, 13)),
 ];
 
 /// Allowed along with a capability, in addition to [`ALLOWED`].

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::sys::capabilities::{DEFAULT, drop_to};
+use checkpoint::baseline::OLDEST_KERNEL;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ fn answer_with(errno: i32) -> u32 {
 }
 
 fn default_profile() -> BpfProgram {
-    profile(&DEFAULT.into()).unwrap()
+    profile(&DEFAULT.into(), OLDEST_KERNEL).unwrap()
 }
 
 /// What the kernel would do: a filter's machine, as far as the profile uses it.
@@ -111,7 +112,7 @@ fn dangerous_calls_are_refused() {
 fn what_cannot_move_seems_not_to_exist() {
     // fchmodat2, futex_wake, mseal, and numbers of the x32 interface.
     let newer = [451, 452, 454, 462, 469, 500, 0x4000_0000, 0x4000_0000 + 520, -1];
-    for call in calls::ABSENT.iter().copied().chain(newer) {
+    for call in calls::ABSENT.iter().copied().chain([libc::SYS_rseq]).chain(newer) {
         assert_eq!(answer(call, &[]), answer_with(libc::ENOSYS), "call {call:#x}");
     }
     assert_eq!(answer(libc::SYS_futex_waitv, &[]), ALLOW);
@@ -120,6 +121,39 @@ fn what_cannot_move_seems_not_to_exist() {
     assert_eq!(answer(libc::SYS_mmap, &[0, 4096, 3, anonymous | private]), ALLOW);
     assert_eq!(answer(libc::SYS_madvise, &[0, 4096, 102]), answer_with(libc::EINVAL));
     assert_eq!(answer(libc::SYS_madvise, &[0, 4096, libc::MADV_DONTNEED as u64]), ALLOW);
+}
+
+#[test]
+fn what_a_pod_may_use_grows_with_the_oldest_kernel_that_it_goes_to() {
+    let droppable = [0, 4096, 3, 0x20 | MAP_DROPPABLE, 0, 0];
+    // Call, arguments, the first kernel of a pod that may use it, what others get. Beyond the list: map_shadow_stack,
+    // statmount, mseal, and what comes after it.
+    let cases = [
+        (450, [0; 6], (6, 1), libc::ENOSYS),
+        (451, [0; 6], (6, 5), libc::ENOSYS),
+        (452, [0; 6], (6, 6), libc::ENOSYS),
+        (453, [0; 6], (99, 0), libc::ENOSYS),
+        (454, [0; 6], (6, 7), libc::ENOSYS),
+        (456, [0; 6], (6, 7), libc::ENOSYS),
+        (457, [0; 6], (99, 0), libc::ENOSYS),
+        (462, [0; 6], (99, 0), libc::ENOSYS),
+        (466, [0; 6], (6, 13), libc::ENOSYS),
+        (467, [0; 6], (99, 0), libc::ENOSYS),
+        (0x4000_0000, [0; 6], (99, 0), libc::ENOSYS),
+        (libc::SYS_rseq, [0; 6], (6, 12), libc::ENOSYS),
+        (libc::SYS_mmap, droppable, (6, 11), libc::EINVAL),
+        (libc::SYS_landlock_create_ruleset, [0; 6], (99, 0), libc::ENOSYS),
+    ];
+    for oldest in [(6, 1), (6, 5), (6, 6), (6, 7), (6, 11), (6, 12), (6, 13), (7, 2)] {
+        let program = profile(&DEFAULT.into(), oldest.into()).unwrap();
+        for (call, arguments, since, refusal) in cases {
+            // set_mempolicy_home_node is known everywhere, and forbidden.
+            let allowed = if call == 450 { answer_with(libc::EPERM) } else { ALLOW };
+            let expected = if oldest >= since { allowed } else { answer_with(refusal) };
+            assert_eq!(run(&program, call, arguments), expected, "call {call:#x} for {oldest:?} and later");
+        }
+        assert_eq!(run(&program, libc::SYS_mount, [0; 6]), answer_with(libc::EPERM));
+    }
 }
 
 #[test]
@@ -174,14 +208,14 @@ fn personality_only_without_surprises() {
 
 #[test]
 fn capabilities_bring_their_calls() {
-    let program = profile(&[Capability::CAP_SYS_ADMIN].into()).unwrap();
+    let program = profile(&[Capability::CAP_SYS_ADMIN].into(), OLDEST_KERNEL).unwrap();
     for call in [libc::SYS_mount, libc::SYS_unshare, libc::SYS_setns] {
         assert_eq!(run(&program, call, [0; 6]), ALLOW);
     }
     assert_eq!(run(&program, libc::SYS_clone, [NAMESPACES, 0, 0, 0, 0, 0]), ALLOW);
     assert_eq!(run(&program, libc::SYS_chroot, [0; 6]), answer_with(libc::EPERM));
     assert_eq!(answer(libc::SYS_chroot, &[]), ALLOW);
-    let all = profile(&caps::all()).unwrap();
+    let all = profile(&caps::all(), OLDEST_KERNEL).unwrap();
     for call in
         [libc::SYS_init_module, libc::SYS_bpf, libc::SYS_kexec_load, libc::SYS_clock_settime, libc::SYS_userfaultfd]
     {
