@@ -148,6 +148,38 @@ fn image_goes_to_a_host_with_the_same_layers() {
 }
 
 #[test]
+fn a_pod_that_is_on_another_host_is_not_restored() {
+    let lab = Lab::up(2);
+    let folder = shared_folder();
+    let [first, second] = ["first.img", "second.img"].map(|name| folder.path().join(name));
+    lab.ok("a", &["run", "--name", "web", "--rootfs", &rootfs("busybox"), "--", "sleep", "1000"]);
+    lab.ok("a", &["checkpoint", "web", "-o", text(&first), "--leave-running"]);
+    workload::migrate(&lab, "web", "a", "b");
+    lab.ok("b", &["checkpoint", "web", "-o", text(&second), "--leave-running"]);
+    for image in [&first, &second] {
+        let restored = lab.podctl("a", &["--json", "restore", text(image)]);
+        assert_refused(&restored, "web is on b already");
+        assert!(restored.err.contains("podctl --host b rm web"), "{restored:?}");
+        assert_eq!(lab.state("a", "web"), None);
+    }
+    // Silence of the host that it went to is no proof that it is gone.
+    lab.script(&["kill", "b"]).must();
+    let restored = lab.podctl("a", &["restore", text(&first)]);
+    assert_eq!(restored.code, 4, "{restored:?}");
+    assert!(restored.err.contains("web went to b after this image was made"), "{restored:?}");
+    assert_eq!(lab.state("a", "web"), None);
+    lab.script(&["start", "b"]).must();
+    lab.ok("b", &["rm", "-f", "web"]);
+    lab.ok("a", &["restore", text(&first)]);
+    // A host to which it never went from here may be silent; podd's log says so.
+    lab.ok("a", &["rm", "-f", "web"]);
+    lab.script(&["kill", "a"]).must();
+    lab.ok("b", &["restore", text(&first)]);
+    assert_eq!(lab.state("b", "web").as_deref(), Some("running"));
+    assert!(lab.log("b").contains("does not say whether it has the pod"), "{}", lab.log("b"));
+}
+
+#[test]
 fn bad_images_are_refused_in_one_sentence_and_change_nothing() {
     let lab = Lab::up(1);
     let folder = shared_folder();

@@ -11,6 +11,7 @@ use checkpoint::image::{Image, Kind};
 use checkpoint::wire;
 
 use super::checkpoint::FILES;
+use super::elsewhere::refuse_if_elsewhere;
 use super::freeze::{Flight, thaw};
 use super::preflight::refuse_unless_go;
 use super::start::{clear_up, give_birth, live};
@@ -53,7 +54,8 @@ pub async fn resume(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
 /// Restores a suspended pod by name, or a pod from an image file.
 ///
 /// # Errors
-/// A damaged or foreign image, a name or address that is taken, missing layers; nothing on the host changes then.
+/// A damaged or foreign image, a name or address that is taken, missing layers, or the pod is on another host of the fleet;
+/// nothing on the host changes then.
 pub async fn restore(daemon: &Arc<Daemon>, from: &str) -> Result<PodRecord> {
     if let Ok(pod) = daemon.pod(from) {
         let record = pod.record();
@@ -71,6 +73,7 @@ pub async fn restore(daemon: &Arc<Daemon>, from: &str) -> Result<PodRecord> {
     let image = open(&path)?;
     let mut record = record_of(&image)?;
     check_fits(daemon, &record, &image)?;
+    refuse_if_elsewhere(daemon, &record).await?;
     record.state = PodState::Suspended { image: path, whole: true };
     if let Some(relies_on) = &mut record.relies_on {
         relies_on.comes_to(&daemon.cpu);

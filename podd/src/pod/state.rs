@@ -144,6 +144,9 @@ impl PodState {
 }
 
 #[cfg(test)]
+pub use tests::OLD;
+
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use checkpoint::baseline::Baseline;
@@ -152,7 +155,7 @@ mod tests {
     use super::*;
 
     /// As the first podd wrote it: whoever upgrades must find the pods again.
-    const OLD: &str = r#"{"id":"0123456789abcdef","spec":{"name":"web","source":{"rootfs":"/srv"},"command":["a"],"env":{},
+    pub const OLD: &str = r#"{"id":"0123456789abcdef","spec":{"name":"web","source":{"rootfs":"/srv"},"command":["a"],"env":{},
         "user":null,"workdir":null,"hostname":null,"network":null,"limits":{"memory":null,"cpus":null,"pids":null},
         "volumes":[],"cap_add":[],"allow_new_privileges":false,"restart":"no","stop_signal":15,"stop_timeout_s":10,
         "log_bytes":65536},"layers":[],"process":{"command":["a"],"env":[],"user":"0:0","workdir":"/"},"id_base":524288,
