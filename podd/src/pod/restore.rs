@@ -21,11 +21,19 @@ use crate::error::{Attempt, Result};
 use crate::shim::Mode;
 use crate::supervisor::{Claim, Daemon, Doing};
 
-/// Continues a suspended pod. The daemon's own image is deleted afterwards, the user's is not.
+/// Continues a suspended pod. Its own image is deleted afterwards, one that the user has named is not.
 ///
 /// # Errors
 /// The image is damaged, or CRIU's reason; the pod is still suspended then.
 pub async fn resume(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
+    let running = go_on(daemon, claim).await?;
+    // None, if the user has named where the pod was to go.
+    let _ = std::fs::remove_file(daemon.config.own_image(&running.id));
+    Ok(running)
+}
+
+/// Brings the pod back from the image that its record names, which stays.
+async fn go_on(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
     let record = claim.record();
     let PodState::Suspended { image: path, .. } = &record.state else {
         return Err(ApiError::conflict(format!(
@@ -45,9 +53,6 @@ pub async fn resume(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
     // Recorded before the thaw: from the first instruction on, the image is out of date.
     let running = live(daemon, claim, init)?;
     thaw(daemon, &running, &[])?;
-    if path.starts_with(daemon.config.state.join("images")) {
-        let _ = std::fs::remove_file(path);
-    }
     Ok(running)
 }
 
@@ -87,7 +92,7 @@ pub async fn restore(daemon: &Arc<Daemon>, from: &str) -> Result<PodRecord> {
     }
     daemon.insert(record.clone());
     let claim = daemon.claim(&record.id, Doing::Restore)?;
-    let resumed = resume(daemon, &claim).await;
+    let resumed = go_on(daemon, &claim).await;
     if resumed.is_err() {
         let _ = clear_up(daemon, &record).await;
         daemon.forget(&record.id)?;

@@ -52,7 +52,7 @@ pub fn kill(record: &PodRecord, signal: i32) -> Result<()> {
     init.signal(signal).attempt(format!("send signal {signal} to {}", record.spec.name))
 }
 
-/// Removes a pod that does not run, with its writable layer and its image; with `force`, ends it first.
+/// Removes a pod that does not run, with its writable layer and its own image; with `force`, ends it first.
 ///
 /// # Errors
 /// It runs, or another host depends on it.
@@ -80,11 +80,8 @@ pub async fn remove(daemon: &Arc<Daemon>, claim: &Claim, force: bool) -> Result<
 pub async fn delete(daemon: &Daemon, record: &PodRecord) -> Result<()> {
     clear_up(daemon, record).await.attempt(format!("clear up {}", record.spec.name))?;
     // The record goes last but for the files: a crash in between leaves a folder that recovery removes.
-    if let PodState::Suspended { image, .. } = &record.state
-        && image.starts_with(daemon.config.state.join("images"))
-    {
-        let _ = std::fs::remove_file(image);
-    }
+    // Of a pod that runs, a crash just after its resume may have left the image.
+    let _ = std::fs::remove_file(daemon.config.own_image(&record.id));
     daemon.forget(&record.id)?;
     let folder = daemon.config.pod_state(&record.id);
     tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(folder) {
