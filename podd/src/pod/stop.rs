@@ -45,9 +45,17 @@ pub async fn stop(daemon: &Arc<Daemon>, claim: &Claim, timeout_s: Option<u32>) -
 /// Sends a signal to the pod's init, which forwards it to the pod's command.
 ///
 /// # Errors
-/// It does not run, or there is no such signal.
+/// It does not run, or there is no such signal, or init cannot forward it.
 pub fn kill(record: &PodRecord, signal: i32) -> Result<()> {
     crate::sys::process::signal_of(signal).map_err(|_| ApiError::usage(format!("there is no signal {signal}")))?;
+    if signal == nix::libc::SIGSTOP {
+        // Nor would TSTP do: the kernel drops it for a session leader whose parent is in another session, as init's is.
+        let name = &record.spec.name;
+        return Err(ApiError::usage("SIGSTOP would stop the pod's init, which cannot pass it on, but nothing else")
+            .cure(format!(
+                "`podctl suspend {name}` stops the pod; `podctl exec {name} -- kill -STOP PID` one process of it"
+            )));
+    }
     let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
     init.signal(signal).attempt(format!("send signal {signal} to {}", record.spec.name))
 }
