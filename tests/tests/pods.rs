@@ -371,6 +371,37 @@ fn logs_are_whole_bounded_and_followed() {
 }
 
 #[test]
+fn a_log_is_followed_over_restarts_and_to_the_end() {
+    let lab = Lab::up(2);
+    pod(&lab, "thrice", &["--restart", "on-failure"], "echo x >>/n; echo run $(wc -l </n); [ $(wc -l </n) -ge 3 ]");
+    let followed = lab.podctl("a", &["logs", "-f", "thrice"]);
+    assert_eq!((followed.out.as_str(), followed.err.as_str()), ("run 1\nrun 2\nrun 3\n", ""));
+    // One that is stopped ends for good; attached to it, one sees one run.
+    let words = ["run", "--attach", "--restart", "always", "--name", "ever", "--rootfs", &rootfs("busybox"), "--"];
+    let attached = lab.podctl("a", &[&words[..], &["sh", "-c", "echo run; sleep 0.3; exit 3"]].concat());
+    assert_eq!((attached.code, attached.out.lines().next()), (3, Some("run")), "{attached:?}");
+    let follow = |name: &str| {
+        let mut command = lab.podctl_command("a", &["logs", "-f", name]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let following = follow("ever");
+    eventually("it runs for the third time", SOON, || inspect(&lab, "ever")["restarts"].as_u64().unwrap() >= 2);
+    lab.ok("a", &["stop", "ever"]);
+    let said = following.wait_with_output().unwrap();
+    assert!(String::from_utf8_lossy(&said.stdout).matches("run").count() >= 3, "{said:?}");
+    assert!(said.status.success() && said.stderr.is_empty(), "{said:?}");
+    // And one that leaves: where to, is told.
+    pod(&lab, "cache", &["--restart", "always"], "echo here; exec sleep 1000");
+    let following = follow("cache");
+    lab.ok("a", &["migrate", "cache", "--to", "b"]);
+    let said = following.wait_with_output().unwrap();
+    assert_eq!(
+        (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr)),
+        ("here\n".into(), "cache went to b\n".into())
+    );
+}
+
+#[test]
 fn a_long_line_is_one_line() {
     let lab = Lab::up(1);
     pod(&lab, "long", &[], "head -c 50000 /dev/zero | tr '\\0' x; echo; echo after");
