@@ -358,7 +358,7 @@ pub struct MigrationView {
     pub from: String,
     /// Target host.
     pub to: String,
-    /// Last journaled step.
+    /// Last journaled step. A move that went well ends as `done` on its source and as `running` on its target.
     pub step: String,
     /// It is a rehearsal, which ends as `aborted` and `discarded`.
     #[serde(default)]

@@ -402,6 +402,26 @@ fn a_log_is_followed_over_restarts_and_to_the_end() {
 }
 
 #[test]
+fn a_pod_between_two_hosts_says_where_it_goes() {
+    let lab = Lab::up(2);
+    pod(&lab, "web", &[], "exec sleep 1000");
+    // The handover is over, and the target takes its time.
+    lab.fault("b", "target committed pause 3000");
+    let moving = lab.podctl_command("a", &["migrate", "web", "--to", "b"]).stdout(Stdio::null()).spawn().unwrap();
+    eventually("it is given", SOON, || lab.state("a", "web").as_deref() == Some("given"));
+    for (host, words) in [("a", "going to b"), ("b", "coming from a")] {
+        for verb in [&["exec", "web", "--", "true"][..], &["stop", "web"], &["kill", "-s", "HUP", "web"]] {
+            let answer = lab.podctl(host, verb);
+            let busy = answer.err.contains("web is being migrated");
+            assert!(answer.err.contains(&format!("web is not running: it is {words}")) || busy, "{answer:?}");
+            assert!(!busy || verb[0] == "stop", "{answer:?}");
+        }
+    }
+    assert!(moving.wait_with_output().unwrap().status.success());
+    assert_eq!((lab.state("a", "web"), lab.state("b", "web").as_deref()), (None, Some("running")));
+}
+
+#[test]
 fn a_long_line_is_one_line() {
     let lab = Lab::up(1);
     pod(&lab, "long", &[], "head -c 50000 /dev/zero | tr '\\0' x; echo; echo after");

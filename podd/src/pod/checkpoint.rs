@@ -42,7 +42,7 @@ pub struct Options {
 pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Result<CheckpointReport> {
     let record = claim.record();
     if !matches!(record.state, PodState::Running { .. }) {
-        return Err(not_running(&record));
+        return Err(not_running(daemon, &record));
     }
     claim.quiet().await;
     super::preflight::refuse_unless_go(&super::preflight::here(daemon, &record)?)?;

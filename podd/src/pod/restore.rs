@@ -39,7 +39,7 @@ async fn go_on(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
         return Err(ApiError::conflict(format!(
             "{} is not suspended: it is {}",
             record.spec.name,
-            record.state.word()
+            daemon.stands(&record)
         )));
     };
     let image = open(path)?;
@@ -65,7 +65,7 @@ pub async fn restore(daemon: &Arc<Daemon>, from: &str) -> Result<PodRecord> {
     if let Ok(pod) = daemon.pod(from) {
         let record = pod.record();
         if !matches!(record.state, PodState::Suspended { .. }) {
-            return Err(ApiError::conflict(format!("{from} cannot be restored: it is {}", record.state.word()))
+            return Err(ApiError::conflict(format!("{from} cannot be restored: it is {}", daemon.stands(&record)))
                 .cure("a pod is restored once; `podctl ls` shows what exists"));
         }
         return resume(daemon, &daemon.claim(from, Doing::Resume)?).await;

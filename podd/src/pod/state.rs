@@ -130,6 +130,19 @@ impl PodState {
         }
     }
 
+    /// The same in a sentence that begins with "it is"; `peer` is the other host of its move.
+    #[must_use]
+    pub fn in_words(&self, peer: Option<&str>) -> String {
+        let peer = peer.unwrap_or("another host");
+        match self {
+            Self::Given { .. } => format!("going to {peer}"),
+            Self::Arriving { .. } => format!("coming from {peer}"),
+            Self::Created | Self::Running { .. } | Self::Suspended { .. } | Self::Exited { .. } | Self::Lost { .. } => {
+                self.word().to_owned()
+            }
+        }
+    }
+
     /// Whether `start` makes sense.
     #[must_use]
     pub fn can_start(&self) -> bool {

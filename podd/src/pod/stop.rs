@@ -23,7 +23,7 @@ pub async fn stop(daemon: &Arc<Daemon>, claim: &Claim, timeout_s: Option<u32>) -
         // In the pause before its next start: it stays as it is.
         return claim.update(daemon, |r| r.state = PodState::Exited { exit, asked: true });
     }
-    let PodState::Running { init, .. } = record.state else { return Err(not_running(&record)) };
+    let PodState::Running { init, .. } = record.state else { return Err(not_running(daemon, &record)) };
     let limit = Duration::from_secs(timeout_s.unwrap_or(record.spec.stop_timeout_s).into());
     let cgroup = daemon.cgroup(&record.id);
     let signal = record.spec.stop_signal();
@@ -46,7 +46,7 @@ pub async fn stop(daemon: &Arc<Daemon>, claim: &Claim, timeout_s: Option<u32>) -
 ///
 /// # Errors
 /// It does not run, or there is no such signal, or init cannot forward it.
-pub fn kill(record: &PodRecord, signal: i32) -> Result<()> {
+pub fn kill(daemon: &Daemon, record: &PodRecord, signal: i32) -> Result<()> {
     crate::sys::process::signal_of(signal).map_err(|_| ApiError::usage(format!("there is no signal {signal}")))?;
     if signal == nix::libc::SIGSTOP {
         // Nor would TSTP do: the kernel drops it for a session leader whose parent is in another session, as init's is.
@@ -56,7 +56,7 @@ pub fn kill(record: &PodRecord, signal: i32) -> Result<()> {
                 "`podctl suspend {name}` stops the pod; `podctl exec {name} -- kill -STOP PID` one process of it"
             )));
     }
-    let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
+    let PodState::Running { init, .. } = record.state else { return Err(not_running(daemon, record)) };
     init.signal(signal).attempt(format!("send signal {signal} to {}", record.spec.name))
 }
 
@@ -72,7 +72,7 @@ pub async fn remove(daemon: &Arc<Daemon>, claim: &Claim, force: bool) -> Result<
     }
     let name = &record.spec.name;
     if !record.state.can_remove() {
-        let error = ApiError::conflict(format!("{name} cannot be removed: it is {}", record.state.word()));
+        let error = ApiError::conflict(format!("{name} cannot be removed: it is {}", daemon.stands(&record)));
         return Err(match record.state {
             PodState::Running { .. } => error.cure(format!("`podctl stop {name}` first, or `podctl rm -f {name}`")),
             _ => error.cure("its migration must end first; see `podctl migrations`"),
@@ -103,11 +103,14 @@ pub async fn delete(daemon: &Daemon, record: &PodRecord) -> Result<()> {
 
 /// The refusal for a pod without processes.
 #[must_use]
-pub fn not_running(record: &PodRecord) -> ApiError {
+pub fn not_running(daemon: &Daemon, record: &PodRecord) -> ApiError {
     let name = &record.spec.name;
-    let error = ApiError::conflict(format!("{name} is not running: it is {}", record.state.word()));
+    let error = ApiError::conflict(format!("{name} is not running: it is {}", daemon.stands(record)));
     match record.state {
         PodState::Suspended { .. } => error.cure(format!("`podctl resume {name}` lets it go on")),
+        PodState::Arriving { .. } | PodState::Given { .. } => {
+            error.cure("wait until it runs there; `podctl migrations` shows how far the move is")
+        }
         _ if record.state.can_start() => error.cure(format!("`podctl start {name}` starts it")),
         _ => error,
     }

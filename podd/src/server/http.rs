@@ -260,7 +260,7 @@ async fn stop_pod(State(daemon): App, Path(name): Path<String>, Said(request): S
 }
 
 async fn kill(State(daemon): App, Path(name): Path<String>, Said(request): Said<KillRequest>) -> Answer {
-    json(stop::kill(&daemon.pod(&name)?.record(), request.signal)?)
+    json(stop::kill(&daemon, &daemon.pod(&name)?.record(), request.signal)?)
 }
 
 async fn wait(State(daemon): App, Path(name): Path<String>) -> Answer {
@@ -271,7 +271,7 @@ async fn wait(State(daemon): App, Path(name): Path<String>) -> Answer {
             PodState::Exited { exit, .. } => return json(exit),
             PodState::Lost { .. } => return json(ExitStatus { code: 255, signal: None, oom: false }),
             PodState::Running { .. } | PodState::Arriving { .. } | PodState::Given { .. } => {}
-            PodState::Created | PodState::Suspended { .. } => return Err(stop::not_running(&record)),
+            PodState::Created | PodState::Suspended { .. } => return Err(stop::not_running(&daemon, &record)),
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
