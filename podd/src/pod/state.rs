@@ -183,6 +183,15 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_on_its_way_has_a_direction() {
+        let migration = String::new();
+        let [given, arriving] = [PodState::Given { migration: migration.clone() }, PodState::Arriving { migration }];
+        assert_eq!([&given, &arriving].map(|s| s.in_words(Some("b"))), ["going to b", "coming from b"]);
+        assert_eq!(given.in_words(None), "going to another host");
+        assert_eq!(PodState::Created.in_words(None), "created");
+    }
+
+    #[test]
     fn what_a_pod_counts_on_is_kept_in_its_record() {
         let mut record: PodRecord = serde_json::from_str(OLD).unwrap();
         let baseline = Baseline { kernel: KernelVersion(6, 12), cpu: None };

@@ -330,7 +330,8 @@ struct LogsQuery {
 async fn logs_of(State(daemon): App, Path(name): Path<String>, Asked(query): Asked<LogsQuery>) -> Answer {
     let PodRecord { id, state, .. } = daemon.pod(&name)?.record();
     // One that is just going is still to go.
-    let gone_before = if matches!(state, PodState::Given { .. }) { None } else { gone(&daemon, &id) };
+    let stays = query.follow && !matches!(state, PodState::Given { .. });
+    let gone_before = if stays { gone(&daemon, &id) } else { None };
     let mut log = logs::Log::new(&daemon.config.pod_state(&id).join("upper"));
     let (lines, body) = mpsc::channel(64);
     tokio::spawn(async move {
