@@ -16,7 +16,7 @@
 //! | POST `/v1/pods/{name}/preflight` | [`PreflightRequest`] | `[checkpoint::compat::Finding]` |
 //! | POST `/v1/pods/{name}/migrate` | [`MigrateRequest`] | stream of [`Event`], result [`MigrateReport`] |
 //! | POST `/v1/pods/{name}/rehearse` | [`MigrateRequest`] | stream of [`Event`], result [`RehearsalReport`] |
-//! | GET `/v1/pods/{name}/logs?follow=bool&tail=N&timestamps=bool` | | stream of [`LogLine`] |
+//! | GET `/v1/pods/{name}/logs?follow=bool&once=bool&tail=N&timestamps=bool` | | stream of [`LogLine`] |
 //! | POST `/v1/pods/{name}/exec` | [`ExecRequest`] | 101 upgrade, then [`exec_stream`] frames |
 //! | GET `/v1/pods/{name}/stats` | | [`PodStats`] |
 //! | GET `/v1/pods/{name}/top` | | `[ProcessView]` |
@@ -358,7 +358,7 @@ pub struct MigrationView {
     pub from: String,
     /// Target host.
     pub to: String,
-    /// Last journaled step.
+    /// Last journaled step. A move that went well ends as `done` on its source and as `running` on its target.
     pub step: String,
     /// It is a rehearsal, which ends as `aborted` and `discarded`.
     #[serde(default)]
@@ -376,7 +376,7 @@ pub struct MigrationView {
 pub struct LogLine {
     /// When it was read.
     pub time: String,
-    /// `stdout` or `stderr`.
+    /// `stdout` or `stderr`; `podd`: a word of podd's own, as that the pod went to another host.
     pub stream: String,
     /// The line, without its end.
     pub text: String,

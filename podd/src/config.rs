@@ -194,6 +194,13 @@ impl Config {
         self.state.join("images")
     }
 
+    /// The image of a suspended pod. It is the pod: resuming, suspending and removing the pod deletes or replaces it. All
+    /// others in the folder are the user's.
+    #[must_use]
+    pub fn own_image(&self, pod_id: &str) -> PathBuf {
+        self.images().join(format!("{pod_id}.img"))
+    }
+
     /// Folder for CRIU's logs of what failed.
     #[must_use]
     pub fn criu_logs(&self) -> PathBuf {

@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 const STALL: Duration = Duration::from_secs(60);
 /// ... but not while a pod is frozen.
 const HASTE: Duration = Duration::from_secs(10);
-/// A peer that does not answer a call within this time is away.
+/// A peer that does not answer a call, or a simple question, within this time is away.
 const CALL: Duration = Duration::from_secs(5);
 
 /// What podds say to each other. The source of a move speaks first; see `pod::journal` for the order.
@@ -322,6 +322,20 @@ pub async fn baseline_of(daemon: &Daemon, host: &str) -> Option<Option<Baseline>
         Ok(Message::Baseline(baseline)) => Some(baseline),
         _ => None,
     })
+}
+
+/// Asks a host whether it has a pod, in whatever state.
+///
+/// # Errors
+/// It does not answer.
+pub async fn has_pod(daemon: &Daemon, host: &str, id: &str) -> Result<bool> {
+    let mut peer = Peer::call(daemon, host).await?;
+    peer.send(&Message::AskHealth { pod: id.to_owned() }).await?;
+    match peer.receive_within(CALL).await? {
+        Message::Health(_) => Ok(true),
+        Message::Gone => Ok(false),
+        other => Err(unexpected(&other)),
+    }
 }
 
 /// Asks a host for its processor.

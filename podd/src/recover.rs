@@ -136,7 +136,7 @@ fn settle(daemon: &Arc<Daemon>, claim: crate::supervisor::Claim, mut migration: 
     });
 }
 
-/// Removes folders and memory of pods that no record knows: a crash came between the two deletions.
+/// Removes folders and memory of pods that no record knows, as a crash came between the two deletions, and half images.
 fn remove_strays(daemon: &Daemon) {
     let known: Vec<PodRecord> = daemon.pods().iter().map(|p| p.record()).collect();
     let open: Vec<String> = daemon
@@ -156,5 +156,12 @@ fn remove_strays(daemon: &Daemon) {
         }
     };
     stray(daemon.config.state.join("pods"), &|name| known.iter().any(|r| r.id == name));
+    for entry in std::fs::read_dir(daemon.config.images()).into_iter().flatten().flatten() {
+        // Nobody else writes there: its writer has died with the last podd.
+        if entry.path().extension().is_some_and(|e| e == "partial") {
+            tracing::info!(path = %entry.path().display(), "removing an image that was never finished");
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
     stray(daemon.config.flight(), &|name| open.iter().any(|id| name.starts_with(id.as_str())));
 }

@@ -380,6 +380,16 @@ impl Daemon {
         })
     }
 
+    /// Where a pod stands, for sentences that begin with "it is".
+    #[must_use]
+    pub fn stands(&self, record: &PodRecord) -> String {
+        let peer = match &record.state {
+            PodState::Arriving { migration } | PodState::Given { migration } => self.store.migration(migration).ok(),
+            _ => None,
+        };
+        record.state.in_words(peer.flatten().map(|m| m.peer).as_deref())
+    }
+
     /// What `podctl ls` shows of a pod.
     #[must_use]
     pub fn view(&self, pod: &Pod) -> PodView {

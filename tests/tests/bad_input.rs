@@ -111,7 +111,7 @@ const POD_FILES: [Row; 22] = [
     ),
 ];
 
-const STATES: [Row; 21] = [
+const STATES: [Row; 22] = [
     ("a pod that is not there", &["inspect", "nosuch"], FAILED),
     ("the log of a pod that is not there", &["logs", "nosuch"], FAILED),
     ("start a pod that runs", &["start", "web"], FAILED),
@@ -119,6 +119,7 @@ const STATES: [Row; 21] = [
     ("stop a pod that does not run", &["stop", "idle"], FAILED),
     ("stop a pod that has ended", &["stop", "ended"], FAILED),
     ("send an unknown signal", &["kill", "-s", "NOPE", "web"], USAGE),
+    ("send the signal that nobody can pass on", &["kill", "-s", "STOP", "web"], USAGE),
     ("remove a pod that runs", &["rm", "web"], FAILED),
     ("exec in a pod that does not run", &["exec", "idle", "--", "true"], FAILED),
     ("exec in a suspended pod", &["exec", "asleep", "--", "true"], FAILED),

@@ -148,6 +148,92 @@ fn image_goes_to_a_host_with_the_same_layers() {
 }
 
 #[test]
+fn backups_are_the_users_and_the_suspended_pods_image_is_podds() {
+    let lab = Lab::up(1);
+    lab.ok("a", &["run", "--name", "web", "--rootfs", &rootfs("busybox"), "--", "sleep", "1000"]);
+    let id = lab.json("a", &["inspect", "web"])[0]["id"].as_str().expect("it has an id").to_owned();
+    let images = lab.dir().join("a/state/images");
+    let own = images.join(format!("{id}.img"));
+    let backup = || {
+        let report = lab.json("a", &["checkpoint", "web", "--leave-running"]);
+        PathBuf::from(report["image"].as_str().expect("the image is named"))
+    };
+    // Two in one second, perhaps.
+    let backups = [backup(), backup()];
+    let kept = || {
+        let mut files: Vec<PathBuf> = fs::read_dir(&images).expect("it is there").map(|e| e.unwrap().path()).collect();
+        files.sort();
+        files
+    };
+    let mut wanted = backups.to_vec();
+    wanted.sort();
+    assert_eq!(kept(), wanted);
+    for path in &backups {
+        assert!(text(path).starts_with(&format!("{}/web-2", images.display())), "{}", path.display());
+    }
+    let before = backups.clone().map(|path| fs::read(path).expect("it can be read"));
+    for away in [&["suspend", "web"][..], &["checkpoint", "web"]] {
+        lab.ok("a", away);
+        assert!(own.exists());
+        lab.ok("a", &["resume", "web"]);
+        assert_eq!(kept(), wanted, "{away:?}");
+    }
+    for path in &backups {
+        lab.ok("a", &["rm", "-f", "web"]);
+        lab.ok("a", &["restore", text(path)]);
+        assert_eq!(lab.state("a", "web").as_deref(), Some("running"));
+        assert_eq!(kept(), wanted);
+    }
+    // Suspended into a file that lies there, it does not own the file either.
+    let named = images.join("named.img");
+    lab.ok("a", &["checkpoint", "web", "-o", text(&named)]);
+    lab.ok("a", &["resume", "web"]);
+    assert!(named.exists());
+    fs::remove_file(&named).expect("it can be removed");
+    // What crashes may have left: an image of the pod just after its resume, and one that was never finished.
+    fs::write(&own, "x").expect("there is room");
+    lab.ok("a", &["rm", "-f", "web"]);
+    assert_eq!(kept(), wanted);
+    lab.script(&["kill", "a"]).must();
+    fs::write(images.join("web.img.partial"), "x").expect("there is room");
+    lab.script(&["start", "a"]).must();
+    assert_eq!(kept(), wanted);
+    assert_eq!(before, backups.map(|path| fs::read(path).expect("it can be read")));
+}
+
+#[test]
+fn a_pod_that_is_on_another_host_is_not_restored() {
+    let lab = Lab::up(2);
+    let folder = shared_folder();
+    let [first, second] = ["first.img", "second.img"].map(|name| folder.path().join(name));
+    lab.ok("a", &["run", "--name", "web", "--rootfs", &rootfs("busybox"), "--", "sleep", "1000"]);
+    lab.ok("a", &["checkpoint", "web", "-o", text(&first), "--leave-running"]);
+    workload::migrate(&lab, "web", "a", "b");
+    lab.ok("b", &["checkpoint", "web", "-o", text(&second), "--leave-running"]);
+    for image in [&first, &second] {
+        let restored = lab.podctl("a", &["--json", "restore", text(image)]);
+        assert_refused(&restored, "web is on b already");
+        assert!(restored.err.contains("podctl --host b rm web"), "{restored:?}");
+        assert_eq!(lab.state("a", "web"), None);
+    }
+    // Silence of the host that it went to is no proof that it is gone.
+    lab.script(&["kill", "b"]).must();
+    let restored = lab.podctl("a", &["restore", text(&first)]);
+    assert_eq!(restored.code, 4, "{restored:?}");
+    assert!(restored.err.contains("web went to b after this image was made"), "{restored:?}");
+    assert_eq!(lab.state("a", "web"), None);
+    lab.script(&["start", "b"]).must();
+    lab.ok("b", &["rm", "-f", "web"]);
+    lab.ok("a", &["restore", text(&first)]);
+    // A host to which it never went from here may be silent; podd's log says so.
+    lab.ok("a", &["rm", "-f", "web"]);
+    lab.script(&["kill", "a"]).must();
+    lab.ok("b", &["restore", text(&first)]);
+    assert_eq!(lab.state("b", "web").as_deref(), Some("running"));
+    assert!(lab.log("b").contains("does not say whether it has the pod"), "{}", lab.log("b"));
+}
+
+#[test]
 fn bad_images_are_refused_in_one_sentence_and_change_nothing() {
     let lab = Lab::up(1);
     let folder = shared_folder();

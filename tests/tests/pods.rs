@@ -151,6 +151,23 @@ fn stop_and_kill() {
     ready("quits");
     lab.ok("a", &["stop", "quits"]);
     assert_eq!(until_it_ended(&lab, "quits")["code"], 5);
+    // What stops a process reaches the command only from inside; init would stop, and nothing else.
+    let of_command = |name: &str| {
+        let all = lab.json("a", &["top", name]);
+        all.as_array().unwrap().iter().find(|p| p["pid"] == 2).map(|p| p["state"].clone())
+    };
+    pod(&lab, "stopped", &[], "exec sleep 1000");
+    for signal in ["STOP", "19"] {
+        let refused = lab.podctl("a", &["kill", "-s", signal, "stopped"]);
+        assert_eq!((refused.code, refused.err.contains("SIGSTOP")), (2, true), "{refused:?}");
+    }
+    lab.ok("a", &["kill", "-s", "TSTP", "stopped"]);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(of_command("stopped"), Some("S".into()), "the kernel drops it, so it is no cure");
+    exec(&lab, "stopped", "kill -STOP 2").must();
+    eventually("the command is stopped", SOON, || of_command("stopped") == Some("T".into()));
+    lab.ok("a", &["kill", "-s", "CONT", "stopped"]);
+    eventually("the command goes on", SOON, || of_command("stopped") == Some("S".into()));
     // The default signal of kill ends a pod that does not listen to anything else.
     lab.ok("a", &["start", "deaf"]);
     lab.ok("a", &["kill", "deaf"]);
@@ -368,6 +385,54 @@ fn logs_are_whole_bounded_and_followed() {
     let streams: Vec<&str> = lines.iter().map(|l| l["stream"].as_str().unwrap()).collect();
     assert_eq!(streams, ["stdout", "stderr", "stdout", "stdout"]);
     assert!(lines.is_sorted_by_key(|l| l["time"].as_str().unwrap().to_owned()));
+}
+
+#[test]
+fn a_log_is_followed_over_restarts_and_to_the_end() {
+    let lab = Lab::up(2);
+    pod(&lab, "thrice", &["--restart", "on-failure"], "echo x >>/n; echo run $(wc -l </n); [ $(wc -l </n) -ge 3 ]");
+    let followed = lab.podctl("a", &["logs", "-f", "thrice"]);
+    assert_eq!((followed.out.as_str(), followed.err.as_str()), ("run 1\nrun 2\nrun 3\n", ""));
+    // One that is stopped ends for good; attached to it, one sees one run.
+    let words = ["run", "--attach", "--restart", "always", "--name", "ever", "--rootfs", &rootfs("busybox"), "--"];
+    let attached = lab.podctl("a", &[&words[..], &["sh", "-c", "echo run; sleep 0.3; exit 3"]].concat());
+    assert_eq!((attached.code, attached.out.lines().next()), (3, Some("run")), "{attached:?}");
+    let follow = |name: &str| {
+        let mut command = lab.podctl_command("a", &["logs", "-f", name]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let following = follow("ever");
+    eventually("it runs for the third time", SOON, || inspect(&lab, "ever")["restarts"].as_u64().unwrap() >= 2);
+    lab.ok("a", &["stop", "ever"]);
+    let said = following.wait_with_output().unwrap();
+    assert!(String::from_utf8_lossy(&said.stdout).matches("run").count() >= 3, "{said:?}");
+    assert!(said.status.success() && said.stderr.is_empty(), "{said:?}");
+    // And one that leaves: where to, is told.
+    pod(&lab, "cache", &["--restart", "always"], "echo here; exec sleep 1000");
+    let following = follow("cache");
+    lab.ok("a", &["migrate", "cache", "--to", "b"]);
+    let said = following.wait_with_output().unwrap();
+    assert_eq!(
+        (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr)),
+        ("here\n".into(), "cache went to b\n".into())
+    );
+}
+
+#[test]
+fn a_pod_between_two_hosts_says_where_it_goes() {
+    let lab = Lab::up(2);
+    pod(&lab, "web", &[], "exec sleep 1000");
+    // The handover is over, and the target takes its time.
+    lab.fault("b", "target committed pause 3000");
+    let moving = lab.podctl_command("a", &["migrate", "web", "--to", "b"]).stdout(Stdio::null()).spawn().unwrap();
+    eventually("it is given", SOON, || lab.state("a", "web").as_deref() == Some("given"));
+    for verb in [&["exec", "web", "--", "true"][..], &["kill", "-s", "HUP", "web"]] {
+        let answer = lab.podctl("a", verb);
+        assert!(answer.err.contains("web is not running: it is going to b\n"), "{answer:?}");
+    }
+    assert!(lab.podctl("a", &["stop", "web"]).err.contains("web is being migrated"));
+    assert!(moving.wait_with_output().unwrap().status.success());
+    assert_eq!((lab.state("a", "web"), lab.state("b", "web").as_deref()), (None, Some("running")));
 }
 
 #[test]

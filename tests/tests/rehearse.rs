@@ -28,6 +28,17 @@ fn a_clone_runs_and_goes_and_the_pod_does_not_notice() {
     assert_eq!(moves.as_array().unwrap().iter().filter(|m| m["rehearsal"] == true).count(), 3, "{moves}");
     lab.ok("a", &["migrate", "redis", "--to", "b", "--rehearse"]);
     assert_eq!(subject.settled(Duration::from_secs(10)), "b");
+    // Both hosts and both verbs say the same of moves that are over: two of the subject, four rehearsals, one more.
+    for host in ["a", "b"] {
+        let moves = lab.ok(host, &["migrations"]);
+        let steps =
+            ["done", "rehearsed"].map(|step| moves.lines().filter(|l| l.contains(&format!(" {step} "))).count());
+        assert_eq!((steps, moves.lines().count()), ([3, 4], 8), "{host}: {moves}");
+    }
+    let words = lab.ok("b", &["inspect", "redis"]);
+    let steps = [": done", ": rehearsed"]
+        .map(|step| words.lines().filter(|l| l.starts_with("move:") && l.contains(step)).count());
+    assert_eq!(steps, [3, 4], "{words}");
 }
 
 #[test]

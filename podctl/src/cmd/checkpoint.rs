@@ -11,14 +11,15 @@ use crate::output::words;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  podctl checkpoint web                                    into podd's image folder; bring it back with podctl restore web
+  podctl checkpoint web                                     into podd's image folder, until podctl resume web
   podctl checkpoint web -o /backup/web.img --compress
-  podctl checkpoint web -o /backup/web.img --leave-running  as a backup of a pod that goes on")]
+  podctl checkpoint web -o /backup/web.img --leave-running  as a backup of a pod that goes on
+  podctl checkpoint web --leave-running                     the same, under a new name in podd's image folder")]
 pub struct Args {
     /// The pod.
     #[arg(value_parser = pod_name)]
     name: String,
-    /// Write this file on podd's host [default: in podd's image folder].
+    /// Write this file on podd's host [default: in podd's image folder; the answer names it].
     #[arg(short, long, value_name = "FILE")]
     output: Option<String>,
     /// Let the pod go on afterwards.

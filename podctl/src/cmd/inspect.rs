@@ -5,6 +5,7 @@ use podd::client::baseline::ReliesOn;
 use podd::client::path;
 use podd::pod::spec::{PodSpec, RestartPolicy, RootSource};
 
+use super::migrations::step;
 use super::{Podctl, each, ls};
 use crate::error::Outcome;
 use crate::flags::pod_name;
@@ -41,7 +42,7 @@ fn in_words(pod: &PodDetail) -> String {
     for m in &pod.migrations {
         let blackout = m.blackout_ms.map(|ms| format!(", {} ms blackout", words::ms(ms))).unwrap_or_default();
         let error = m.error.as_ref().map(|error| format!(", {error}")).unwrap_or_default();
-        lines.push(("move", format!("{} {} to {}: {}{blackout}{error}", m.started, m.from, m.to, m.step)));
+        lines.push(("move", format!("{} {} to {}: {}{blackout}{error}", m.started, m.from, m.to, step(m))));
     }
     let lines = lines.iter().filter(|(_, value)| !value.is_empty());
     lines.map(|(key, value)| format!("{:<16}{}\n", format!("{key}:"), printable(value))).collect::<String>()

@@ -13,7 +13,7 @@ pub struct Args {
     /// Pods to signal.
     #[arg(required = true, value_name = "NAME", value_parser = pod_name)]
     names: Vec<String>,
-    /// Send this signal, by name or number.
+    /// Send this signal, by name or number; any but STOP, which only podctl exec can send.
     #[arg(short, long, default_value = "KILL", value_parser = signal)]
     signal: i32,
 }

@@ -13,7 +13,7 @@ pub struct Args {
     /// The pod.
     #[arg(value_parser = pod_name)]
     name: String,
-    /// Go on as the pod writes more.
+    /// Go on as the pod writes more, until it has ended for good or left this host; its restart policy may start it again.
     #[arg(short, long)]
     follow: bool,
     /// Begin with the last N lines.
@@ -38,6 +38,10 @@ pub async fn run(args: &Args, ctl: &Podctl<'_>) -> Outcome {
 pub(super) fn print(out: &Output, line: &LogLine, timestamps: bool) -> bool {
     if out.is_json() {
         out.value_line(line);
+        return !out.gone();
+    }
+    if line.stream == "podd" {
+        out.note(&line.text);
         return !out.gone();
     }
     let stream = if line.stream == "stderr" { Stream::Stderr } else { Stream::Stdout };

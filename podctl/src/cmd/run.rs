@@ -36,7 +36,7 @@ A pod file has the same keys as the flags:
 pub struct Args {
     #[command(flatten)]
     pub pod: PodFlags,
-    /// Follow the pod's output until it ends, and exit with its code.
+    /// Follow the pod's output until its command ends for the first time, and exit with its code.
     #[arg(long)]
     pub attach: bool,
     /// Return at once (the default).
@@ -57,7 +57,7 @@ pub async fn run(args: Args, ctl: &Podctl<'_>) -> Outcome {
 async fn attach(ctl: &Podctl<'_>, name: &str) -> Outcome {
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut terminate = listen(SignalKind::terminate())?;
-    let log = path(&["pods", name, "logs"]) + "?follow=true";
+    let log = path(&["pods", name, "logs"]) + "?follow=true&once=true";
     let waiting = path(&["pods", name, "wait"]);
     let follow = ctl.daemon.lines(&log, |line| logs::print(ctl.out, &line, false));
     let wait = ctl.daemon.post::<_, ExitStatus>(&waiting, &());

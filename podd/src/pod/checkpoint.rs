@@ -25,7 +25,7 @@ pub const FILES: &str = "files";
 /// What kind of checkpoint.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where to; none: the daemon's image folder.
+    /// Where to; none: the daemon's image folder, see [`place`].
     pub output: Option<PathBuf>,
     /// Let the pod go on.
     pub leave_running: bool,
@@ -42,13 +42,13 @@ pub struct Options {
 pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Result<CheckpointReport> {
     let record = claim.record();
     if !matches!(record.state, PodState::Running { .. }) {
-        return Err(not_running(&record));
+        return Err(not_running(daemon, &record));
     }
     claim.quiet().await;
     super::preflight::refuse_unless_go(&super::preflight::here(daemon, &record)?)?;
     let image = match &options.output {
         Some(path) => path.clone(),
-        None => daemon.config.images().join(format!("{}.img", record.id)),
+        None => place(daemon, &record, options.leave_running),
     };
     if options.output.is_some() && image.exists() {
         return Err(
@@ -80,6 +80,18 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
         clear_up(daemon, &record).await.attempt("clear up after the pod")?;
     }
     Ok(CheckpointReport { pod: record.spec.name, image: image.display().to_string(), bytes, frozen_ms })
+}
+
+/// Where an image goes for which the user has named no file: a suspended pod has its own one; a backup of a pod that goes
+/// on has a name that no other image has.
+fn place(daemon: &Daemon, record: &PodRecord, backup: bool) -> PathBuf {
+    if !backup {
+        return daemon.config.own_image(&record.id);
+    }
+    let stem = format!("{}-{}", record.spec.name, Timestamp::now().strftime("%Y%m%dT%H%M%SZ"));
+    let names = (1..).map(|n| if n == 1 { format!("{stem}.img") } else { format!("{stem}-{n}.img") });
+    let mut free = names.map(|name| daemon.config.images().join(name)).filter(|path| !path.exists());
+    free.next().expect("the numbers do not end")
 }
 
 /// Dumps and writes; thaws as soon as nothing more is needed of a pod that is left running.

@@ -74,7 +74,7 @@ fn enter_command(
     request: &ExecRequest,
     whole: bool,
 ) -> Result<tokio::process::Command> {
-    let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
+    let PodState::Running { init, .. } = record.state else { return Err(not_running(daemon, record)) };
     if request.command.is_empty() {
         return Err(ApiError::usage("there is nothing to run").cure("add `-- CMD ARGS...`"));
     }

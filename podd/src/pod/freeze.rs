@@ -57,7 +57,7 @@ pub struct Frozen {
 /// # Errors
 /// Processes that do not stand still, or do not accept connections.
 pub fn freeze(daemon: &Daemon, record: &PodRecord, hold: Option<&Hold>) -> Result<Frozen> {
-    let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
+    let PodState::Running { init, .. } = record.state else { return Err(not_running(daemon, record)) };
     let frozen = tokio::task::block_in_place(|| {
         let pids = daemon.cgroup(&record.id).pids();
         let watched = watched_paths(&pids, &PathBuf::from(format!("/proc/{}/root", init.pid)));

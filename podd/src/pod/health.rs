@@ -99,8 +99,8 @@ pub async fn probe(daemon: &Daemon, record: &PodRecord, health: &Health) -> Resu
     let asked: Pin<Box<dyn Future<Output = Result<()>> + Send>> = match &health.probe {
         // It keeps to the limit itself, and sees to the end of what it has started.
         Probe::Command(command) => return run(daemon, record, command, limit).await,
-        Probe::Http { port, path } => Box::pin(async { get(connect(record, *port).await?, *port, path).await }),
-        Probe::Tcp(port) => Box::pin(async { connect(record, *port).await.map(drop) }),
+        Probe::Http { port, path } => Box::pin(async { get(connect(daemon, record, *port).await?, *port, path).await }),
+        Probe::Tcp(port) => Box::pin(async { connect(daemon, record, *port).await.map(drop) }),
     };
     tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(late(limit)))
 }
@@ -141,8 +141,8 @@ async fn run(daemon: &Daemon, record: &PodRecord, command: &[String], limit: Dur
 }
 
 /// From inside the pod's network, to its own addresses and to loopback.
-async fn connect(record: &PodRecord, port: u16) -> Result<TcpStream> {
-    let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
+async fn connect(daemon: &Daemon, record: &PodRecord, port: u16) -> Result<TcpStream> {
+    let PodState::Running { init, .. } = record.state else { return Err(not_running(daemon, record)) };
     let own = record.spec.network.iter().flat_map(|n| &n.addresses).filter_map(|a| a.split('/').next()?.parse().ok());
     let addresses: Vec<IpAddr> = own.chain([Ipv4Addr::LOCALHOST.into()]).collect();
     let dialled = tokio::task::spawn_blocking(move || {

@@ -33,6 +33,12 @@ pub fn exit_file(upper: &Path, oom: bool) -> Option<ExitStatus> {
     Some(ExitStatus { code: exit.code & 0xff, signal: exit.signal, oom })
 }
 
+/// What podd itself has to say to whoever follows a log.
+#[must_use]
+pub fn word_of_podd(text: String) -> LogLine {
+    LogLine { time: jiff::Timestamp::now().to_string(), stream: "podd".to_owned(), text }
+}
+
 /// A reader of a pod's log that can go on where it stopped, across rotation.
 pub struct Log {
     upper: std::path::PathBuf,

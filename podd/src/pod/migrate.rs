@@ -337,7 +337,7 @@ impl<'a> Run<'a> {
     ) -> Result<(Self, Migration)> {
         let record = claim.record();
         if !matches!(record.state, PodState::Running { .. }) {
-            return Err(not_running(&record));
+            return Err(not_running(daemon, &record));
         }
         if to == daemon.config.host {
             return Err(ApiError::usage(format!("{} is on {to} already", record.spec.name)));
@@ -422,7 +422,7 @@ impl<'a> Run<'a> {
     pub async fn restore(&mut self, record: &PodRecord) -> Result<()> {
         let begun = Instant::now();
         self.say("restore", 0, 0);
-        let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
+        let PodState::Running { init, .. } = record.state else { return Err(not_running(self.daemon, record)) };
         let images = self.flight.as_ref().map_or(Path::new(""), Flight::path);
         let files = sizes(images).attempt("read the dump")?;
         let timers = timers(&self.daemon.cgroup(&record.id).pids());

@@ -3,6 +3,7 @@
 pub mod arrive;
 pub mod checkpoint;
 pub mod create;
+pub mod elsewhere;
 pub mod exec;
 pub mod file;
 pub mod freeze;

@@ -86,7 +86,7 @@ pub fn host_facts(daemon: &Daemon, except: Option<&str>) -> Result<HostFacts> {
 }
 
 fn pod_facts(daemon: &Daemon, record: &PodRecord) -> Result<PodFacts> {
-    let PodState::Running { init, .. } = record.state else { return Err(not_running(record)) };
+    let PodState::Running { init, .. } = record.state else { return Err(not_running(daemon, record)) };
     PodFacts::read(init.pid, &daemon.cgroup(&record.id).pids())
         .attempt(format!("look at the processes of {}", record.spec.name))
 }

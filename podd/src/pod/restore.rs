@@ -11,6 +11,7 @@ use checkpoint::image::{Image, Kind};
 use checkpoint::wire;
 
 use super::checkpoint::FILES;
+use super::elsewhere::refuse_if_elsewhere;
 use super::freeze::{Flight, thaw};
 use super::preflight::refuse_unless_go;
 use super::start::{clear_up, give_birth, live};
@@ -20,17 +21,25 @@ use crate::error::{Attempt, Result};
 use crate::shim::Mode;
 use crate::supervisor::{Claim, Daemon, Doing};
 
-/// Continues a suspended pod. The daemon's own image is deleted afterwards, the user's is not.
+/// Continues a suspended pod. Its own image is deleted afterwards, one that the user has named is not.
 ///
 /// # Errors
 /// The image is damaged, or CRIU's reason; the pod is still suspended then.
 pub async fn resume(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
+    let running = go_on(daemon, claim).await?;
+    // None, if the user has named where the pod was to go.
+    let _ = std::fs::remove_file(daemon.config.own_image(&running.id));
+    Ok(running)
+}
+
+/// Brings the pod back from the image that its record names, which stays.
+async fn go_on(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
     let record = claim.record();
     let PodState::Suspended { image: path, .. } = &record.state else {
         return Err(ApiError::conflict(format!(
             "{} is not suspended: it is {}",
             record.spec.name,
-            record.state.word()
+            daemon.stands(&record)
         )));
     };
     let image = open(path)?;
@@ -44,21 +53,19 @@ pub async fn resume(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
     // Recorded before the thaw: from the first instruction on, the image is out of date.
     let running = live(daemon, claim, init)?;
     thaw(daemon, &running, &[])?;
-    if path.starts_with(daemon.config.state.join("images")) {
-        let _ = std::fs::remove_file(path);
-    }
     Ok(running)
 }
 
 /// Restores a suspended pod by name, or a pod from an image file.
 ///
 /// # Errors
-/// A damaged or foreign image, a name or address that is taken, missing layers; nothing on the host changes then.
+/// A damaged or foreign image, a name or address that is taken, missing layers, or the pod is on another host of the fleet;
+/// nothing on the host changes then.
 pub async fn restore(daemon: &Arc<Daemon>, from: &str) -> Result<PodRecord> {
     if let Ok(pod) = daemon.pod(from) {
         let record = pod.record();
         if !matches!(record.state, PodState::Suspended { .. }) {
-            return Err(ApiError::conflict(format!("{from} cannot be restored: it is {}", record.state.word()))
+            return Err(ApiError::conflict(format!("{from} cannot be restored: it is {}", daemon.stands(&record)))
                 .cure("a pod is restored once; `podctl ls` shows what exists"));
         }
         return resume(daemon, &daemon.claim(from, Doing::Resume)?).await;
@@ -71,6 +78,7 @@ pub async fn restore(daemon: &Arc<Daemon>, from: &str) -> Result<PodRecord> {
     let image = open(&path)?;
     let mut record = record_of(&image)?;
     check_fits(daemon, &record, &image)?;
+    refuse_if_elsewhere(daemon, &record).await?;
     record.state = PodState::Suspended { image: path, whole: true };
     if let Some(relies_on) = &mut record.relies_on {
         relies_on.comes_to(&daemon.cpu);
@@ -84,7 +92,7 @@ pub async fn restore(daemon: &Arc<Daemon>, from: &str) -> Result<PodRecord> {
     }
     daemon.insert(record.clone());
     let claim = daemon.claim(&record.id, Doing::Restore)?;
-    let resumed = resume(daemon, &claim).await;
+    let resumed = go_on(daemon, &claim).await;
     if resumed.is_err() {
         let _ = clear_up(daemon, &record).await;
         daemon.forget(&record.id)?;

@@ -36,7 +36,7 @@ pub async fn start(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
     let record = claim.record();
     if !record.state.can_start() {
         let error =
-            ApiError::conflict(format!("{} cannot be started: it is {}", record.spec.name, record.state.word()));
+            ApiError::conflict(format!("{} cannot be started: it is {}", record.spec.name, daemon.stands(&record)));
         return Err(match record.state {
             PodState::Suspended { .. } => error.cure(format!("`podctl resume {}` continues it", record.spec.name)),
             _ => error,
@@ -124,7 +124,7 @@ pub async fn await_workers(daemon: &Daemon, record: &PodRecord) -> io::Result<()
 /// # Errors
 /// The pod has ended, or no shim can be started.
 pub async fn ensure_shim(daemon: &Daemon, record: &PodRecord) -> Result<()> {
-    let PodState::Running { init, .. } = record.state else { return Err(super::stop::not_running(record)) };
+    let PodState::Running { init, .. } = record.state else { return Err(super::stop::not_running(daemon, record)) };
     replace_dead_shim(daemon, record, init).await.attempt(format!("give {} a shim", record.spec.name))
 }
 

@@ -130,6 +130,19 @@ impl PodState {
         }
     }
 
+    /// The same in a sentence that begins with "it is"; `peer` is the other host of its move.
+    #[must_use]
+    pub fn in_words(&self, peer: Option<&str>) -> String {
+        let peer = peer.unwrap_or("another host");
+        match self {
+            Self::Given { .. } => format!("going to {peer}"),
+            Self::Arriving { .. } => format!("coming from {peer}"),
+            Self::Created | Self::Running { .. } | Self::Suspended { .. } | Self::Exited { .. } | Self::Lost { .. } => {
+                self.word().to_owned()
+            }
+        }
+    }
+
     /// Whether `start` makes sense.
     #[must_use]
     pub fn can_start(&self) -> bool {
@@ -144,6 +157,9 @@ impl PodState {
 }
 
 #[cfg(test)]
+pub use tests::OLD;
+
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use checkpoint::baseline::Baseline;
@@ -152,7 +168,7 @@ mod tests {
     use super::*;
 
     /// As the first podd wrote it: whoever upgrades must find the pods again.
-    const OLD: &str = r#"{"id":"0123456789abcdef","spec":{"name":"web","source":{"rootfs":"/srv"},"command":["a"],"env":{},
+    pub const OLD: &str = r#"{"id":"0123456789abcdef","spec":{"name":"web","source":{"rootfs":"/srv"},"command":["a"],"env":{},
         "user":null,"workdir":null,"hostname":null,"network":null,"limits":{"memory":null,"cpus":null,"pids":null},
         "volumes":[],"cap_add":[],"allow_new_privileges":false,"restart":"no","stop_signal":15,"stop_timeout_s":10,
         "log_bytes":65536},"layers":[],"process":{"command":["a"],"env":[],"user":"0:0","workdir":"/"},"id_base":524288,
@@ -164,6 +180,15 @@ mod tests {
         assert_eq!((record.spec.stop_signal, &record.spec.health, record.restarts_in_a_row), (Some(15), &None, 0));
         assert_eq!((&record.relies_on, record.oldest_kernel()), (&None, KernelVersion(6, 1)));
         assert_eq!(record.environment(), record.process.env);
+    }
+
+    #[test]
+    fn a_pod_on_its_way_has_a_direction() {
+        let migration = String::new();
+        let [given, arriving] = [PodState::Given { migration: migration.clone() }, PodState::Arriving { migration }];
+        assert_eq!([&given, &arriving].map(|s| s.in_words(Some("b"))), ["going to b", "coming from b"]);
+        assert_eq!(given.in_words(None), "going to another host");
+        assert_eq!(PodState::Created.in_words(None), "created");
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Session {
             return Ok(Self { child, terminal: None, stdin, outputs });
         };
         let crate::pod::state::PodState::Running { init, .. } = record.state else {
-            return Err(crate::pod::stop::not_running(&record));
+            return Err(crate::pod::stop::not_running(daemon, &record));
         };
         let root = std::path::PathBuf::from(format!("/proc/{}/root", init.pid));
         let (master, slave) = mounts::open_terminal(&root).attempt("open a terminal in the pod")?;

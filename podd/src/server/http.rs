@@ -25,8 +25,9 @@ use crate::api::{
     RestoreRequest, StopRequest, Version,
 };
 use crate::error::{Attempt, Result};
+use crate::pod::journal::Migration;
 use crate::pod::state::{PodRecord, PodState};
-use crate::pod::{checkpoint, create, inspect, logs, migrate, preflight, rehearse, restore, start, stop};
+use crate::pod::{checkpoint, create, elsewhere, inspect, logs, migrate, preflight, rehearse, restore, start, stop};
 use crate::store::Host;
 use crate::supervisor::{Claim, Daemon, Doing};
 use crate::trust;
@@ -259,7 +260,7 @@ async fn stop_pod(State(daemon): App, Path(name): Path<String>, Said(request): S
 }
 
 async fn kill(State(daemon): App, Path(name): Path<String>, Said(request): Said<KillRequest>) -> Answer {
-    json(stop::kill(&daemon.pod(&name)?.record(), request.signal)?)
+    json(stop::kill(&daemon, &daemon.pod(&name)?.record(), request.signal)?)
 }
 
 async fn wait(State(daemon): App, Path(name): Path<String>) -> Answer {
@@ -270,7 +271,7 @@ async fn wait(State(daemon): App, Path(name): Path<String>) -> Answer {
             PodState::Exited { exit, .. } => return json(exit),
             PodState::Lost { .. } => return json(ExitStatus { code: 255, signal: None, oom: false }),
             PodState::Running { .. } | PodState::Arriving { .. } | PodState::Given { .. } => {}
-            PodState::Created | PodState::Suspended { .. } => return Err(stop::not_running(&record)),
+            PodState::Created | PodState::Suspended { .. } => return Err(stop::not_running(&daemon, &record)),
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -320,11 +321,17 @@ async fn rehearse_pod(State(daemon): App, Path(name): Path<String>, Said(request
 struct LogsQuery {
     #[serde(default)]
     follow: bool,
+    /// Follow one run only, whatever the restart policy says.
+    #[serde(default)]
+    once: bool,
     tail: Option<usize>,
 }
 
 async fn logs_of(State(daemon): App, Path(name): Path<String>, Asked(query): Asked<LogsQuery>) -> Answer {
-    let id = daemon.pod(&name)?.record().id;
+    let PodRecord { id, state, .. } = daemon.pod(&name)?.record();
+    // One that is just going is still to go.
+    let stays = query.follow && !matches!(state, PodState::Given { .. });
+    let gone_before = if stays { gone(&daemon, &id) } else { None };
     let mut log = logs::Log::new(&daemon.config.pod_state(&id).join("upper"));
     let (lines, body) = mpsc::channel(64);
     tokio::spawn(async move {
@@ -340,8 +347,19 @@ async fn logs_of(State(daemon): App, Path(name): Path<String>, Asked(query): Ask
         }
         loop {
             // Looked at before the log: what came until the end is still shown.
-            let alive = daemon.pod(&id).is_ok_and(|p| !p.record().state.can_remove());
-            if send_lines(&lines, tokio::task::block_in_place(|| log.read())).await.is_err() || !alive {
+            let record = daemon.pod(&id).map(|pod| pod.record());
+            let goes_on = |r: &PodRecord| !r.state.can_remove() || (!query.once && start::will_restart(r));
+            let alive = record.as_ref().is_ok_and(goes_on);
+            if send_lines(&lines, tokio::task::block_in_place(|| log.read())).await.is_err() {
+                return;
+            }
+            if !alive {
+                let gone_now = if record.is_err() { gone(&daemon, &id) } else { None };
+                if let Some(last) = gone_now.filter(|now| gone_before.as_ref().is_none_or(|before| before.id != now.id))
+                {
+                    let _ = send_lines(&lines, vec![logs::word_of_podd(format!("{} went to {}", last.pod, last.peer))])
+                        .await;
+                }
                 return;
             }
             tokio::select! {
@@ -351,6 +369,11 @@ async fn logs_of(State(daemon): App, Path(name): Path<String>, Asked(query): Ask
         }
     });
     Ok(ndjson(body))
+}
+
+/// The move by which a pod has left this host.
+fn gone(daemon: &Daemon, id: &str) -> Option<Migration> {
+    elsewhere::last_gone(&daemon.store.migrations().ok()?, id).cloned()
 }
 
 async fn send_lines(to: &mpsc::Sender<String>, lines: Vec<LogLine>) -> std::result::Result<(), ()> {
