@@ -44,7 +44,14 @@ pub async fn recover(daemon: &Arc<Daemon>) -> Result<()> {
                 crate::pod::stop::delete(daemon, &record).await
             }
             (None, PodState::Given { .. }) => crate::pod::stop::delete(daemon, &record).await,
-            (None, _) => start::clear_up(daemon, &record).await.attempt("clear up"),
+            (None, _) => {
+                let cleared = start::clear_up(daemon, &record).await.attempt("clear up");
+                // The last podd may have died in the pause before a restart.
+                if start::will_restart(&record) {
+                    start::restart_later(daemon, &record.id);
+                }
+                cleared
+            }
         };
         if let Err(e) = recovered {
             tracing::error!(pod = record.spec.name, error = %e, "could not recover the pod");

@@ -139,6 +139,21 @@ fn a_pod_that_loses_its_shim_gets_another() {
     assert_eq!(pod(&lab, "ends")["exit"]["code"], 9);
 }
 
+/// A pod that fails again and again waits longer and longer for its next start; its podd dies meanwhile.
+#[test]
+fn a_restart_that_is_due_outlives_podd() {
+    let lab = Lab::up(2);
+    run(&lab, "fails", &["--restart", "always"], "exit 1");
+    let restarts = || pod(&lab, "fails")["restarts"].as_u64().expect("a number");
+    eventually("it waits for its next start", SOON, || {
+        restarts() >= 3 && lab.state("a", "fails").as_deref() == Some("exited")
+    });
+    let before = restarts();
+    kill_podd(&lab, "a");
+    start_podds(&lab);
+    eventually("it has been started again", SOON, || restarts() > before);
+}
+
 /// A power cut: no process survives, the disk does.
 #[test]
 fn power_cut() {
