@@ -222,6 +222,12 @@ fn worthwhile(process: &Process) -> io::Result<Vec<Range<u64>>> {
     Ok(ranges.filter(|range| range.end - range.start >= WORTH_IT).collect())
 }
 
+/// Whether a dump has only what was written after the last round.
+#[must_use]
+pub fn is_partial(images: &Path) -> bool {
+    images.join(PARENT).is_symlink()
+}
+
 /// Has round `number` refer to the one before, and the dump to it.
 fn link(images: &Path, number: u32) -> io::Result<()> {
     if number > 1 {
