@@ -26,6 +26,11 @@ pub async fn recover(daemon: &Arc<Daemon>) -> Result<()> {
         migration.error = Some("podd ended in mid-move".into());
         daemon.journal(&migration, None)?;
     }
+    // Given, answered for and deleted here: only the last entry was cut short.
+    for mut migration in open.iter().filter(|m| m.step == Step::Given && daemon.pod(&m.pod_id).is_err()).cloned() {
+        migration.step = Step::Done;
+        daemon.journal(&migration, None)?;
+    }
     for pod in daemon.pods() {
         let claim = daemon.claim_in_turn(pod, Doing::Recover).await;
         let record = claim.record();
