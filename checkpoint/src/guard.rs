@@ -47,6 +47,8 @@ use task::Process;
 const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 /// Time for threads that stand still to show up as stopped. One that waits for its vfork child does not; nor can CRIU dump it.
 const STOP_LIMIT: Duration = Duration::from_millis(100);
+/// The same for those that would stop, on a machine that is too busy to let them.
+const STARVED_LIMIT: Duration = Duration::from_secs(2);
 
 /// Between two looks. Not sched_yield(2): on a busy machine that gives a whole slice to somebody else.
 const A_MOMENT: Duration = Duration::from_micros(10);
@@ -208,8 +210,21 @@ fn hold(pids: &[Pid], options: Options) -> HashSet<Pid> {
     let seize = |tid: &Pid| ptrace::seize(*tid, options).is_ok() && ptrace::interrupt(*tid).is_ok();
     let seized: Vec<Pid> = pids.iter().flat_map(|pid| tids(*pid)).filter(seize).collect();
     let deadline = Instant::now() + STOP_LIMIT;
-    let stops = |tid: &Pid| matches!(next_stop(*tid, deadline), Some(WaitStatus::PtraceEvent(..)));
+    let stops = |tid: &Pid| {
+        let mut stop = next_stop(*tid, deadline);
+        if stop.is_none() && !waits_uninterruptibly(*tid) {
+            // It only has not had its turn.
+            stop = next_stop(*tid, Instant::now() + STARVED_LIMIT);
+        }
+        matches!(stop, Some(WaitStatus::PtraceEvent(..)))
+    };
     seized.into_iter().filter(stops).collect()
+}
+
+/// As one that waits for its vfork child.
+fn waits_uninterruptibly(tid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('D'))
 }
 
 fn release(held: &HashSet<Pid>) {
