@@ -89,7 +89,7 @@ fn parse_offsets(text: &str) -> Option<Clocks> {
 }
 
 /// A number as protobuf writes it.
-fn varint(bytes: &mut Vec<u8>, mut number: u64) {
+pub(crate) fn varint(bytes: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         bytes.push((number & 0x7f) as u8 | 0x80);
         number >>= 7;

@@ -27,6 +27,7 @@ use rust_criu::rust_criu_protobuf::rpc::{
 
 use crate::clocks::Teller;
 use crate::guard::{Saved, Watch};
+use crate::memory;
 use crate::sys;
 
 /// `CLONE_NEWNET`, the value that CRIU's `empty_ns` wants.
@@ -155,6 +156,11 @@ fn dump_guarded(criu: &Path, what: &Dump<'_>, limit: Duration, saved: &Saved) ->
     opts.set_timeout(u32::try_from(limit.as_secs()).unwrap_or(u32::MAX));
     opts.external.clone_from(&what.external);
     opts.irmap_scan_paths.clone_from(&what.watched);
+    // The latest round of what was copied ahead.
+    if let Ok(round) = std::fs::read_link(what.images.join(memory::PARENT)) {
+        opts.set_parent_img(round.to_string_lossy().into_owned());
+        opts.set_track_mem(true);
+    }
     let mut worker = Worker::spawn(criu, "dump", limit)?;
     worker.watch = saved.watch(Pid::from_raw(worker.pid()));
     let reply = worker.ask(Criu_req_type::DUMP, Some(opts))?;
@@ -324,6 +330,7 @@ impl Worker {
             // whether anybody uses those registers or not. What a pod needs of a processor is for `compat` to judge.
             .args(["--cpu-cap=none", "swrk", "0"])
             .env_remove("CRIU_CONFIG_FILE")
+            .env(memory::TRACK_WRITTEN, "1")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -161,10 +161,47 @@ fn follow(criu: Pid, cgroup: &Path) {
 
 /// Runs this in a thread of its own, since at its end the kernel lets go of everybody whom it still traces: also of those that
 /// could not be stopped. It does so a little after the thread has been joined, so others are to be [released](release).
-fn as_tracer<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn as_tracer<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     match thread::scope(|scope| scope.spawn(work).join()) {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// A running process that stands still while one of its threads makes calls for us; it goes on when this is dropped, each thread
+/// with what it was doing. To be used [as its tracer](as_tracer).
+pub(crate) struct Borrowed {
+    held: HashSet<Pid>,
+    hand: task::Thread,
+}
+
+impl Borrowed {
+    /// # Errors
+    /// Not all of its threads can be stopped; or it is no 64-bit program.
+    pub(crate) fn of(pid: Pid) -> io::Result<Self> {
+        let held = hold(&[pid], task::options());
+        let first = tids(pid).iter().all(|tid| held.contains(tid)).then_some(pid);
+        match first.and_then(|tid| task::Thread::save(tid).ok()).filter(task::Thread::is_native) {
+            Some(hand) => Ok(Self { held, hand }),
+            None => {
+                release(&held);
+                Err(io::Error::new(io::ErrorKind::ResourceBusy, "it cannot be stopped"))
+            }
+        }
+    }
+
+    /// Has it make a system call with the instruction at `address`; what the call returns.
+    pub(crate) fn call(&self, address: u64, number: libc::c_long, arguments: [u64; 2]) -> io::Result<i64> {
+        let returned = self.hand.call(address, number, arguments, 0)?;
+        Errno::result(if returned < 0 { -1 } else { 0 }).map_err(|_| io::Error::from_raw_os_error(-returned as i32))?;
+        Ok(returned)
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        let _ = self.hand.go_on();
+        release(&self.held);
     }
 }
 

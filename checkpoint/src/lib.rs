@@ -11,6 +11,7 @@ pub mod files;
 pub mod guard;
 pub mod host;
 pub mod image;
+pub mod memory;
 pub mod process;
 mod sys;
 pub mod wire;

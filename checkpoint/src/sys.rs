@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -81,4 +82,143 @@ mod ioctl {
 pub(crate) fn set_timer_ticks(timer: &OwnedFd, ticks: u64) -> nix::Result<()> {
     // SAFETY: the kernel reads one u64 (fs/timerfd.c, timerfd_ioctl); another descriptor than a timer's refuses.
     unsafe { ioctl::set_ticks(timer.as_raw_fd(), &raw const ticks) }.map(drop)
+}
+
+/// linux/userfaultfd.h and linux/fs.h.
+mod memory {
+    use nix::libc::__u64;
+
+    #[repr(C)]
+    pub struct Api {
+        pub api: __u64,
+        pub features: __u64,
+        pub ioctls: __u64,
+    }
+
+    #[repr(C)]
+    pub struct Register {
+        pub start: __u64,
+        pub length: __u64,
+        pub mode: __u64,
+        pub ioctls: __u64,
+    }
+
+    #[repr(C)]
+    pub struct WriteProtect {
+        pub start: __u64,
+        pub length: __u64,
+        pub mode: __u64,
+    }
+
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    pub struct Region {
+        pub start: __u64,
+        pub end: __u64,
+        pub categories: __u64,
+    }
+
+    #[repr(C)]
+    pub struct Scan {
+        pub size: __u64,
+        pub flags: __u64,
+        pub start: __u64,
+        pub end: __u64,
+        pub walk_end: __u64,
+        pub vector: __u64,
+        pub vector_length: __u64,
+        pub max_pages: __u64,
+        pub inverted: __u64,
+        pub all_of: __u64,
+        pub any_of: __u64,
+        pub told: __u64,
+    }
+
+    nix::ioctl_readwrite!(api, 0xaa, 0x3f, Api);
+    nix::ioctl_readwrite!(register, 0xaa, 0x00, Register);
+    nix::ioctl_readwrite!(write_protect, 0xaa, 0x06, WriteProtect);
+    nix::ioctl_readwrite!(scan, b'f', 16, Scan);
+}
+
+/// A userfaultfd of this process.
+pub(crate) fn userfaultfd() -> io::Result<OwnedFd> {
+    const USER_MODE_ONLY: libc::c_int = 1;
+    // SAFETY: the call takes flags alone, and returns a descriptor that is nobody else's.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | USER_MODE_ONLY) })?;
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).map_err(io::Error::other)?) })
+}
+
+/// Prepares a new userfaultfd for [`track`].
+pub(crate) fn start_tracking(userfaultfd: &OwnedFd) -> io::Result<()> {
+    const UFFD_API: u64 = 0xaa;
+    /// `UFFD_FEATURE_PAGEFAULT_FLAG_WP`, `_WP_UNPOPULATED` (without which PAGEMAP_SCAN refuses private memory), `_WP_ASYNC`.
+    const FEATURES: u64 = 1 | 1 << 13 | 1 << 15;
+    let mut api = memory::Api { api: UFFD_API, features: FEATURES, ioctls: 0 };
+    // SAFETY: the kernel reads and writes the structure that it expects.
+    unsafe { memory::api(userfaultfd.as_raw_fd(), &raw mut api) }?;
+    Ok(())
+}
+
+/// Has the kernel follow writes to a range of the process that the userfaultfd is of. All of it counts as written.
+pub(crate) fn track(userfaultfd: &OwnedFd, range: &Range<u64>) -> io::Result<()> {
+    const MODE_WP: u64 = 1 << 1;
+    let (start, length) = (range.start, range.end - range.start);
+    let mut register = memory::Register { start, length, mode: MODE_WP, ioctls: 0 };
+    // SAFETY: the kernel reads and writes the structure that it expects; the memory itself stays as it is.
+    unsafe { memory::register(userfaultfd.as_raw_fd(), &raw mut register) }?;
+    // Before Linux 6.13, mremap(2) leaves the marks of an earlier registration in place.
+    let mut unprotect = memory::WriteProtect { start, length, mode: 0 };
+    // SAFETY: as above.
+    unsafe { memory::write_protect(userfaultfd.as_raw_fd(), &raw mut unprotect) }?;
+    Ok(())
+}
+
+/// Adds to `written` which pages in a range have been written since they were asked for last, in order; from now on they count
+/// as unwritten. Without `written` nothing changes.
+///
+/// # Errors
+/// EPERM: something in the range is not [followed](track). What comes before it has been added.
+pub(crate) fn written_pages(
+    pagemap: &File,
+    range: Range<u64>,
+    mut written: Option<&mut Vec<Range<u64>>>,
+) -> io::Result<()> {
+    const WRITTEN: u64 = 1 << 1;
+    const FILE: u64 = 1 << 2;
+    const PRESENT: u64 = 1 << 3;
+    const SWAPPED: u64 = 1 << 4;
+    const PFNZERO: u64 = 1 << 5;
+    /// `PM_SCAN_WP_MATCHING` and `PM_SCAN_CHECK_WPASYNC`.
+    const PROTECT: u64 = 1;
+    const CHECK: u64 = 1 << 1;
+    let mut regions = [memory::Region::default(); 512];
+    let mut start = range.start;
+    while start < range.end {
+        let mut scan = memory::Scan {
+            size: size_of::<memory::Scan>() as u64,
+            flags: if written.is_some() { PROTECT | CHECK } else { CHECK },
+            start,
+            end: range.end,
+            walk_end: 0,
+            vector: regions.as_mut_ptr() as u64,
+            vector_length: regions.len() as u64,
+            max_pages: 0,
+            // As CRIU chooses what to dump (criu/pagemap-cache.c).
+            inverted: FILE | PFNZERO,
+            all_of: FILE | PFNZERO | WRITTEN,
+            any_of: PRESENT | SWAPPED,
+            told: WRITTEN,
+        };
+        // SAFETY: the kernel writes at most as many regions as it is told that there are, and the structure that it expects.
+        let count = unsafe { memory::scan(pagemap.as_raw_fd(), &raw mut scan) }?;
+        if let Some(written) = written.as_deref_mut() {
+            written.extend(regions.iter().take(count.cast_unsigned() as usize).map(|region| region.start..region.end));
+        }
+        if scan.walk_end <= start {
+            return Err(io::Error::other("PAGEMAP_SCAN does not get on"));
+        }
+        start = scan.walk_end;
+    }
+    Ok(())
 }

@@ -286,7 +286,7 @@ pub struct MigrateReport {
     pub from: String,
     /// Target host.
     pub to: String,
-    /// How the memory went: `stop-copy`.
+    /// How the memory went: `pre-copy` (ahead, in rounds, while the pod ran) or `stop-copy` (all of it in the freeze).
     pub mode: String,
     /// From freeze on the source to thaw on the target, in ms.
     pub blackout_ms: f64,
@@ -294,7 +294,7 @@ pub struct MigrateReport {
     pub phases: Phases,
     /// How much went.
     pub bytes: Bytes,
-    /// Pre-copy rounds.
+    /// Rounds in which the memory went ahead; of `stop-copy`, passes over the files.
     pub rounds: u32,
 }
 

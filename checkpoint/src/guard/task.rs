@@ -32,6 +32,10 @@ const ERESTART_RESTARTBLOCK: i64 = 516;
 /// Time for a parasite to leave, and for one system call.
 const RUN_LIMIT: Duration = Duration::from_secs(2);
 
+/// Signals that CRIU's end has caused: the trap at the end of borrowed code, and the one that a parasite got which answered
+/// nobody. They are not passed on.
+const OF_CRIU: u64 = 1 << (Signal::SIGTRAP as i32 - 1) | 1 << (Signal::SIGPIPE as i32 - 1);
+
 /// How threads are held that may have to run.
 pub(super) fn options() -> Options {
     Options::PTRACE_O_TRACESYSGOOD | Options::from_bits_retain(SUSPEND_SECCOMP)
@@ -47,7 +51,7 @@ pub(super) struct Process {
 
 /// All that a thread has of the processor, and the signals that it blocks. With `orig_rax` among the registers, the kernel
 /// goes on with the system call in which the thread was.
-struct Thread {
+pub(super) struct Thread {
     tid: Pid,
     registers: libc::user_regs_struct,
     extended: Vec<u8>,
@@ -108,14 +112,14 @@ impl Injury<'_> {
         if self.hand.registers.cs == USER_CS {
             code.write(self.hand.tid, &[SYSCALL])?;
             for fd in &self.descriptors {
-                self.hand.call(code.address, libc::SYS_close, [*fd, 0])?;
+                self.hand.call(code.address, libc::SYS_close, [*fd, 0], OF_CRIU)?;
             }
             for range in &self.mappings {
-                self.hand.call(code.address, libc::SYS_munmap, [range.start, range.end - range.start])?;
+                self.hand.call(code.address, libc::SYS_munmap, [range.start, range.end - range.start], OF_CRIU)?;
             }
             for thread in &self.threads {
                 // Takes away the signals that it got for what was not its own doing.
-                thread.call(code.address, libc::SYS_getpid, [0, 0])?;
+                thread.call(code.address, libc::SYS_getpid, [0, 0], OF_CRIU)?;
             }
         }
         Ok(())
@@ -155,7 +159,7 @@ impl Injury<'_> {
 }
 
 impl Thread {
-    fn save(tid: Pid) -> nix::Result<Self> {
+    pub(super) fn save(tid: Pid) -> nix::Result<Self> {
         Ok(Self {
             tid,
             registers: ptrace::getregs(tid)?,
@@ -176,6 +180,26 @@ impl Thread {
         sys::set_signal_mask(self.tid, self.mask)
     }
 
+    /// Whether it runs 64-bit code.
+    pub(super) fn is_native(&self) -> bool {
+        self.registers.cs == USER_CS
+    }
+
+    /// After [calls](Self::call): has it stop where the kernel goes on with an interrupted call, as what it was before them.
+    pub(super) fn go_on(&self) -> io::Result<()> {
+        ptrace::interrupt(self.tid)?;
+        let deadline = Instant::now() + RUN_LIMIT;
+        loop {
+            ptrace::cont(self.tid, None)?;
+            let stop = next_stop(self.tid, deadline).ok_or(Errno::ESRCH)?;
+            if matches!(stop, WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_STOP)) {
+                break;
+            }
+        }
+        ptrace::setregs(self.tid, self.registers)?;
+        Ok(sys::set_signal_mask(self.tid, self.mask)?)
+    }
+
     /// Whether it is somewhere else than it was. Who is where he was has his other registers too: CRIU sets all at once.
     fn has_moved(&self) -> bool {
         let place = |r: &libc::user_regs_struct| [r.rip, r.rsp, r.rax, r.orig_rax];
@@ -183,18 +207,22 @@ impl Thread {
         now.is_none_or(|now| place(&now) != place(&self.registers)) || sys::signal_mask(self.tid) != Ok(self.mask)
     }
 
-    /// Has it make a system call with the instruction at `address`.
-    fn call(&self, address: u64, number: libc::c_long, [first, second]: [u64; 2]) -> io::Result<()> {
+    /// Has it make a system call with the instruction at `address`; what the call returns. Signals in `taken` that wait for it
+    /// are taken away.
+    pub(super) fn call(
+        &self,
+        address: u64,
+        number: libc::c_long,
+        [first, second]: [u64; 2],
+        taken: u64,
+    ) -> io::Result<i64> {
         // No `orig_rax`: nothing is to be done again.
         let none = u64::MAX;
         let rax = number.cast_unsigned();
         let call =
             libc::user_regs_struct { rip: address, rax, orig_rax: none, rdi: first, rsi: second, ..self.registers };
         ptrace::setregs(self.tid, call)?;
-        // Of the signals that wait for it, those come first that CRIU's end has caused: the trap at the end of borrowed code,
-        // and the one that a parasite got which answered nobody. They are not passed on.
-        let bit = |signal: Signal| 1u64 << (signal as i32 - 1);
-        sys::set_signal_mask(self.tid, !(bit(Signal::SIGTRAP) | bit(Signal::SIGPIPE)))?;
+        sys::set_signal_mask(self.tid, !taken)?;
         let deadline = Instant::now() + RUN_LIMIT;
         for _ in ["entry", "exit"] {
             loop {
@@ -205,7 +233,7 @@ impl Thread {
                 }
             }
         }
-        Ok(())
+        Ok(ptrace::getregs(self.tid)?.rax.cast_signed())
     }
 }
 

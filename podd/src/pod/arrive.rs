@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use checkpoint::clocks::{self, Clocks};
 use checkpoint::files::{Op, Receiver};
+use checkpoint::memory;
 use checkpoint::process::note_timers;
 use jiff::Timestamp;
 
@@ -216,6 +217,7 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
             return Err(ApiError::failed(format!("the image file {name} came with {have} of {size} bytes")));
         }
     }
+    memory::unfold(&images).attempt("put the pod's memory in place")?;
     let begun = Instant::now();
     // The files must be safe before the pod can be ours; that the disk works on them while CRIU restores hides the wait.
     let synced = tokio::task::spawn_blocking(move || upper.map(|mut u| u.finish(true)).transpose());

@@ -59,10 +59,8 @@ pub struct Frozen {
 pub fn freeze(daemon: &Daemon, record: &PodRecord, hold: Option<&Hold>) -> Result<Frozen> {
     let PodState::Running { init, .. } = record.state else { return Err(not_running(daemon, record)) };
     let frozen = tokio::task::block_in_place(|| {
-        let pids = daemon.cgroup(&record.id).pids();
-        let watched = watched_paths(&pids, &PathBuf::from(format!("/proc/{}/root", init.pid)));
-        let terminals = Terminals::of(&pids);
-        let watched = watched.into_iter().filter_map(|p| p.into_os_string().into_string().ok()).collect();
+        let watched = watched(daemon, record);
+        let terminals = Terminals::of(&daemon.cgroup(&record.id).pids());
         let since = freeze_processes(daemon, record, init, &terminals, hold)?;
         daemon.unplug(record)?;
         Ok::<_, std::io::Error>(Frozen { since, watched })
@@ -71,6 +69,14 @@ pub fn freeze(daemon: &Daemon, record: &PodRecord, hold: Option<&Hold>) -> Resul
         let _ = thaw(daemon, record, &hold.map(Hold::take).unwrap_or_default());
     }
     frozen.attempt(format!("freeze {}", record.spec.name))
+}
+
+/// What the pod's processes watch (inotify(7)).
+fn watched(daemon: &Daemon, record: &PodRecord) -> Vec<String> {
+    let pids = daemon.cgroup(&record.id).pids();
+    let Some(root) = pids.first().map(|pid| PathBuf::from(format!("/proc/{pid}/root"))) else { return Vec::new() };
+    let paths = watched_paths(&pids, &root);
+    paths.into_iter().filter_map(|path| path.into_os_string().into_string().ok()).collect()
 }
 
 /// Freezes them at a moment at which no connection waits to be accepted, and no terminal for its shell.
@@ -147,6 +153,14 @@ pub fn thaw(daemon: &Daemon, record: &PodRecord, frames: &[Vec<u8>]) -> Result<(
         plugged
     })
     .attempt(format!("thaw {}", record.spec.name))
+}
+
+impl Frozen {
+    /// A pod that stands still already.
+    #[must_use]
+    pub fn already(daemon: &Daemon, record: &PodRecord) -> Self {
+        Self { since: Instant::now(), watched: watched(daemon, record) }
+    }
 }
 
 /// Has the shim dump the frozen pod into the empty folder `images`.

@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 use checkpoint::clocks::Clocks;
 use checkpoint::compat::Finding;
 use checkpoint::files::{self, Mode, Op, PassReport, Sender};
+use checkpoint::memory;
 use checkpoint::process::{shared_writable_files, timers};
 use jiff::Timestamp;
 use rand::Rng;
 use tokio::sync::mpsc;
 
 use super::checkpoint::save;
-use super::freeze::{Flight, Frozen, dump, freeze, hold, milliseconds, thaw};
+use super::freeze::{self, Flight, Frozen, dump, freeze, hold, milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
+use super::precopy::Ahead;
 use super::preflight::{TargetFacts, refuse_unless_go, towards};
 use super::start::ensure_shim;
 use super::state::{PodRecord, PodState};
@@ -89,14 +91,15 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell)
     }
     claim.publish(given);
     run.say("handover", 0, 0);
-    let Run { phases, bytes, rounds, frozen_since, peer, hold, flight: _flight, .. } = run;
+    let Run { phases, bytes, rounds, frozen_since, peer, hold, flight: _flight, ahead, .. } = run;
+    let mode = if ahead.rounds > 0 { "pre-copy" } else { "stop-copy" };
     let sent = peer.sent;
     let announce_ms = conclude(daemon, claim, &mut migration, Some(peer), hold, |m, announce_ms| {
         let report = MigrateReport {
             pod: record.spec.name.clone(),
             from: daemon.config.host.clone(),
             to: to.to_owned(),
-            mode: "stop-copy".into(),
+            mode: mode.into(),
             blackout_ms: frozen_since.map_or(0.0, milliseconds),
             phases: Phases { announce_ms, ..phases.clone() },
             bytes: Bytes { wire: sent, ..bytes.clone() },
@@ -214,7 +217,10 @@ pub async fn conclude(
     };
     // It is the target's: our copy may go, once the pod is well there or the state before is kept. Recorded after the
     // deletion, so that a crash repeats all of this.
-    let unwell = well.err().map(|what| keep(daemon, &record, migration, &dump, &what));
+    let unwell = match well {
+        Ok(()) => None,
+        Err(what) => Some(keep(daemon, &record, migration, &dump, &what).await),
+    };
     let _ = std::fs::remove_dir_all(dump);
     delete(daemon, &record).await?;
     migration.error = unwell.as_ref().map(|e| e.message.clone());
@@ -264,15 +270,17 @@ async fn confirm(daemon: &Daemon, record: &PodRecord, host: &str) -> std::result
 }
 
 /// Keeps the pod as it was at the freeze in an image: the target has it, but it is not well there. The error says what it does there.
-fn keep(daemon: &Daemon, record: &PodRecord, migration: &Migration, dump: &Path, what: &str) -> ApiError {
+async fn keep(daemon: &Daemon, record: &PodRecord, migration: &Migration, dump: &Path, what: &str) -> ApiError {
     let (name, to) = (&record.spec.name, &migration.peer);
     let error = format!("{name} went to {to}, but it {what}");
     let image = daemon.config.images().join(format!("{name}-before-{}.img", &migration.id[..8]));
     // The record as it was: the pod's epoch there is higher.
     let before = PodRecord { state: PodState::Created, ..record.clone() };
     // An image is there whole or not at all: then a podd that has died since has written it.
-    let saved =
-        if image.exists() { Ok(()) } else { tokio::task::block_in_place(|| save(daemon, &before, dump, &image)) };
+    let saved = match image.exists() {
+        true => Ok(()),
+        false => save_whole(daemon, &before, dump, &image).await,
+    };
     let image = image.display();
     match saved {
         Ok(()) => ApiError::failed(format!("{error}; as it was before the move, it is kept in {image}")).cure(format!(
@@ -280,6 +288,20 @@ fn keep(daemon: &Daemon, record: &PodRecord, migration: &Migration, dump: &Path,
         )),
         Err(e) => ApiError::failed(format!("{error}; and it could not be kept here as it was: {}", e.message)),
     }
+}
+
+/// Makes an image of a dump. One that has only what was written last is made anew: the pod still stands here as it was.
+async fn save_whole(daemon: &Daemon, record: &PodRecord, dump: &Path, image: &Path) -> Result<()> {
+    let whole = match memory::is_partial(dump) {
+        true => {
+            let whole = Flight::new(daemon, &format!("{}-whole", record.id))?;
+            freeze::dump(daemon, record, &Frozen::already(daemon, record), whole.path()).await?;
+            Some(whole)
+        }
+        false => None,
+    };
+    let folder = whole.as_ref().map_or(dump, Flight::path);
+    tokio::task::block_in_place(|| save(daemon, record, folder, image))
 }
 
 /// The target has durably declined: the pod is ours again, under an epoch that outdates the target's.
@@ -311,7 +333,7 @@ fn take_back(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, rea
 
 /// What one move, or a rehearsal, has gathered so far.
 pub struct Run<'a> {
-    daemon: &'a Arc<Daemon>,
+    pub(super) daemon: &'a Arc<Daemon>,
     tell: &'a Tell,
     phases: Phases,
     bytes: Bytes,
@@ -320,7 +342,9 @@ pub struct Run<'a> {
     hold: Option<Hold>,
     /// Kept until the move is over: deleting it takes time that the frozen pod would have to wait.
     flight: Option<Flight>,
-    peer: Peer,
+    /// Kept until the move is over, like the flight.
+    ahead: Ahead,
+    pub(super) peer: Peer,
 }
 
 impl<'a> Run<'a> {
@@ -352,6 +376,7 @@ impl<'a> Run<'a> {
             frozen_since: None,
             hold: None,
             flight: None,
+            ahead: Ahead::default(),
             peer: Peer::call(daemon, to).await?,
         };
         let begun = Instant::now();
@@ -398,8 +423,17 @@ impl<'a> Run<'a> {
                 break;
             }
         }
+        let flight = Flight::new(self.daemon, &format!("{}-out", migration.id))?;
+        let images = flight.path().to_owned();
+        self.flight = Some(flight);
+        self.ahead = self.send_memory_ahead(record, &images).await?;
+        if self.ahead.rounds > 0 {
+            // The files have changed meanwhile.
+            self.send_files(&mut sender, Mode::Live, BTreeSet::new()).await?;
+            self.rounds = self.ahead.rounds;
+            self.bytes.memory = self.ahead.bytes;
+        }
         self.hold = hold(self.daemon, record);
-        self.flight = Some(Flight::new(self.daemon, &format!("{}-out", migration.id))?);
         self.phases.prepare_ms = milliseconds(begun);
 
         ensure_shim(self.daemon, record).await?;
@@ -411,7 +445,6 @@ impl<'a> Run<'a> {
         let frozen = freeze(self.daemon, record, self.hold.as_ref())?;
         self.frozen_since = Some(frozen.since);
         self.phases.freeze_ms = milliseconds(frozen.since);
-        let images = self.flight.as_ref().map_or(Path::new(""), Flight::path).to_owned();
         self.dump_and_send(record, frozen, &mut sender, &images).await
     }
 
@@ -424,7 +457,8 @@ impl<'a> Run<'a> {
         self.say("restore", 0, 0);
         let PodState::Running { init, .. } = record.state else { return Err(not_running(self.daemon, record)) };
         let images = self.flight.as_ref().map_or(Path::new(""), Flight::path);
-        let files = sizes(images).attempt("read the dump")?;
+        let mut files = sizes(images).attempt("read the dump")?;
+        files.extend(self.ahead.files.clone());
         let timers = timers(&self.daemon.cgroup(&record.id).pids());
         let clocks = Clocks::of(init.pid).attempt("read the pod's clocks")?;
         let restore = Message::Restore { files, clocks, timers };
@@ -589,7 +623,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn say(&self, phase: &str, done: u64, total: u64) {
+    pub(super) fn say(&self, phase: &str, done: u64, total: u64) {
         let _ = self.tell.send(Progress { phase: phase.into(), done, total });
     }
 }
@@ -604,7 +638,8 @@ fn sizes(folder: &Path) -> io::Result<Vec<(String, u64)>> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.ends_with(".log") {
+        // The rest are rounds, which have gone over already.
+        if entry.file_type()?.is_file() && !name.ends_with(".log") {
             files.push((name, entry.metadata()?.len()));
         }
     }

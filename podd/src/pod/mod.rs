@@ -13,6 +13,7 @@ pub mod inspect;
 pub mod journal;
 pub mod logs;
 pub mod migrate;
+pub mod precopy;
 pub mod preflight;
 pub mod rehearse;
 pub mod restore;

@@ -1,0 +1,263 @@
+//! Memory ahead of a dump: what a running process has is copied while it runs, so that the dump has to take along only what
+//! was written since.
+//!
+//! The kernel tells what was written: private mappings are registered with userfaultfd(2) for write protection that is lifted
+//! *asynchronously*, that is by the kernel alone, at the first write to each page (`UFFD_FEATURE_WP_ASYNC`, Linux 6.7).
+//! `PAGEMAP_SCAN` (Documentation/admin-guide/mm/pagemap.rst) lists the pages that have been written and protects them again,
+//! in one step. No soft-dirty bits are needed, which many kernels are built without, and nobody ever waits for us.
+//!
+//! 1. [`Tracker::arm`] registers the larger mappings of processes. Only a process itself can make a userfaultfd, so each is
+//!    stopped for a moment and made to (`arm`); registering is then done from outside.
+//! 2. [`Tracker::round`] copies what was written since the last round: first all, then less and less.
+//! 3. [`crate::criu::dump`] finds the rounds' page maps in the image folder (`pre1`, `pre2` ...), and, if the kernel tells that
+//!    a page has not been written since the last, refers to them (`in_parent`), as in CRIU's own incremental dumps. That takes
+//!    `scripts/patches/criu-written.patch`: see [`is_understood_by`].
+//! 4. [`unfold`] puts on the target what came in these rounds where CRIU's restore looks for it.
+//!
+//! A page that is not known for sure to be unwritten goes into the dump: of mappings that were never registered, or lost that by
+//! mremap(2) or exec(2); of processes that were forked since. So whatever fails here costs time and nothing else. Shared
+//! memory, huge pages and processes with asynchronous I/O (the kernel writes for them later) are left to the dump.
+
+mod arm;
+mod pages;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use nix::unistd::Pid;
+use procfs::process::{MMPermissions, MMapPath, Process};
+
+use crate::sys;
+use pages::Ranges;
+
+/// Smaller mappings are not worth a registration, in bytes.
+const WORTH_IT: u64 = 256 << 10;
+/// Read and sent in pieces of at most this, in bytes.
+const PIECE: u64 = 1 << 20;
+const PAGE: u64 = 4096;
+/// Told to CRIU in its environment.
+pub(crate) const TRACK_WRITTEN: &str = "CRIU_TRACK_WRITTEN";
+/// In a dump's folder: the latest round.
+pub(crate) const PARENT: &str = "parent";
+
+/// Follows what the processes of a pod write, until it is dropped.
+#[derive(Debug, Default)]
+pub struct Tracker {
+    processes: BTreeMap<i32, Tracked>,
+    rounds: u32,
+}
+
+#[derive(Debug)]
+struct Tracked {
+    /// PID inside the pod, by which CRIU names images.
+    own: i32,
+    pagemap: File,
+    /// Memory is registered as long as this is open.
+    userfaultfd: OwnedFd,
+    armed: Ranges,
+    copied: Ranges,
+}
+
+/// What one round copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Round {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Bytes of memory.
+    pub bytes: u64,
+}
+
+/// Part of a file of a round, as the target shall have it: under [this name](unfold), from this offset.
+#[derive(Debug)]
+pub struct Piece {
+    /// The file.
+    pub name: String,
+    /// Where it begins in the file, in bytes.
+    pub offset: u64,
+    /// The content.
+    pub data: Vec<u8>,
+}
+
+/// Whether the running kernel can tell what was written.
+#[must_use]
+pub fn is_supported() -> bool {
+    let tried = || -> io::Result<()> {
+        sys::start_tracking(&sys::userfaultfd()?)?;
+        sys::written_pages(&File::open("/proc/self/pagemap")?, 0..PAGE, Some(&mut Vec::new()))?;
+        Ok(())
+    };
+    tried().is_ok()
+}
+
+/// Whether this CRIU program has the patch that makes it ask the kernel what was written.
+#[must_use]
+pub fn is_understood_by(criu: &Path) -> bool {
+    let contains = |text: Vec<u8>| text.windows(TRACK_WRITTEN.len()).any(|window| window == TRACK_WRITTEN.as_bytes());
+    fs::read(criu).is_ok_and(contains)
+}
+
+impl Tracker {
+    /// Registers what is not registered yet of these processes. What cannot be is left to the dump.
+    pub fn arm(&mut self, pids: &[i32]) {
+        self.processes.retain(|pid, _| pids.contains(pid));
+        for &pid in pids {
+            if let Err(error) = self.arm_one(pid) {
+                tracing::debug!(pid, %error, "its memory cannot be copied ahead");
+            }
+        }
+    }
+
+    fn arm_one(&mut self, pid: i32) -> io::Result<()> {
+        let process = Process::new(pid).map_err(io::Error::other)?;
+        let wanted = worthwhile(&process)?;
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let tracked = match self.processes.entry(pid) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(Tracked::start(&process)?),
+        };
+        for range in wanted {
+            // A mapping that is gone meanwhile, or is of a kind that cannot be, stays unregistered.
+            let tracked_already = sys::written_pages(&tracked.pagemap, range.clone(), None).is_ok();
+            if tracked_already || sys::track(&tracked.userfaultfd, &range).is_ok() {
+                tracked.armed.add(range);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies what was written since the last round, and notes in `images`, the folder of the dump to come, what that was.
+    ///
+    /// # Errors
+    /// Those of `emit`, and of writing to `images`.
+    pub fn round(&mut self, images: &Path, emit: &mut dyn FnMut(Piece) -> io::Result<()>) -> io::Result<Round> {
+        self.rounds += 1;
+        let mut round = Round { number: self.rounds, bytes: 0 };
+        let folder = images.join(format!("pre{}", round.number));
+        fs::create_dir_all(&folder)?;
+        for (id, (pid, tracked)) in self.processes.iter_mut().enumerate() {
+            let written = tracked.written();
+            let map = pages::map(id as u32 + 1, &written, &tracked.copied);
+            let (map_name, pages_name) = (format!("pagemap-{}.img", tracked.own), format!("pages-{}.img", id + 1));
+            fs::write(folder.join(&map_name), &map)?;
+            // CRIU opens it, but in a dump it reads nothing.
+            File::create(folder.join(&pages_name))?;
+            let prefix = |name: &str| format!("pre{}-{name}", round.number);
+            let mut offset = 0;
+            let (name, memory) = (prefix(&pages_name), arm::Memory::of(*pid)?);
+            for piece in written.pieces(PIECE) {
+                let data = memory.read(piece);
+                let length = data.len() as u64;
+                emit(Piece { name: name.clone(), offset, data })?;
+                offset += length;
+            }
+            if offset == 0 {
+                emit(Piece { name, offset, data: Vec::new() })?;
+            }
+            emit(Piece { name: prefix(&map_name), offset: 0, data: map })?;
+            round.bytes += offset;
+            tracked.copied.add_all(&written);
+        }
+        link(images, round.number)?;
+        Ok(round)
+    }
+}
+
+impl Tracked {
+    fn start(process: &Process) -> io::Result<Self> {
+        let pid = process.pid();
+        let status = process.status().map_err(io::Error::other)?;
+        let own = status.nspid.and_then(|all| all.last().copied()).unwrap_or(pid);
+        // Before the other one: should the process call exec(2) in between, this is of memory that is gone, and is empty.
+        let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
+        let userfaultfd = arm::userfaultfd_of(Pid::from_raw(pid))?;
+        sys::start_tracking(&userfaultfd)?;
+        Ok(Self { own, pagemap, userfaultfd, armed: Ranges::default(), copied: Ranges::default() })
+    }
+
+    /// What was written since this was asked last; from now on only what is written later. A mapping that is not registered any
+    /// more is forgotten.
+    fn written(&mut self) -> Ranges {
+        let mut written = Ranges::default();
+        let mut lost = Vec::new();
+        for range in self.armed.iter() {
+            let mut found = Vec::new();
+            if sys::written_pages(&self.pagemap, range.clone(), Some(&mut found)).is_err() {
+                lost.push(range);
+            }
+            // Before a failure, too: these are protected now, and count as copied.
+            found.into_iter().for_each(|range| written.add(range));
+        }
+        lost.iter().for_each(|range| self.armed.remove(range));
+        written
+    }
+}
+
+/// Mappings of a process that are followed: private memory that it can read and write, of some size.
+fn worthwhile(process: &Process) -> io::Result<Vec<Range<u64>>> {
+    let maps = process.maps().map_err(io::Error::other)?;
+    // The kernel writes what asynchronous I/O brings whenever it comes, without asking the page tables again.
+    let asynchronous = |path: &MMapPath| matches!(path, MMapPath::Path(path) if path.starts_with("/[aio]"));
+    if maps.iter().any(|map| asynchronous(&map.pathname)) {
+        return Ok(Vec::new());
+    }
+    let wanted = MMPermissions::READ | MMPermissions::WRITE | MMPermissions::PRIVATE;
+    let kinds = |path: &MMapPath| match path {
+        MMapPath::Anonymous | MMapPath::Heap | MMapPath::Stack | MMapPath::Other(_) => true,
+        // Huge pages have a file's name, and CRIU takes no earlier copy of them.
+        MMapPath::Path(path) => !path.starts_with("/anon_hugepage") && !path.starts_with("/memfd:"),
+        _ => false,
+    };
+    let maps = maps.iter().filter(|map| map.perms.contains(wanted) && kinds(&map.pathname));
+    let ranges = maps.map(|map| map.address.0..map.address.1);
+    Ok(ranges.filter(|range| range.end - range.start >= WORTH_IT).collect())
+}
+
+/// Whether a dump has only what was written after the last round.
+#[must_use]
+pub fn is_partial(images: &Path) -> bool {
+    images.join(PARENT).is_symlink()
+}
+
+/// Has round `number` refer to the one before, and the dump to it.
+fn link(images: &Path, number: u32) -> io::Result<()> {
+    if number > 1 {
+        symlink(format!("../pre{}", number - 1), images.join(format!("pre{number}")).join(PARENT))?;
+    }
+    let parent = images.join(PARENT);
+    match fs::remove_file(&parent) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    symlink(format!("pre{number}"), parent)
+}
+
+/// Puts files of rounds, named `preN-NAME` in a dump's folder, where CRIU looks for them.
+///
+/// # Errors
+/// I/O errors; rounds without a beginning.
+pub fn unfold(images: &Path) -> io::Result<()> {
+    let mut rounds = 0;
+    for entry in fs::read_dir(images)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let Some((number, rest)) = name.strip_prefix("pre").and_then(|rest| rest.split_once('-')) else { continue };
+        let Ok(number) = number.parse::<u32>() else { continue };
+        let folder = images.join(format!("pre{number}"));
+        fs::create_dir_all(&folder)?;
+        fs::rename(images.join(&name), folder.join(rest))?;
+        rounds = rounds.max(number);
+    }
+    (1..=rounds).try_for_each(|number| match images.join(format!("pre{number}")).is_dir() {
+        true => link(images, number),
+        false => Err(io::Error::other(format!("round {number} of the memory is missing"))),
+    })
+}

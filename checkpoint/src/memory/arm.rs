@@ -1,0 +1,82 @@
+//! In other processes: a userfaultfd made by them, and their memory.
+
+use std::fs::{self, File};
+use std::io::{self, IoSliceMut};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use nix::libc;
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::unistd::Pid;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+use crate::guard::{Borrowed, as_tracer};
+
+/// A userfaultfd for the memory of another process. All its threads stand still for the fraction of a millisecond in which one
+/// of them makes it and, once it is ours too, closes it: so no other thread and no child ever sees it.
+pub(super) fn userfaultfd_of(pid: Pid) -> io::Result<OwnedFd> {
+    let gate = system_call_of_vdso(pid)?;
+    as_tracer(|| {
+        let borrowed = Borrowed::of(pid)?;
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY;
+        let fd = borrowed.call(gate, libc::SYS_userfaultfd, [flags as u64, 0])?;
+        let taken = take(pid, fd as i32);
+        borrowed.call(gate, libc::SYS_close, [fd as u64, 0])?;
+        taken
+    })
+}
+
+/// `UFFD_USER_MODE_ONLY`: needs no privilege. Writes of the kernel are followed as well, as no fault is ever handed to us.
+const USER_MODE_ONLY: i32 = 1;
+
+fn take(pid: Pid, fd: i32) -> io::Result<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(pid.as_raw()).ok_or(io::ErrorKind::NotFound)?;
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    Ok(pidfd_getfd(process, fd, PidfdGetfdFlags::empty())?)
+}
+
+/// Where the vDSO of a process has a `syscall` instruction: code that is there without our writing any.
+fn system_call_of_vdso(pid: Pid) -> io::Result<u64> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let line = maps.lines().find(|line| line.ends_with("[vdso]")).ok_or(io::ErrorKind::Unsupported)?;
+    let (start, rest) = line.split_once('-').ok_or(io::ErrorKind::InvalidData)?;
+    let number = |text: &str| u64::from_str_radix(text, 16).map_err(io::Error::other);
+    let (start, end) = (number(start)?, number(rest.split(' ').next().unwrap_or_default())?);
+    let mut code = vec![0; usize::try_from(end - start).map_err(io::Error::other)?];
+    File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut code, start)?;
+    let at = code.windows(2).position(|bytes| bytes == [0x0f, 0x05]).ok_or(io::ErrorKind::Unsupported)?;
+    Ok(start + at as u64)
+}
+
+/// The memory of a process.
+pub(super) struct Memory {
+    pid: Pid,
+    file: File,
+}
+
+impl Memory {
+    pub(super) fn of(pid: i32) -> io::Result<Self> {
+        Ok(Self { pid: Pid::from_raw(pid), file: File::open(format!("/proc/{pid}/mem"))? })
+    }
+
+    /// All of a range of whole pages. What is not mapped any more is zero: nobody will ask for it.
+    pub(super) fn read(&self, range: Range<u64>) -> Vec<u8> {
+        let mut data = vec![0; (range.end - range.start) as usize];
+        let remote = RemoteIoVec { base: range.start as usize, len: data.len() };
+        let read = process_vm_readv(self.pid, &mut [IoSliceMut::new(&mut data)], &[remote]).unwrap_or(0);
+        if read < data.len() {
+            // Page by page, and by the way that is open also where the process has taken its own right to read away.
+            let from = read / super::PAGE as usize * super::PAGE as usize;
+            for (page, address) in data[from..]
+                .chunks_mut(super::PAGE as usize)
+                .zip((range.start + from as u64..).step_by(super::PAGE as usize))
+            {
+                if self.file.read_exact_at(page, address).is_err() {
+                    page.fill(0);
+                }
+            }
+        }
+        data
+    }
+}

@@ -1,0 +1,141 @@
+//! Ranges of pages, and CRIU's page maps (`images/pagemap.proto`).
+
+use std::ops::Range;
+
+use super::PAGE;
+
+/// Ranges of addresses in order, none of which touches another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ranges(Vec<Range<u64>>);
+
+impl Ranges {
+    pub(super) fn iter(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.0.iter().cloned()
+    }
+
+    pub(super) fn add(&mut self, new: Range<u64>) {
+        if new.is_empty() {
+            return;
+        }
+        let from = self.0.partition_point(|range| range.end < new.start);
+        let to = self.0.partition_point(|range| range.start <= new.end);
+        let start = self.0.get(from).filter(|_| from < to).map_or(new.start, |first| first.start.min(new.start));
+        let end = self.0[..to].last().filter(|_| from < to).map_or(new.end, |last| last.end.max(new.end));
+        self.0.splice(from..to, std::iter::once(start..end));
+    }
+
+    pub(super) fn add_all(&mut self, other: &Self) {
+        other.iter().for_each(|range| self.add(range));
+    }
+
+    pub(super) fn remove(&mut self, old: &Range<u64>) {
+        if old.is_empty() {
+            return;
+        }
+        let parts = |range: Range<u64>| [range.start..range.end.min(old.start), range.start.max(old.end)..range.end];
+        self.0 = self.iter().flat_map(parts).filter(|range| !range.is_empty()).collect();
+    }
+
+    /// Each range in pieces of at most this many bytes.
+    pub(super) fn pieces(&self, most: u64) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.iter().flat_map(move |range| {
+            let end = range.end;
+            range.step_by(most as usize).map(move |start| start..end.min(start + most))
+        })
+    }
+}
+
+/// `PE_PARENT` and `PE_PRESENT` (criu/include/pagemap.h).
+const IN_PARENT: u64 = 1;
+const PRESENT: u64 = 1 << 2;
+
+/// The page map of a process: `written` is in the page file `id`, one range after the other, the rest of `copied` in earlier
+/// rounds.
+pub(super) fn map(id: u32, written: &Ranges, copied: &Ranges) -> Vec<u8> {
+    /// `IMG_COMMON_MAGIC` and `PAGEMAP_MAGIC` (criu/include/magic.h).
+    const MAGIC: [u32; 2] = [0x5456_4319, 0x5608_4025];
+    let mut earlier = copied.clone();
+    written.iter().for_each(|range| earlier.remove(&range));
+    let mut entries: Vec<(Range<u64>, u64)> = written.iter().map(|range| (range, PRESENT)).collect();
+    entries.extend(earlier.iter().map(|range| (range, IN_PARENT)));
+    entries.sort_unstable_by_key(|(range, _)| range.start);
+
+    let mut image: Vec<u8> = MAGIC.iter().flat_map(|word| word.to_le_bytes()).collect();
+    message(&mut image, &[(1, id.into())]);
+    for (range, flags) in entries {
+        let pages = (range.end - range.start) / PAGE;
+        // The second field is that of CRIUs before 4.1, which took no more.
+        message(&mut image, &[(1, range.start), (2, pages.min(u32::MAX.into())), (4, flags), (5, pages)]);
+    }
+    image
+}
+
+/// A message of numbers, after its length.
+fn message(image: &mut Vec<u8>, fields: &[(u8, u64)]) {
+    let mut bytes = Vec::new();
+    for (number, value) in fields {
+        bytes.push(number << 3);
+        crate::clocks::varint(&mut bytes, *value);
+    }
+    image.extend((bytes.len() as u32).to_le_bytes());
+    image.append(&mut bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(all: &[Range<u64>]) -> Ranges {
+        let mut ranges = Ranges::default();
+        all.iter().for_each(|range| ranges.add(range.clone()));
+        ranges
+    }
+
+    #[test]
+    fn what_touches_becomes_one() {
+        assert_eq!(ranges(&[4..6, 0..2, 2..4]), ranges(&[0..3, 3..6]));
+        assert_eq!(ranges(&[0..2, 8..9, 3..5, 1..4]).0, [0..5, 8..9]);
+        assert_eq!(ranges(&[0..9, 3..5, 7..7]), ranges(&[0..9, 2..2]));
+    }
+
+    #[test]
+    fn removing_splits() {
+        let mut ranges = ranges(&[0..10, 20..30]);
+        ranges.remove(&(5..22));
+        assert_eq!(ranges.0, [0..5, 22..30]);
+        ranges.remove(&(24..25));
+        assert_eq!(ranges.0, [0..5, 22..24, 25..30]);
+        ranges.remove(&(0..100));
+        assert_eq!(ranges.0, []);
+    }
+
+    /// Against the plainest way to do it.
+    #[test]
+    fn ranges_are_sets_of_numbers() {
+        use std::collections::BTreeSet;
+        let mut seed = 7u64;
+        let mut below = |n: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % n
+        };
+        let (mut ranges, mut set) = (Ranges::default(), BTreeSet::new());
+        for _ in 0..5000 {
+            let start = below(200);
+            let range = start..start + below(20);
+            if below(2) == 0 {
+                ranges.add(range.clone());
+                set.extend(range);
+            } else {
+                ranges.remove(&range);
+                set.retain(|n| !range.contains(n));
+            }
+            assert_eq!(ranges.iter().flatten().collect::<Vec<_>>(), set.iter().copied().collect::<Vec<_>>());
+            assert!(ranges.0.windows(2).all(|pair| pair[0].end < pair[1].start), "{ranges:?}");
+        }
+    }
+
+    #[test]
+    fn pieces_are_bounded() {
+        assert_eq!(ranges(&[0..5, 7..8]).pieces(2).collect::<Vec<_>>(), [0..2, 2..4, 4..5, 7..8]);
+    }
+}

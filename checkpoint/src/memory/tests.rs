@@ -1,0 +1,259 @@
+//! A process that writes its memory in all sorts of ways while it is copied.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use nix::libc;
+
+use super::*;
+
+const PAGES: usize = 8192;
+
+/// The victim: does what each line of its input says.
+#[test]
+#[ignore = "a helper process of the other tests"]
+fn victim() {
+    let mapping = |pages: usize| {
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: new memory, at an address of the kernel's choice.
+        let new = unsafe { libc::mmap(std::ptr::null_mut(), pages * PAGE as usize, access, kind, -1, 0) };
+        assert_ne!(new, libc::MAP_FAILED);
+        new.cast::<u8>()
+    };
+    let write = |memory: *mut u8, pages: Range<usize>, salt: u8| {
+        for page in pages {
+            // SAFETY: within the mapping, which nobody else uses.
+            unsafe { memory.add(page * PAGE as usize + page % 4000).write_volatile(salt.wrapping_add(page as u8) | 1) };
+        }
+    };
+    // A thread that waits in a call which the kernel goes on with by itself: cut short, the process ends.
+    std::thread::spawn(|| {
+        let time = libc::timespec { tv_sec: 3600, tv_nsec: 0 };
+        // SAFETY: it reads the time, and writes none.
+        unsafe { libc::nanosleep(&raw const time, std::ptr::null_mut()) };
+        std::process::abort();
+    });
+    let mut memory = mapping(PAGES);
+    write(memory, 0..PAGES, 0);
+    println!("READY");
+    for line in std::io::stdin().lines() {
+        let line = line.unwrap();
+        match line.split(' ').collect::<Vec<_>>()[..] {
+            ["write", from, to, salt] => {
+                write(memory, from.parse().unwrap()..to.parse().unwrap(), salt.parse().unwrap());
+            }
+            ["read"] => {
+                // The kernel writes for it.
+                let mut zeros = std::fs::File::open("/dev/urandom").unwrap();
+                // SAFETY: pages of its own.
+                let buffer =
+                    unsafe { std::slice::from_raw_parts_mut(memory.add(100 * PAGE as usize), 3 * PAGE as usize) };
+                std::io::Read::read_exact(&mut zeros, buffer).unwrap();
+            }
+            ["forget"] => {
+                // SAFETY: pages of its own, whose content it gives up.
+                let result = unsafe {
+                    libc::madvise(memory.add(200 * PAGE as usize).cast(), 50 * PAGE as usize, libc::MADV_DONTNEED)
+                };
+                assert_eq!(result, 0);
+            }
+            ["move"] => {
+                // To where other memory was that has been copied already, and back to work.
+                let other = mapping(PAGES);
+                let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+                let bytes = PAGES * PAGE as usize;
+                // SAFETY: both are mappings of its own of this size; the old addresses are not used again.
+                memory = unsafe { libc::mremap(memory.cast(), bytes, bytes, flags, other) }.cast();
+                write(memory, 0..10, 77);
+            }
+            ["fork"] => {
+                // SAFETY: the child makes one call, which is safe after a fork.
+                let child = unsafe { libc::fork() };
+                if child == 0 {
+                    // SAFETY: as above.
+                    unsafe { libc::_exit(0) };
+                }
+                write(memory, 0..20, 99);
+                // SAFETY: no status is asked for.
+                unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+            }
+            _ => panic!("{line}"),
+        }
+        println!("DONE");
+    }
+}
+
+struct Victim {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Victim {
+    fn start() -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "memory::tests::victim", "--ignored", "--nocapture"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut victim = Self { child, input, output };
+        victim.hears("READY");
+        victim
+    }
+
+    fn hears(&mut self, word: &str) {
+        let mut line = String::new();
+        while !line.trim_end().ends_with(word) {
+            line.clear();
+            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "the victim has ended");
+        }
+    }
+
+    fn does(&mut self, what: &str) {
+        writeln!(self.input, "{what}").unwrap();
+        self.hears("DONE");
+    }
+
+    fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What the rounds have brought, as a restore would read it.
+#[derive(Default)]
+struct Copy {
+    pages: BTreeMap<u64, Vec<u8>>,
+    data: Vec<u8>,
+}
+
+impl Copy {
+    fn take(&mut self, piece: Piece) {
+        if piece.name.contains("pages-") {
+            assert_eq!(piece.offset, self.data.len() as u64, "in order");
+            self.data.extend(piece.data);
+            return;
+        }
+        let mut data = std::mem::take(&mut self.data);
+        for [vaddr, flags, pages] in entries(&piece.data) {
+            if flags == 4 {
+                let rest = data.split_off((pages * PAGE) as usize);
+                let addresses = (vaddr..).step_by(PAGE as usize);
+                self.pages.extend(addresses.zip(data.chunks(PAGE as usize).map(<[u8]>::to_vec)));
+                data = rest;
+            } else {
+                assert!(self.pages.contains_key(&vaddr), "an earlier round has {vaddr:#x}");
+            }
+        }
+        assert!(data.is_empty());
+    }
+}
+
+/// Address, flags and number of pages of each entry of a page map.
+fn entries(map: &[u8]) -> Vec<[u64; 3]> {
+    let mut rest = &map[8..];
+    let mut entries = Vec::new();
+    while !rest.is_empty() {
+        let (length, after) = rest.split_at(4);
+        let (message, after) = after.split_at(u32::from_le_bytes(length.try_into().unwrap()) as usize);
+        rest = after;
+        let mut fields = BTreeMap::new();
+        let mut bytes = message.iter();
+        while let Some(key) = bytes.next() {
+            let (mut value, mut shift) = (0u64, 0);
+            for byte in bytes.by_ref() {
+                value |= u64::from(byte & 0x7f) << shift;
+                shift += 7;
+                if byte & 0x80 == 0 {
+                    break;
+                }
+            }
+            fields.insert(key >> 3, value);
+        }
+        if let Some(pages) = fields.get(&5) {
+            entries.push([fields[&1], fields[&4], *pages]);
+        }
+    }
+    entries
+}
+
+/// What is unwritten since the last round is as it was copied: the rest is the dump's.
+fn check(victim: &Victim, tracker: &Tracker, copy: &Copy) -> u64 {
+    let tracked = &tracker.processes[&victim.pid()];
+    let memory = File::open(format!("/proc/{}/mem", victim.pid())).unwrap();
+    let mut same = 0;
+    for range in tracked.armed.iter() {
+        let mut written = Vec::new();
+        if sys::written_pages(&tracked.pagemap, range.clone(), None).is_err() {
+            // Not followed any more: all of it is for the dump.
+            continue;
+        }
+        sys::written_pages(&tracked.pagemap, range.clone(), Some(&mut written)).unwrap();
+        for address in range.step_by(PAGE as usize) {
+            let is_written = written.iter().any(|range| range.contains(&address));
+            let mut page = [0; PAGE as usize];
+            if std::os::unix::fs::FileExt::read_exact_at(&memory, &mut page, address).is_err() {
+                // Not mapped any more.
+                continue;
+            }
+            if let Some(copied) = copy.pages.get(&address).filter(|_| !is_written && page != [0; PAGE as usize]) {
+                assert!(*copied == page, "{address:#x} is not what was copied");
+                same += 1;
+            }
+        }
+    }
+    same
+}
+
+#[test]
+fn what_counts_as_unwritten_is_as_it_was_copied() {
+    assert!(is_supported(), "this kernel (Linux 6.7 and later can) does not tell what was written");
+    let mut victim = Victim::start();
+    let images = tempfile::tempdir().unwrap();
+    let (mut tracker, mut copy) = (Tracker::default(), Copy::default());
+    let round = |tracker: &mut Tracker, copy: &mut Copy, pid: i32| {
+        tracker.arm(&[pid]);
+        let mut emit = |piece| {
+            copy.take(piece);
+            Ok(())
+        };
+        tracker.round(images.path(), &mut emit).unwrap().bytes / PAGE
+    };
+    let pid = victim.pid();
+    assert!(round(&mut tracker, &mut copy, pid) >= PAGES as u64);
+    assert!(check(&victim, &tracker, &copy) >= PAGES as u64);
+    // Nothing is written between a round and a look.
+    for (what, least, most) in [
+        ("write 1000 1100 5", 100, 300),
+        ("read", 3, 200),
+        ("forget", 0, 200),
+        ("write 210 220 9", 10, 200),
+        ("fork", 20, 500),
+        ("move", PAGES as u64 - 50, 2 * PAGES as u64),
+        ("write 0 100 3", 100, 300),
+    ] {
+        victim.does(what);
+        let pages = round(&mut tracker, &mut copy, pid);
+        assert!((least..=most).contains(&pages), "{what}: {pages} pages");
+        assert!(check(&victim, &tracker, &copy) > PAGES as u64 / 2, "{what}");
+    }
+    // While it writes all the time.
+    for salt in 10..40 {
+        writeln!(victim.input, "write 0 {PAGES} {salt}").unwrap();
+        round(&mut tracker, &mut copy, pid);
+        victim.hears("DONE");
+        // What this look takes away, the next command writes again.
+        check(&victim, &tracker, &copy);
+    }
+    drop(tracker);
+    victim.does("write 0 10 1");
+    assert!(victim.child.try_wait().unwrap().is_none());
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten().map(|fd| fs::read_link(fd.path()).unwrap());
+    assert!(fds.into_iter().all(|fd| !fd.to_string_lossy().contains("userfaultfd")), "nothing is left behind");
+}

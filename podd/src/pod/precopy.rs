@@ -1,0 +1,82 @@
+//! Memory goes ahead while the pod runs: round after round of what was written since the last, as long as that gets less.
+
+use std::collections::BTreeMap;
+
+use checkpoint::memory::{Piece, Round, Tracker};
+use tokio::sync::mpsc;
+
+use super::migrate::Run;
+use super::state::PodRecord;
+use crate::error::{Attempt, Result};
+use crate::peer::Message;
+
+/// A round of less than this is followed by the freeze, in bytes: the dump takes that along in some milliseconds.
+const SETTLED: u64 = 4 << 20;
+/// Rounds, at most.
+const ROUNDS: u32 = 8;
+
+/// What has gone ahead. The kernel follows the pod's writes as long as this lives.
+#[derive(Debug, Default)]
+pub struct Ahead {
+    tracker: Tracker,
+    /// Names and sizes of the files that the target has.
+    pub files: BTreeMap<String, u64>,
+    /// Rounds of memory.
+    pub rounds: u32,
+    /// Bytes of memory.
+    pub bytes: u64,
+}
+
+impl Run<'_> {
+    /// Sends rounds of the pod's memory until little is left, or it gets no less; nothing if this host cannot tell what is
+    /// written.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub(super) async fn send_memory_ahead(&mut self, record: &PodRecord, images: &std::path::Path) -> Result<Ahead> {
+        let mut ahead = Ahead::default();
+        if !self.daemon.follows_writes() {
+            return Ok(ahead);
+        }
+        let mut last = u64::MAX;
+        for _ in 0..ROUNDS {
+            let round;
+            (ahead, round) = self.send_round(ahead, record, images).await?;
+            ahead.rounds = round.number;
+            ahead.bytes += round.bytes;
+            // The target keeps all rounds in memory: each must be worth its room.
+            if round.bytes < SETTLED || round.bytes > last / 2 {
+                break;
+            }
+            last = round.bytes;
+        }
+        Ok(ahead)
+    }
+
+    async fn send_round(
+        &mut self,
+        mut ahead: Ahead,
+        record: &PodRecord,
+        images: &std::path::Path,
+    ) -> Result<(Ahead, Round)> {
+        let (queue, mut pieces) = mpsc::channel::<Piece>(8);
+        let (pids, images) = (self.daemon.cgroup(&record.id).pids(), images.to_owned());
+        let mut tracker = std::mem::take(&mut ahead.tracker);
+        let copying = tokio::task::spawn_blocking(move || {
+            tracker.arm(&pids);
+            let round = tracker.round(&images, &mut |piece| {
+                queue.blocking_send(piece).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+            });
+            (tracker, round)
+        });
+        while let Some(Piece { name, offset, data }) = pieces.recv().await {
+            self.peer.queue(&Message::Chunk { name: name.clone(), offset }).await?;
+            self.peer.queue_data(&data).await?;
+            ahead.files.insert(name, offset + data.len() as u64);
+            self.say("memory", ahead.bytes + offset, 0);
+        }
+        let (tracker, round) = copying.await.attempt("copy the pod's memory")?;
+        ahead.tracker = tracker;
+        Ok((ahead, round.attempt("copy the pod's memory")?))
+    }
+}
