@@ -86,7 +86,7 @@ pub struct Piece {
     pub data: Vec<u8>,
 }
 
-/// Whether the running kernel can tell what was written.
+/// Whether the running kernel can tell what was written. (For x86-64 alone are we able to have a process make calls.)
 #[must_use]
 pub fn is_supported() -> bool {
     let tried = || -> io::Result<()> {
@@ -94,7 +94,7 @@ pub fn is_supported() -> bool {
         sys::written_pages(&File::open("/proc/self/pagemap")?, 0..PAGE, Some(&mut Vec::new()))?;
         Ok(())
     };
-    tried().is_ok()
+    cfg!(target_arch = "x86_64") && tried().is_ok()
 }
 
 /// Whether this CRIU program has the patch that makes it ask the kernel what was written.
