@@ -402,13 +402,14 @@ fn a_log_is_followed_over_restarts_and_to_the_end() {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let following = follow("ever");
-    eventually("it runs for the third time", SOON, || inspect(&lab, "ever")["restarts"].as_u64().unwrap() >= 2);
+    eventually("it runs for the third time", SOON, || lab.ok("a", &["logs", "ever"]).lines().count() >= 3);
     lab.ok("a", &["stop", "ever"]);
     let said = following.wait_with_output().unwrap();
     assert!(String::from_utf8_lossy(&said.stdout).matches("run").count() >= 3, "{said:?}");
     assert!(said.status.success() && said.stderr.is_empty(), "{said:?}");
     // And one that leaves: where to, is told.
     pod(&lab, "cache", &["--restart", "always"], "echo here; exec sleep 1000");
+    eventually("it has begun", SOON, || !lab.ok("a", &["logs", "cache"]).is_empty());
     let following = follow("cache");
     lab.ok("a", &["migrate", "cache", "--to", "b"]);
     let said = following.wait_with_output().unwrap();
