@@ -145,6 +145,8 @@ impl Tracker {
         let folder = images.join(format!("pre{}", round.number));
         fs::create_dir_all(&folder)?;
         for (id, (pid, tracked)) in self.processes.iter_mut().enumerate() {
+            // It may have ended.
+            let Ok(memory) = arm::Memory::of(*pid) else { continue };
             let written = tracked.written();
             let map = pages::map(id as u32 + 1, &written, &tracked.copied);
             let (map_name, pages_name) = (format!("pagemap-{}.img", tracked.own), format!("pages-{}.img", id + 1));
@@ -153,7 +155,7 @@ impl Tracker {
             File::create(folder.join(&pages_name))?;
             let prefix = |name: &str| format!("pre{}-{name}", round.number);
             let mut offset = 0;
-            let (name, memory) = (prefix(&pages_name), arm::Memory::of(*pid)?);
+            let name = prefix(&pages_name);
             for piece in written.pieces(PIECE) {
                 let data = memory.read(piece);
                 let length = data.len() as u64;

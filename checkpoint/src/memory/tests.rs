@@ -251,6 +251,11 @@ fn what_counts_as_unwritten_is_as_it_was_copied() {
         // What this look takes away, the next command writes again.
         check(&victim, &tracker, &copy);
     }
+    let mut other = Victim::start();
+    tracker.arm(&[pid, other.pid()]);
+    other.child.kill().unwrap();
+    other.child.wait().unwrap();
+    tracker.round(images.path(), &mut |_| Ok(())).unwrap();
     drop(tracker);
     victim.does("write 0 10 1");
     assert!(victim.child.try_wait().unwrap().is_none());
