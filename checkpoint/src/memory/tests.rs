@@ -213,7 +213,13 @@ fn check(victim: &Victim, tracker: &Tracker, copy: &Copy) -> u64 {
 
 #[test]
 fn what_counts_as_unwritten_is_as_it_was_copied() {
-    assert!(is_supported(), "this kernel (Linux 6.7 and later can) does not tell what was written");
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let number: Vec<u32> = release.split(['.', '-']).take(2).map(|n| n.parse().unwrap()).collect();
+    assert_eq!(is_supported(), number >= vec![6, 7], "Linux {release}");
+    if !is_supported() {
+        eprintln!("before Linux 6.7 nothing goes ahead: nothing to look at");
+        return;
+    }
     let mut victim = Victim::start();
     let images = tempfile::tempdir().unwrap();
     let (mut tracker, mut copy) = (Tracker::default(), Copy::default());
