@@ -196,7 +196,11 @@ pub fn unplug(outer: &str) -> io::Result<()> {
 /// Netlink's.
 pub fn remove_link(outer: &str) -> io::Result<()> {
     here(async |netlink| match index_of(&netlink, outer).await? {
-        Some(index) => netlink.link().del(index).execute().await.map_err(other),
+        Some(index) => match netlink.link().del(index).execute().await {
+            // It goes with its peer, whose namespace may be ending just now.
+            Err(e) if !is_no_device(&e) => Err(other(e)),
+            _ => Ok(()),
+        },
         None => Ok(()),
     })
 }
@@ -215,9 +219,13 @@ pub fn addresses_in_use() -> io::Result<Vec<IpAddr>> {
 async fn link(netlink: &Handle, name: &str) -> io::Result<Option<LinkMessage>> {
     match netlink.link().get().match_name(name.to_owned()).execute().try_next().await {
         Ok(found) => Ok(found),
-        Err(rtnetlink::Error::NetlinkError(e)) if e.raw_code() == -nix::libc::ENODEV => Ok(None),
+        Err(e) if is_no_device(&e) => Ok(None),
         Err(e) => Err(other(e)),
     }
+}
+
+fn is_no_device(e: &rtnetlink::Error) -> bool {
+    matches!(e, rtnetlink::Error::NetlinkError(e) if e.raw_code() == -nix::libc::ENODEV)
 }
 
 async fn index_of(netlink: &Handle, name: &str) -> io::Result<Option<u32>> {
