@@ -168,6 +168,11 @@ pub(crate) fn as_tracer<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     }
 }
 
+/// Has a thread stop as soon as it can, for the calling thread as its tracer.
+pub(crate) fn stop(tid: Pid) -> bool {
+    seize(tid, task::options())
+}
+
 /// A running process that stands still while one of its threads makes calls for us; it goes on when this is dropped, each thread
 /// with what it was doing. To be used [as its tracer](as_tracer).
 pub(crate) struct Borrowed {
@@ -207,8 +212,7 @@ impl Drop for Borrowed {
 
 /// Stops the threads of processes as their tracer; returns those that did stop.
 fn hold(pids: &[Pid], options: Options) -> HashSet<Pid> {
-    let seize = |tid: &Pid| ptrace::seize(*tid, options).is_ok() && ptrace::interrupt(*tid).is_ok();
-    let seized: Vec<Pid> = pids.iter().flat_map(|pid| tids(*pid)).filter(seize).collect();
+    let seized: Vec<Pid> = pids.iter().flat_map(|pid| tids(*pid)).filter(|tid| seize(*tid, options)).collect();
     let deadline = Instant::now() + STOP_LIMIT;
     let stops = |tid: &Pid| {
         let mut stop = next_stop(*tid, deadline);
@@ -219,6 +223,11 @@ fn hold(pids: &[Pid], options: Options) -> HashSet<Pid> {
         matches!(stop, Some(WaitStatus::PtraceEvent(..)))
     };
     seized.into_iter().filter(stops).collect()
+}
+
+/// Begins to trace a thread, and has it stop.
+fn seize(tid: Pid, options: Options) -> bool {
+    ptrace::seize(tid, options).is_ok() && ptrace::interrupt(tid).is_ok()
 }
 
 /// As one that waits for its vfork child.
@@ -234,7 +243,7 @@ fn release(held: &HashSet<Pid>) {
 }
 
 /// The next thing that a tracee reports; none if nothing comes in time, or it has ended.
-fn next_stop(tid: Pid, deadline: Instant) -> Option<WaitStatus> {
+pub(crate) fn next_stop(tid: Pid, deadline: Instant) -> Option<WaitStatus> {
     loop {
         match waitpid(tid, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) if Instant::now() < deadline => thread::sleep(A_MOMENT),
@@ -259,7 +268,7 @@ fn pids(cgroup: &Path) -> Vec<Pid> {
 }
 
 /// The threads of a process, its first one first.
-fn tids(pid: Pid) -> Vec<Pid> {
+pub(crate) fn tids(pid: Pid) -> Vec<Pid> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).map(Pid::from_raw).collect()
 }

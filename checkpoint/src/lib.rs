@@ -14,4 +14,5 @@ pub mod image;
 pub mod memory;
 pub mod process;
 mod sys;
+pub mod waits;
 pub mod wire;

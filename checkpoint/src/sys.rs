@@ -222,3 +222,86 @@ pub(crate) fn written_pages(
     }
     Ok(())
 }
+
+/// linux/bpf.h: the parts of `union bpf_attr` that are used here.
+mod bpf {
+    #[repr(C)]
+    #[derive(Default)]
+    pub struct Load {
+        pub program_type: u32,
+        pub instruction_count: u32,
+        pub instructions: u64,
+        pub license: u64,
+        pub log_version_and_flags: [u64; 3],
+        pub name: [u8; 16],
+        pub interface: u32,
+        pub attach_type: u32,
+        pub own_btf: [u32; 9],
+        pub attach_btf_id: u32,
+        pub attach_program: u64,
+    }
+
+    #[repr(C)]
+    #[derive(Default)]
+    pub struct Link {
+        pub program: u32,
+        pub target: u32,
+        pub attach_type: u32,
+        pub flags: u32,
+        pub parameters: u64,
+        pub parameters_length: u32,
+    }
+
+    #[repr(C)]
+    #[derive(Default)]
+    pub struct Iterator {
+        pub link: u32,
+        pub flags: u32,
+    }
+}
+
+/// Makes an iterator (docs.kernel.org, "BPF Iterators") of a program: each reading of it from [`iterate`] runs the program for
+/// each of the kernel's objects.
+///
+/// # Errors
+/// The kernel has no such iterators, or its verifier does not let the program pass.
+pub(crate) fn bpf_iterator(program: &[u64], function: u32) -> nix::Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_long = 5;
+    const BPF_LINK_CREATE: libc::c_long = 28;
+    const BPF_PROG_TYPE_TRACING: u32 = 26;
+    const BPF_TRACE_ITER: u32 = 28;
+    let load = bpf::Load {
+        program_type: BPF_PROG_TYPE_TRACING,
+        instruction_count: u32::try_from(program.len()).unwrap_or(u32::MAX),
+        instructions: program.as_ptr() as u64,
+        // Helpers that read the kernel's memory are for such programs alone.
+        license: c"Dual BSD/GPL".as_ptr() as u64,
+        attach_type: BPF_TRACE_ITER,
+        attach_btf_id: function,
+        ..Default::default()
+    };
+    // SAFETY: the kernel reads as many instructions as it is told that there are, and a string that ends.
+    let loaded = unsafe { bpf_call(BPF_PROG_LOAD, &load) }?;
+    let program = u32::try_from(loaded.as_raw_fd()).unwrap_or(u32::MAX);
+    // SAFETY: it points to nothing.
+    unsafe { bpf_call(BPF_LINK_CREATE, &bpf::Link { program, attach_type: BPF_TRACE_ITER, ..Default::default() }) }
+}
+
+/// One run of an iterator, to be read to its end.
+pub(crate) fn iterate(iterator: &OwnedFd) -> nix::Result<File> {
+    const BPF_ITER_CREATE: libc::c_long = 33;
+    let link = u32::try_from(iterator.as_raw_fd()).unwrap_or(u32::MAX);
+    // SAFETY: it points to nothing.
+    unsafe { bpf_call(BPF_ITER_CREATE, &bpf::Iterator { link, flags: 0 }) }.map(File::from)
+}
+
+/// bpf(2), as far as it returns descriptors.
+///
+/// # Safety
+/// What `attributes` point to must be there until it returns.
+unsafe fn bpf_call<T>(command: libc::c_long, attributes: &T) -> nix::Result<OwnedFd> {
+    // SAFETY: the kernel reads as many bytes of the attributes as it is told of.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    // SAFETY: a new descriptor, that is nobody else's.
+    Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use checkpoint::clocks::Clocks;
 use checkpoint::process::{Terminals, watched_paths};
+use checkpoint::waits::{self, Waits};
 
 use super::start::{announce, await_workers};
 use super::state::{PodRecord, PodState};
@@ -47,6 +49,8 @@ pub struct Frozen {
     pub since: Instant,
     /// What its processes watch, as far as that was so a moment before.
     watched: Vec<String>,
+    /// What they wait for.
+    waits: Waits,
 }
 
 /// Freezes the pod's processes, then cuts its link. On failure the pod runs on.
@@ -59,11 +63,14 @@ pub struct Frozen {
 pub fn freeze(daemon: &Daemon, record: &PodRecord, hold: Option<&Hold>) -> Result<Frozen> {
     let PodState::Running { init, .. } = record.state else { return Err(not_running(daemon, record)) };
     let frozen = tokio::task::block_in_place(|| {
+        // What takes time at first.
+        let _ = waits::are_told();
         let watched = watched(daemon, record);
         let terminals = Terminals::of(&daemon.cgroup(&record.id).pids());
-        let since = freeze_processes(daemon, record, init, &terminals, hold)?;
+        let (since, interrupted) = freeze_processes(daemon, record, init, &terminals, hold)?;
+        let waits = Waits::of(&daemon.cgroup(&record.id).pids(), interrupted);
         daemon.unplug(record)?;
-        Ok::<_, std::io::Error>(Frozen { since, watched })
+        Ok::<_, std::io::Error>(Frozen { since, watched, waits })
     });
     if frozen.is_err() {
         let _ = thaw(daemon, record, &hold.map(Hold::take).unwrap_or_default());
@@ -79,14 +86,15 @@ fn watched(daemon: &Daemon, record: &PodRecord) -> Vec<String> {
     paths.into_iter().filter_map(|path| path.into_os_string().into_string().ok()).collect()
 }
 
-/// Freezes them at a moment at which no connection waits to be accepted, and no terminal for its shell.
+/// Freezes them at a moment at which no connection waits to be accepted, and no terminal for its shell. Returns when that began
+/// and when they stood still.
 fn freeze_processes(
     daemon: &Daemon,
     record: &PodRecord,
     init: ProcessId,
     terminals: &Terminals,
     hold: Option<&Hold>,
-) -> std::io::Result<Instant> {
+) -> std::io::Result<(Instant, Clocks)> {
     let cgroup = daemon.cgroup(&record.id);
     let begun = Instant::now();
     if let Some(hold) = hold {
@@ -99,6 +107,7 @@ fn freeze_processes(
     loop {
         let since = Instant::now();
         cgroup.freeze(FREEZE_LIMIT)?;
+        let interrupted = Clocks::here()?;
         // Connections within the pod, and without a hold all others, may have come in between.
         let backlog = backlog::of(init.pid)?;
         let late = begun.elapsed() > SETTLE_LIMIT;
@@ -111,7 +120,7 @@ fn freeze_processes(
         };
         match obstacle {
             // Those of unix sockets can be carried as long as nothing was written into them: CRIU knows.
-            None if late || backlog.unaccepted_unix == 0 => return Ok(since),
+            None if late || backlog.unaccepted_unix == 0 => return Ok((since, interrupted)),
             Some(what) if late => {
                 let limit = SETTLE_LIMIT.as_secs();
                 return Err(std::io::Error::other(format!("{what}, for {limit} s already")));
@@ -149,17 +158,28 @@ pub fn thaw(daemon: &Daemon, record: &PodRecord, frames: &[Vec<u8>]) -> Result<(
         if let Err(e) = deliver(&outer_name(&record.id), frames) {
             tracing::warn!(pod = record.spec.name, error = %e, "could not deliver what came during the move");
         }
-        daemon.cgroup(&record.id).thaw()?;
+        release(daemon, record)?;
         plugged
     })
     .attempt(format!("thaw {}", record.spec.name))
 }
 
+/// Lets the processes go on, also with what they were waiting for when they were dumped.
+///
+/// # Errors
+/// The cgroup is gone.
+pub fn release(daemon: &Daemon, record: &PodRecord) -> std::io::Result<()> {
+    let cgroup = daemon.cgroup(&record.id);
+    let pids = cgroup.pids();
+    Waits::take(&daemon.config.bundle(&record.id)).thaw(&pids, move || cgroup.thaw())
+}
+
 impl Frozen {
-    /// A pod that stands still already.
+    /// A pod that stands still already, since an earlier dump.
     #[must_use]
     pub fn already(daemon: &Daemon, record: &PodRecord) -> Self {
-        Self { since: Instant::now(), watched: watched(daemon, record) }
+        let waits = Waits::noted(&daemon.config.bundle(&record.id));
+        Self { since: Instant::now(), watched: watched(daemon, record), waits }
     }
 }
 
@@ -175,6 +195,9 @@ pub async fn dump(daemon: &Daemon, record: &PodRecord, frozen: &Frozen, images: 
         watched: frozen.watched.clone(),
     };
     let bundle = daemon.config.bundle(&record.id);
+    // For whoever takes the pod over, and for it to go on here.
+    let noted = frozen.waits.note(&bundle).and_then(|()| frozen.waits.note(images));
+    noted.attempt("note what the pod waits for")?;
     let dumped = client::order(&bundle, &request, DUMP_LIMIT + Duration::from_secs(10)).await;
     if dumped.is_err() {
         keep_log(daemon, record, &images.join("dump.log"));

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::freeze::release;
 use super::health::probe;
 use super::migrate::{Run, Tell, call_off};
 use super::spec::Health;
@@ -79,7 +80,7 @@ async fn look(daemon: &Daemon, record: &PodRecord, init: ProcessId) -> Result<Op
         true => Ok(()),
         false => Err(ApiError::failed("it has ended")),
     };
-    tokio::task::block_in_place(|| daemon.cgroup(&record.id).thaw()).attempt("thaw the clone")?;
+    tokio::task::block_in_place(|| release(daemon, record)).attempt("thaw the clone")?;
     let Some(health) = &record.spec.health else {
         tokio::time::sleep(WATCHED).await;
         return alive().map(|()| None);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use checkpoint::criu;
 use checkpoint::process::correct_timers;
+use checkpoint::waits::Waits;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::waitpid;
@@ -123,6 +124,7 @@ pub fn restore(config: &ShimConfig, root: &Path, images: &Path) -> io::Result<i3
     let restored = restored.and_then(|pid| {
         cgroup.freeze(Duration::from_secs(10))?;
         step("correct the pod's timers", correct_timers(&cgroup.pids(), images))?;
+        step("note what the pod waits for", Waits::carry(images, &config.bundle))?;
         Ok(pid)
     });
     if restored.is_err() {

@@ -11,6 +11,8 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use pods::{KINDS, Kind, Place};
 use results::{KernelSeen, Move, Outcome, Preflight, Results};
@@ -81,7 +83,7 @@ pub fn run(options: &Options) -> Result<bool, Failure> {
                 eprintln!("{a} and {b}: all is there already");
                 continue;
             }
-            let mut pair = Pair { options, every: &every, series: [a, b], results: &mut results };
+            let pair = Pair { options, every: &every, series: [a, b], results: Mutex::new(results) };
             // A machine that does not start keeps no other pair from its turn.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| pair.run(&wanted))) {
                 let why = words(panic);
@@ -89,6 +91,7 @@ pub fn run(options: &Options) -> Result<bool, Failure> {
                     pair.fail(kind.name, [a, b], a, &why, "");
                 }
             }
+            results = pair.results.into_inner().unwrap_or_else(PoisonError::into_inner);
         }
     }
     Ok(results.moves.iter().all(|m| m.agree))
@@ -125,41 +128,50 @@ struct Pair<'a> {
     every: &'a [String],
     /// Older, newer; on the machines of the same place in [`HOSTS`].
     series: [&'a str; 2],
-    results: &'a mut Results,
+    results: Mutex<Results>,
 }
 
 impl Pair<'_> {
-    fn run(&mut self, kinds: &[Kind]) {
+    fn run(&self, kinds: &[Kind]) {
         let lab = Lab::new();
         for (host, series) in HOSTS.into_iter().zip(self.series) {
             let release = lab.up(host, series).kernel;
             let rseq_bytes = rseq(&lab, host);
-            self.results.kernels.insert(series.to_owned(), KernelSeen { release, rseq_bytes });
+            self.results().kernels.insert(series.to_owned(), KernelSeen { release, rseq_bytes });
             // Volumes do not travel: they are there on both.
             lab.room()
                 .copy_in(host, &[root().join("tests/everyday")], "/srv/checkout/tests")
                 .unwrap_or_else(|failure| panic!("{failure}"));
         }
-        self.results.lab = about(&lab);
-        let mut number = 0;
-        for kind in kinds {
+        self.results().lab = about(&lab);
+        // Those born on either side at the same time: a pod keeps one machine busy, mostly.
+        thread::scope(|scope| {
             for born in 0..2 {
-                number += 1;
-                self.pod(&lab, *kind, born, &format!("10.78.1.{number}"));
+                let (pair, lab) = (&*self, &lab);
+                scope.spawn(move || {
+                    for (kind, number) in kinds.iter().zip(1..) {
+                        pair.pod(lab, *kind, born, &format!("10.78.{}.{number}", born + 1));
+                    }
+                });
             }
-        }
+        });
     }
 
     /// Adds a result, and writes it down at once.
-    fn add(&mut self, result: Move) {
-        self.results.add(result);
-        if let Err(failure) = self.results.save(&self.options.out, self.every) {
+    fn add(&self, result: Move) {
+        let mut results = self.results();
+        results.add(result);
+        if let Err(failure) = results.save(&self.options.out, self.every) {
             panic!("{failure}");
         }
     }
 
+    fn results(&self) -> MutexGuard<'_, Results> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A pod that is born on one of the two, goes to the other one, and comes home.
-    fn pod(&mut self, lab: &Lab, kind: Kind, born: usize, address: &str) {
+    fn pod(&self, lab: &Lab, kind: Kind, born: usize, address: &str) {
         let name = format!("{}-{}", kind.name, HOSTS[born]);
         let place = |host: usize| Place { lab, host: HOSTS[host], name: &name, address };
         let there = 1 - born;
@@ -178,7 +190,7 @@ impl Pair<'_> {
     }
 
     /// Asks preflight, moves the pod if it may, and looks at both; whether it has moved and is well.
-    fn go(&mut self, kind: Kind, born: usize, from: Place<'_>, to: Place<'_>) -> bool {
+    fn go(&self, kind: Kind, born: usize, from: Place<'_>, to: Place<'_>) -> bool {
         let of = |place: Place<'_>| self.series[usize::from(place.host == HOSTS[1])];
         let (from_series, to_series, born_series) = (of(from), of(to), self.series[born]);
         let mut preflight = Preflight::Unasked;
@@ -202,7 +214,7 @@ impl Pair<'_> {
         let agree = match (&preflight, &outcome) {
             (Preflight::Go, Outcome::Moved { .. }) => true,
             (Preflight::No(why), Outcome::Refused) => {
-                let offered = self.results.kernels.get(born_series).and_then(|kernel| kernel.rseq_bytes);
+                let offered = self.results().kernels.get(born_series).and_then(|kernel| kernel.rseq_bytes);
                 why.iter().all(|why| is_true(why, offered, registered, to_series))
             }
             _ => false,
@@ -220,7 +232,7 @@ impl Pair<'_> {
     }
 
     /// A pod that did not come as far as a move.
-    fn fail(&mut self, pod: &str, [from, to]: [&str; 2], born: &str, why: &str, logs: &str) {
+    fn fail(&self, pod: &str, [from, to]: [&str; 2], born: &str, why: &str, logs: &str) {
         eprintln!("{pod} from {from} to {to}: {why}");
         let releases = [from, to].map(|series| self.release(series));
         let [pod, born, from, to] = [pod, born, from, to].map(str::to_owned);
@@ -231,7 +243,7 @@ impl Pair<'_> {
     }
 
     fn release(&self, series: &str) -> String {
-        self.results.kernels.get(series).map(|kernel| kernel.release.clone()).unwrap_or_default()
+        self.results().kernels.get(series).map(|kernel| kernel.release.clone()).unwrap_or_default()
     }
 
     /// Name of the folder.

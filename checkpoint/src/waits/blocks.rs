@@ -1,0 +1,197 @@
+//! `restart_block` of threads (include/linux/restart_block.h): what the kernel notes of an interrupted call with a time limit.
+//!
+//! No file of /proc has it. A BPF iterator prints it for every thread; where its members are, the kernel's own description of its
+//! types tells.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+
+use super::btf::Btf;
+use crate::sys;
+
+/// Until when which call waits, in nanoseconds of the host's CLOCK_MONOTONIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Block {
+    /// nanosleep(2), clock_nanosleep(2).
+    Sleep(i64),
+    /// poll(2).
+    Poll(i64),
+    /// futex(2).
+    Futex(i64),
+}
+
+/// Those of the host's threads that have such calls, by number; of a thread that has gone on since, an old one.
+///
+/// # Errors
+/// This kernel does not tell: it has no BPF iterators (Linux 5.8) or no description of itself.
+pub(super) fn all() -> io::Result<HashMap<i32, Block>> {
+    let reader = reader().ok_or(io::ErrorKind::Unsupported)?;
+    let mut text = String::new();
+    sys::iterate(&reader.iterator)?.read_to_string(&mut text)?;
+    Ok(text.lines().filter_map(|line| reader.places.block(line)).collect())
+}
+
+/// Whether this kernel tells; the first answer takes some 10 ms, later ones none.
+pub(super) fn are_told() -> bool {
+    reader().is_some()
+}
+
+struct Reader {
+    iterator: OwnedFd,
+    places: Places,
+}
+
+fn reader() -> Option<&'static Reader> {
+    static READER: OnceLock<Option<Reader>> = OnceLock::new();
+    READER
+        .get_or_init(|| {
+            let types = std::fs::read("/sys/kernel/btf/vmlinux").ok()?;
+            let btf = Btf::parse(&types)?;
+            let places = Places::of(&btf)?;
+            let iterator = sys::bpf_iterator(&places.program(), btf.function("bpf_iter_task")?);
+            let iterator = iterator.inspect_err(|e| tracing::debug!(error = %e, "no BPF iterators")).ok()?;
+            Some(Reader { iterator, places })
+        })
+        .as_ref()
+}
+
+/// Where things are: in `task_struct` in bytes, in `restart_block` in words.
+struct Places {
+    pid: usize,
+    block: usize,
+    words: usize,
+    function: usize,
+    sleep: usize,
+    poll: [usize; 2],
+    futex: usize,
+}
+
+impl Places {
+    fn of(btf: &Btf<'_>) -> Option<Self> {
+        let word = |path: &[&str]| btf.offset("restart_block", path).filter(|at| at % 8 == 0).map(|at| at / 8);
+        // One member, since some Linux 6.18.
+        let seconds = word(&["poll", "tv_sec"]).or_else(|| word(&["poll", "end_time", "tv_sec"]))?;
+        let nanoseconds = word(&["poll", "tv_nsec"]).or_else(|| word(&["poll", "end_time", "tv_nsec"]))?;
+        Some(Self {
+            pid: btf.offset("task_struct", &["pid"])?,
+            block: btf.offset("task_struct", &["restart_block"])?,
+            // As many as bpf_seq_printf() takes, but one.
+            words: btf.size("restart_block").filter(|size| size / 8 <= 11)? / 8,
+            function: word(&["fn"])?,
+            sleep: word(&["nanosleep", "expires"])?,
+            poll: [seconds, nanoseconds],
+            futex: word(&["futex", "time"])?,
+        })
+    }
+
+    /// For each task: prints its number, then the words of its block, the function by name.
+    fn program(&self) -> Vec<u64> {
+        const PROBE_READ_KERNEL: i32 = 113;
+        const SEQ_PRINTF: i32 = 126;
+        /// Registers; `FRAME` is the end of the stack.
+        const FRAME: u8 = 10;
+        let numbers: Vec<&str> =
+            (0..self.words).map(|word| if word == self.function { "%ps" } else { "%llx" }).collect();
+        let mut format = format!("%d {}\n\0", numbers.join(" ")).into_bytes();
+        let format_size = format.len() as i32;
+        format.resize(format.len().next_multiple_of(4), 0);
+        let data_size = 8 * (1 + self.words as i32);
+        let (data, format_at) = (-data_size as i16, (-data_size - format.len() as i32) as i16);
+        let [meta, task] = [0, 8];
+
+        let mut code = vec![
+            load(DOUBLE, 6, 1, task),
+            // Last of all comes one call without a task.
+            instruction(0x15, 6, 0, 0, 0),
+            load(DOUBLE, 7, 1, meta),
+            load(DOUBLE, 7, 7, 0),
+            load(WORD, 1, 6, self.pid as i16),
+            // *(u64 *)(data) = r1
+            instruction(0x7b, FRAME, 1, data, 0),
+            copy(1, FRAME),
+            add(1, i32::from(data) + 8),
+            set(2, data_size - 8),
+            copy(3, 6),
+            add(3, self.block as i32),
+            call(PROBE_READ_KERNEL),
+        ];
+        let (parts, _) = format.as_chunks::<4>();
+        // *(u32 *)(format + 4 * n) = part
+        code.extend(
+            parts
+                .iter()
+                .zip((format_at..).step_by(4))
+                .map(|(p, at)| instruction(0x62, FRAME, 0, at, i32::from_ne_bytes(*p))),
+        );
+        code.extend([
+            copy(1, 7),
+            copy(2, FRAME),
+            add(2, i32::from(format_at)),
+            set(3, format_size),
+            copy(4, FRAME),
+            add(4, i32::from(data)),
+            set(5, data_size),
+            call(SEQ_PRINTF),
+        ]);
+        // To `r0 = 0; exit`.
+        let end = code.len() as i16 - 2;
+        code[1] = instruction(0x15, 6, 0, end, 0);
+        code.extend([set(0, 0), instruction(0x95, 0, 0, 0, 0)]);
+        code
+    }
+
+    /// A line that the program has printed.
+    fn block(&self, line: &str) -> Option<(i32, Block)> {
+        let mut words = line.split(' ');
+        let tid = words.next()?.parse().ok()?;
+        let words: Vec<&str> = words.collect();
+        let number = |word: usize| i64::from_str_radix(words.get(word)?, 16).ok();
+        let block = match *words.get(self.function)? {
+            "hrtimer_nanosleep_restart" => Block::Sleep(number(self.sleep)?),
+            "do_restart_poll" => {
+                let [seconds, nanoseconds] = self.poll;
+                Block::Poll(number(seconds)?.checked_mul(1_000_000_000)?.checked_add(number(nanoseconds)?)?)
+            }
+            "futex_wait_restart" => Block::Futex(number(self.futex)?),
+            _ => return None,
+        };
+        Some((tid, block))
+    }
+}
+
+const DOUBLE: u8 = 0x79;
+const WORD: u8 = 0x61;
+
+/// `struct bpf_insn` (include/uapi/linux/bpf.h).
+fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
+    let [low, high] = offset.to_le_bytes();
+    let [a, b, c, d] = value.to_le_bytes();
+    u64::from_ne_bytes([code, from << 4 | to, low, high, a, b, c, d])
+}
+
+/// `to = *(from + offset)`
+fn load(size: u8, to: u8, from: u8, offset: i16) -> u64 {
+    instruction(size, to, from, offset, 0)
+}
+
+/// `to = from`
+fn copy(to: u8, from: u8) -> u64 {
+    instruction(0xbf, to, from, 0, 0)
+}
+
+/// `to = value`
+fn set(to: u8, value: i32) -> u64 {
+    instruction(0xb7, to, 0, 0, value)
+}
+
+/// `to += value`
+fn add(to: u8, value: i32) -> u64 {
+    instruction(0x07, to, 0, 0, value)
+}
+
+/// `r0 = helper(r1 ... r5)`
+fn call(helper: i32) -> u64 {
+    instruction(0x85, 0, 0, 0, helper)
+}
