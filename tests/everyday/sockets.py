@@ -1,6 +1,7 @@
 """Sockets within the pod: nothing that is under way may be lost or come twice."""
 import array
 import ctypes
+import fcntl
 import os
 import select
 import signal
@@ -10,6 +11,7 @@ import struct
 from check import PATIENCE, Check, call, child, number, read_exactly, same
 
 LAG = 6  # messages that are always under way
+SIOCGIFADDR = 0x8915
 
 
 def receive_exactly(connection, length):
@@ -97,10 +99,9 @@ class TcpAny(Echo):
     family, address = socket.AF_INET, ("0.0.0.0", 0)
 
     def connect(self):
-        out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        out.connect(("10.77.0.1", 9))
-        self.address = out.getsockname()[0], self.address[1]
-        out.close()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            interface = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", b"eth0"))
+        self.address = socket.inet_ntoa(interface[20:24]), self.address[1]
         return super().connect()
 
 
