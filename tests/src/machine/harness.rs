@@ -10,7 +10,7 @@ use crate::Run;
 use crate::workload::Counted;
 
 /// Memory of a test's machine, MiB.
-const MEMORY: u32 = 1024;
+const MEMORY: u32 = 2048;
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
