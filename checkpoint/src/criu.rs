@@ -30,6 +30,10 @@ use crate::guard::{Saved, Watch};
 use crate::memory;
 use crate::sys;
 
+/// CRIU's name of the hook that comes when all images are there, and before any process of the tree.
+pub const ALL_THERE: &str = "pre-restore";
+/// A restore may begin long before the images are there; whoever lets it wait ends it.
+const WAIT_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// `CLONE_NEWNET`, the value that CRIU's `empty_ns` wants.
 const CLONE_NEWNET: u32 = 0x4000_0000;
 /// A reply is a few hundred bytes; error texts add a little.
@@ -182,14 +186,15 @@ pub fn restore(
     on_hook: &mut dyn FnMut(Hook<'_>) -> Result<(), String>,
 ) -> Result<i32, Error> {
     let images = open_dir(what.images)?;
-    let told = Teller::start(what.images);
-    let _teller = told.map_err(|source| Error::Images { path: what.images.to_owned(), source })?;
+    let unusable = |source| Error::Images { path: what.images.to_owned(), source };
+    let mut _teller = Teller::default();
     let mut opts = common_options(&images, "restore.log");
     opts.set_root(what.root.to_string_lossy().into_owned());
     opts.set_rst_sibling(true);
     opts.set_notify_scripts(true);
     opts.external.clone_from(&what.external);
-    let mut worker = Worker::spawn_in(criu, "restore", limit, &what.cgroup_procs)?;
+    let waits = memory::is_prepared(what.images);
+    let mut worker = Worker::spawn_in(criu, "restore", if waits { WAIT_LIMIT } else { limit }, &what.cgroup_procs)?;
     worker.send(Criu_req_type::RESTORE, Some(opts))?;
     loop {
         let reply = worker.receive()?;
@@ -205,6 +210,11 @@ pub fn restore(
             let _ = worker.receive();
             worker.finish();
             return Err(Error::Hook { hook, reason });
+        }
+        if reply.notify.script() == ALL_THERE {
+            worker.deadline = Instant::now() + limit;
+            // Before CRIU makes the namespaces; and a thread of ours, that a hook might not expect.
+            _teller = Teller::start(what.images).map_err(unusable)?;
         }
         worker.acknowledge(true)?;
     }

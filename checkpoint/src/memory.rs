@@ -11,13 +11,15 @@
 //! 2. [`Tracker::round`] copies what was written since the last round: first all, then less and less.
 //! 3. [`crate::criu::dump`] finds the rounds' page maps in the image folder (`pre1`, `pre2` ...), and, if the kernel tells that
 //!    a page has not been written since the last, refers to them (`in_parent`), as in CRIU's own incremental dumps. That takes
-//!    `scripts/patches/criu-written.patch`: see [`is_understood_by`].
-//! 4. [`unfold`] puts on the target what came in these rounds where CRIU's restore looks for it.
+//!    `scripts/patches/criu-written.patch`: see [`Understood`].
+//! 4. [`unfold`] puts on the target what came in these rounds where CRIU's restore looks for it; a [`Nursery`] has CRIU load them
+//!    as they come.
 //!
 //! A page that is not known for sure to be unwritten goes into the dump: of mappings that were never registered, or lost that by
 //! mremap(2) or exec(2); of processes that were forked since. So whatever fails here costs time and nothing else. Shared
 //! memory, huge pages and processes with asynchronous I/O (the kernel writes for them later) are left to the dump.
 
+mod ahead;
 mod arm;
 mod pages;
 #[cfg(test)]
@@ -30,12 +32,14 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
 use procfs::process::{MMPermissions, MMapPath, Process};
 
 use crate::sys;
+pub(crate) use ahead::is_prepared;
+pub use ahead::{A_MOMENT, Nursery, do_without, prepare};
 use pages::Ranges;
 
 /// Smaller mappings are not worth a registration, in bytes.
@@ -97,11 +101,23 @@ pub fn is_supported() -> bool {
     cfg!(target_arch = "x86_64") && tried().is_ok()
 }
 
-/// Whether this CRIU program has the patch that makes it ask the kernel what was written.
-#[must_use]
-pub fn is_understood_by(criu: &Path) -> bool {
-    let contains = |text: Vec<u8>| text.windows(TRACK_WRITTEN.len()).any(|window| window == TRACK_WRITTEN.as_bytes());
-    fs::read(criu).is_ok_and(contains)
+/// What a CRIU program can do with memory that goes ahead, by its patches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Understood {
+    /// It asks the kernel what was written since.
+    pub written: bool,
+    /// It loads rounds as they come.
+    pub loaded: bool,
+}
+
+impl Understood {
+    /// Looks for the names that the patches bring along.
+    #[must_use]
+    pub fn by(criu: &Path) -> Self {
+        let program = fs::read(criu).unwrap_or_default();
+        let mentions = |name: &str| program.windows(name.len()).any(|window| window == name.as_bytes());
+        Self { written: mentions(TRACK_WRITTEN), loaded: mentions(ahead::PIPE) }
+    }
 }
 
 impl Tracker {
@@ -232,34 +248,44 @@ pub fn is_partial(images: &Path) -> bool {
 
 /// Has round `number` refer to the one before, and the dump to it.
 fn link(images: &Path, number: u32) -> io::Result<()> {
+    let replace = |to: String, link: PathBuf| match fs::remove_file(&link) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => symlink(to, link),
+    };
     if number > 1 {
-        symlink(format!("../pre{}", number - 1), images.join(format!("pre{number}")).join(PARENT))?;
+        replace(format!("../pre{}", number - 1), images.join(format!("pre{number}")).join(PARENT))?;
     }
-    let parent = images.join(PARENT);
-    match fs::remove_file(&parent) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    symlink(format!("pre{number}"), parent)
+    replace(format!("pre{number}"), images.join(PARENT))
 }
 
-/// Puts files of rounds, named `preN-NAME` in a dump's folder, where CRIU looks for them.
+/// Puts files of rounds, named `preN-NAME` in a dump's folder, where CRIU looks for them. Repeatable.
 ///
 /// # Errors
-/// I/O errors; rounds without a beginning.
+/// I/O errors.
 pub fn unfold(images: &Path) -> io::Result<()> {
-    let mut rounds = 0;
     for entry in fs::read_dir(images)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        let Some((number, rest)) = name.strip_prefix("pre").and_then(|rest| rest.split_once('-')) else { continue };
-        let Ok(number) = number.parse::<u32>() else { continue };
-        let folder = images.join(format!("pre{number}"));
-        fs::create_dir_all(&folder)?;
-        fs::rename(images.join(&name), folder.join(rest))?;
-        rounds = rounds.max(number);
+        if let Some(place) = place(&name) {
+            let path = images.join(place);
+            fs::create_dir_all(path.parent().unwrap_or(images))?;
+            fs::rename(images.join(&name), path)?;
+        }
     }
-    (1..=rounds).try_for_each(|number| match images.join(format!("pre{number}")).is_dir() {
-        true => link(images, number),
-        false => Err(io::Error::other(format!("round {number} of the memory is missing"))),
-    })
+    let there = |number: &u32| images.join(format!("pre{number}")).is_dir();
+    let rounds = (1..).take_while(there).count() as u32;
+    (1..=rounds).try_for_each(|number| link(images, number))
+}
+
+/// Where a file is that came under this name, before or after it was [put in place](unfold), in the folder of images.
+#[must_use]
+pub fn find(images: &Path, name: &str) -> PathBuf {
+    let placed = place(name).map(|place| images.join(place));
+    placed.filter(|path| path.exists()).unwrap_or_else(|| images.join(name))
+}
+
+/// `preN-NAME` goes to `preN/NAME`.
+fn place(name: &str) -> Option<PathBuf> {
+    let (number, rest) = name.strip_prefix("pre")?.split_once('-')?;
+    let number: u32 = number.parse().ok()?;
+    Some(Path::new(&format!("pre{number}")).join(rest))
 }

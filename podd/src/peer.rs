@@ -162,6 +162,11 @@ pub enum Message {
     AskBaseline,
     /// The answer.
     Baseline(Baseline),
+    /// All of a round of the pod's memory has been sent.
+    Round {
+        /// Its number, from 1.
+        number: u32,
+    },
 }
 
 /// A connection to the podd of another host.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use checkpoint::baseline::Baseline;
 use checkpoint::host::Cpu;
-use checkpoint::memory;
+use checkpoint::memory::{self, Understood};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use crate::api::{ApiError, HealthView, PodView};
@@ -46,7 +46,7 @@ pub struct Daemon {
 struct CriuFindings {
     version: Option<String>,
     round_trip: std::result::Result<(), String>,
-    follows_writes: bool,
+    ahead: Understood,
 }
 
 /// A pod in the daemon's memory.
@@ -378,14 +378,20 @@ impl Daemon {
     /// Whether kernel and CRIU can tell what a pod has written since some moment.
     #[must_use]
     pub fn follows_writes(&self) -> bool {
-        self.criu_findings().follows_writes
+        memory::is_supported() && self.criu_findings().ahead.written
+    }
+
+    /// Whether CRIU can load memory that comes ahead of the rest.
+    #[must_use]
+    pub fn loads_ahead(&self) -> bool {
+        self.criu_findings().ahead.loaded
     }
 
     fn criu_findings(&self) -> &CriuFindings {
         self.criu.get_or_init(|| CriuFindings {
             version: checkpoint::criu::version(&self.config.criu).ok(),
             round_trip: crate::doctor::round_trip::round_trip(&self.config.criu, &self.config.flight()),
-            follows_writes: memory::is_supported() && memory::is_understood_by(&self.config.criu),
+            ahead: Understood::by(&self.config.criu),
         })
     }
 

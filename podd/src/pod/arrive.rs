@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use checkpoint::clocks::{self, Clocks};
 use checkpoint::files::{Op, Receiver};
-use checkpoint::memory;
+use checkpoint::memory::{self, Nursery};
 use checkpoint::process::note_timers;
 use jiff::Timestamp;
 
@@ -17,7 +17,7 @@ use super::freeze::{milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
 use super::preflight::{TargetFacts, host_facts};
 use super::rehearse;
-use super::start::{clear_up, ended, give_birth, restart_later, watch};
+use super::start::{begin_birth, clear_up, end_birth, ended, give_birth, restart_later, watch};
 use super::state::{PodRecord, PodState};
 use super::stop::delete;
 use crate::api::ApiError;
@@ -29,6 +29,10 @@ use crate::supervisor::{Claim, Daemon, Doing};
 use crate::sys::hold::deliver;
 use crate::sys::network::outer_name;
 use crate::sys::process::ProcessId;
+
+/// Time for a CRIU to start, and to load a round of memory.
+const LISTEN_LIMIT: Duration = Duration::from_secs(20);
+const LOAD_LIMIT: Duration = Duration::from_secs(120);
 
 /// Serves one connection of another podd until it ends.
 ///
@@ -188,6 +192,7 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
     let _ = std::fs::remove_dir_all(&images);
     std::fs::create_dir_all(&images).attempt("make room in memory for the image")?;
     let mut open = BTreeMap::new();
+    let mut nursery = None;
     let (files, clocks, timers) = loop {
         match peer.receive().await? {
             Message::Layer { digest } if record.layers.contains(&digest) => {
@@ -203,6 +208,12 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
                 let data = peer.receive_data().await?;
                 store_chunk(&images, &mut open, &name, offset, &data)?;
             }
+            Message::Round { number } => {
+                open.clear();
+                memory::unfold(&images).attempt("put the pod's memory in place")?;
+                nursery = load(daemon, &record, &images, nursery, number).await?;
+                peer.send(&Message::Stored).await?;
+            }
             Message::Restore { files, clocks, timers } => break (files, clocks, timers),
             other => return Err(unexpected(&other)),
         }
@@ -212,7 +223,7 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
     note_timers(&images, &timers).attempt("store the image")?;
     drop(open);
     for (name, size) in &files {
-        let have = images.join(safe_name(name)?).metadata().map_or(0, |m| m.len());
+        let have = memory::find(&images, safe_name(name)?).metadata().map_or(0, |m| m.len());
         if have != *size {
             return Err(ApiError::failed(format!("the image file {name} came with {have} of {size} bytes")));
         }
@@ -221,13 +232,84 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
     let begun = Instant::now();
     // The files must be safe before the pod can be ours; that the disk works on them while CRIU restores hides the wait.
     let synced = tokio::task::spawn_blocking(move || upper.map(|mut u| u.finish(true)).transpose());
-    let restored = give_birth(daemon, &record, Mode::Restore { images }).await;
+    let mode = Mode::Restore { images };
+    let restored = match nursery.map(Nursery::go) {
+        Some(Ok(())) => end_birth(daemon, &record, &mode).await,
+        // Without a CRIU that has all memory already.
+        None | Some(Err(_)) => give_birth(daemon, &record, mode).await,
+    };
     synced.await.attempt("store the writable layer")?.attempt("store the writable layer")?;
     restored?;
     migration.step = Step::Held;
     daemon.journal(migration, None)?;
     peer.hasten();
     peer.send(&Message::Ready { restore_ms: milliseconds(begun) }).await
+}
+
+/// Has a CRIU load a round of memory that is in its place; it is started by the first one. None from then on if that fails: the
+/// restore reads it all.
+///
+/// # Errors
+/// What CRIU may have left cannot be removed.
+async fn load(
+    daemon: &Daemon,
+    record: &PodRecord,
+    images: &Path,
+    nursery: Option<Nursery>,
+    number: u32,
+) -> Result<Option<Nursery>> {
+    let mut nursery = match nursery {
+        Some(nursery) => nursery,
+        None if number == 1 && daemon.loads_ahead() => {
+            memory::prepare(images).attempt("make room in memory for the image")?;
+            begin_birth(daemon, record, Mode::Restore { images: images.to_owned() }).await?;
+            match listening(&daemon.config.bundle(&record.id), images).await {
+                Ok(nursery) => nursery,
+                Err(e) => return do_without(daemon, record, images, &e).await,
+            }
+        }
+        None => return Ok(None),
+    };
+    match tokio::task::block_in_place(|| nursery.load(number, LOAD_LIMIT)) {
+        Ok(()) => Ok(Some(nursery)),
+        Err(e) => {
+            drop(nursery);
+            do_without(daemon, record, images, &e).await
+        }
+    }
+}
+
+/// Waits until CRIU listens.
+async fn listening(bundle: &Path, images: &Path) -> std::io::Result<Nursery> {
+    // The shim answers when CRIU has come to its end.
+    let ended = client::status(bundle, LISTEN_LIMIT);
+    tokio::pin!(ended);
+    loop {
+        if let Some(nursery) = Nursery::open(images)? {
+            return Ok(nursery);
+        }
+        tokio::select! {
+            status = &mut ended => {
+                return Err(std::io::Error::other(match status? {
+                    Status::Failed { reason } => reason,
+                    other => format!("the shim says {other:?}"),
+                }));
+            }
+            () = tokio::time::sleep(memory::A_MOMENT) => {}
+        }
+    }
+}
+
+async fn do_without(
+    daemon: &Daemon,
+    record: &PodRecord,
+    images: &Path,
+    error: &std::io::Error,
+) -> Result<Option<Nursery>> {
+    tracing::warn!(pod = record.spec.name, %error, "CRIU does not load memory ahead; it will take longer");
+    memory::do_without(images).attempt("put the pod's memory in place")?;
+    clear_up(daemon, record).await.attempt("clear up after CRIU")?;
+    Ok(None)
 }
 
 async fn receive_layer(daemon: &Daemon, peer: &mut Peer, digest: &str) -> Result<Hold> {

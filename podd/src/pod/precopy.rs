@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use super::migrate::Run;
 use super::state::PodRecord;
 use crate::error::{Attempt, Result};
-use crate::peer::Message;
+use crate::peer::{Message, unexpected};
 
 /// A round of less than this is followed by the freeze, in bytes: the dump takes that along in some milliseconds.
 const SETTLED: u64 = 4 << 20;
@@ -77,6 +77,10 @@ impl Run<'_> {
         }
         let (tracker, round) = copying.await.attempt("copy the pod's memory")?;
         ahead.tracker = tracker;
-        Ok((ahead, round.attempt("copy the pod's memory")?))
+        let round = round.attempt("copy the pod's memory")?;
+        match self.peer.ask(&Message::Round { number: round.number }).await? {
+            Message::Stored => Ok((ahead, round)),
+            other => Err(unexpected(&other)),
+        }
     }
 }

@@ -73,16 +73,35 @@ pub fn live(daemon: &Arc<Daemon>, claim: &Claim, init: ProcessId) -> Result<PodR
 /// # Errors
 /// The shim's reason.
 pub async fn give_birth(daemon: &Daemon, record: &PodRecord, mode: Mode) -> Result<ProcessId> {
+    begin_birth(daemon, record, mode.clone()).await?;
+    end_birth(daemon, record, &mode).await
+}
+
+/// Starts a shim that brings the pod to life.
+///
+/// # Errors
+/// What is left of an earlier run cannot be removed, or no shim can be started; nothing of the pod is left then.
+pub async fn begin_birth(daemon: &Daemon, record: &PodRecord, mode: Mode) -> Result<()> {
     clear_up(daemon, record).await.attempt("clear up after the pod's last run")?;
-    let starting = mode == Mode::Start;
-    let log = match &mode {
+    let launched = client::launch(&shim_config(daemon, record, mode)?).await;
+    if launched.is_err() {
+        let _ = clear_up(daemon, record).await;
+    }
+    launched.attempt(format!("start {}", record.spec.name))
+}
+
+/// Waits for what has [begun](begin_birth).
+///
+/// # Errors
+/// The step that failed; nothing of the pod is left then.
+pub async fn end_birth(daemon: &Daemon, record: &PodRecord, mode: &Mode) -> Result<ProcessId> {
+    let starting = *mode == Mode::Start;
+    let log = match mode {
         Mode::Restore { images } => Some(images.join("restore.log")),
         Mode::Start | Mode::Adopt { .. } => None,
     };
-    let config = shim_config(daemon, record, mode)?;
     let born = async {
-        client::launch(&config).await?;
-        match client::status(&config.bundle, BIRTH_LIMIT).await? {
+        match client::status(&daemon.config.bundle(&record.id), BIRTH_LIMIT).await? {
             Status::Alive { init } => Ok(init),
             // A command may be over before we look. A restored pod stands still, so its end is a failure.
             Status::Ended { init, .. } if starting => Ok(init),

@@ -17,13 +17,22 @@ use crate::sys::namespaces::user_namespace;
 /// its working directory only: the folders above are closed to it.
 pub const ROOT: &str = "root";
 
-/// Assembles the root and returns its mount point. Changes the working directory to the bundle.
+/// Enters a mount namespace in which the root will be, and returns where; makes the bundle the working directory.
 ///
 /// # Errors
 /// With the step that failed.
-pub fn assemble(config: &ShimConfig) -> io::Result<PathBuf> {
+pub fn place(config: &ShimConfig) -> io::Result<PathBuf> {
     step("make a mount namespace", mounts::private_mount_namespace())?;
     nix::unistd::chdir(&config.bundle)?;
+    fs::create_dir_all(ROOT)?;
+    Ok(config.bundle.join(ROOT))
+}
+
+/// Assembles the root in [its place](place), from a writable layer that nobody else changes from now on.
+///
+/// # Errors
+/// With the step that failed.
+pub fn assemble(config: &ShimConfig) -> io::Result<()> {
     let ids = step("make the pod's id map", user_namespace(config.id_base))?;
     let mut lower = Vec::new();
     for (i, layer) in config.layers.iter().enumerate() {
@@ -36,10 +45,8 @@ pub fn assemble(config: &ShimConfig) -> io::Result<PathBuf> {
     // Both folders must lie on one mount, and its name must not tell where it is on the host.
     fs::create_dir_all("rw")?;
     step("show the writable layer", mounts::bind(&config.writable, Path::new("rw")))?;
-    fs::create_dir_all(ROOT)?;
     step("mount the overlay", mounts::overlay(&lower, "rw/upper", "rw/work", ROOT))?;
-    let root = config.bundle.join(ROOT);
-    let inside = fs::File::open(&root)?;
+    let inside = fs::File::open(ROOT)?;
     if matches!(config.mode, Mode::Restore { .. }) && !config.volumes.is_empty() {
         let shown = shown(config);
         fs::create_dir_all(&shown)?;
@@ -60,7 +67,7 @@ pub fn assemble(config: &ShimConfig) -> io::Result<PathBuf> {
         };
         step(&what, mounts::show(&volume.host, target.as_fd(), volume.read_only))?;
     }
-    Ok(root)
+    Ok(())
 }
 
 /// Where a restore finds the pod's volumes, under their numbers: not in the root, as CRIU binds that without what is

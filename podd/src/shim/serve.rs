@@ -48,9 +48,8 @@ struct Shim {
 impl Shim {
     fn come_up(&mut self) {
         let born = match &self.config.mode {
-            Mode::Start => root::assemble(&self.config).and_then(|_| ProcessId::of(start::start(&self.config)?)),
-            Mode::Restore { images } => root::assemble(&self.config)
-                .and_then(|root| ProcessId::of(start::restore(&self.config, &root, images)?)),
+            Mode::Start => start::start(&self.config).and_then(ProcessId::of),
+            Mode::Restore { images } => start::restore(&self.config, images).and_then(ProcessId::of),
             Mode::Adopt { init } => Ok(*init),
         };
         let known = born.and_then(|init| Ok((init, init.pidfd()?)));

@@ -15,7 +15,7 @@ use nix::unistd::{Pid, pipe2};
 
 use super::external;
 use super::first::become_init;
-use super::root::{ROOT, shown, step};
+use super::root::{self, ROOT, shown, step};
 use super::{CLONE_NEWTIME, ShimConfig};
 use crate::sys::cgroup::{Cgroup, Hierarchies};
 use crate::sys::namespaces::write_id_maps;
@@ -30,6 +30,8 @@ const RESTORE_LIMIT: Duration = Duration::from_secs(120);
 /// # Errors
 /// With the step that failed; the process is gone then.
 pub fn start(config: &ShimConfig) -> io::Result<i32> {
+    root::place(config)?;
+    root::assemble(config)?;
     let cgroup = step("make the cgroup", Hierarchies::detect()?.create(&config.cgroup, &config.limits))?;
     // A freezer left shut by an earlier run would hold the new one.
     cgroup.thaw()?;
@@ -94,14 +96,15 @@ fn prepare(config: &ShimConfig, cgroup: &Cgroup, pid: Pid) -> io::Result<()> {
 ///
 /// # Errors
 /// With CRIU's reason; nothing of the pod is left.
-pub fn restore(config: &ShimConfig, root: &Path, images: &Path) -> io::Result<i32> {
+pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
+    let root = root::place(config)?;
     let hierarchies = Hierarchies::detect()?;
     let cgroup = step("make the cgroup", hierarchies.create(&config.cgroup, &config.limits))?;
     // As above; here it would hold CRIU itself.
     cgroup.thaw()?;
     let request = criu::Restore {
         images,
-        root,
+        root: &root,
         external: external::mounts(&config.volumes, &shown(config))
             .iter()
             .map(external::External::for_restore)
@@ -109,6 +112,8 @@ pub fn restore(config: &ShimConfig, root: &Path, images: &Path) -> io::Result<i3
         cgroup_procs: cgroup.procs_files().collect(),
     };
     let mut on_hook = |hook: criu::Hook<'_>| match (hook.name, hook.root_pid) {
+        // Until now the writable layer was still being received, perhaps.
+        (criu::ALL_THERE, _) => root::assemble(config).map_err(|e| e.to_string()),
         ("setup-namespaces", Some(pid)) => {
             network::make_link(&config.link, pid, config.network.as_ref()).map_err(|e| e.to_string())
         }
