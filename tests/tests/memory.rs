@@ -1,0 +1,102 @@
+//! Memory that changes in every way while it goes ahead is what it was after each move.
+
+use std::time::Duration;
+
+use tests::Lab;
+use tests::lab::{eventually, rootfs};
+use tests::workload::migrate;
+
+/// Checks all of its memory in each round, then changes some: writes, discards, grows and shrinks, makes parts unreadable for a
+/// while. Children check what they have inherited. The first page of a mapping is what Linux 6.16 to 6.18 might lose in a fork.
+const SCRIPT: &str = r#"
+import mmap, os, random, struct, sys
+PAGE, PAGES, MORE = 4096, 6000, 1500
+ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+
+class Memory:
+    def __init__(self, flags=ANONYMOUS):
+        self.map, self.numbers = mmap.mmap(-1, PAGES * PAGE, flags=flags), [0] * PAGES
+
+    def write(self, page):
+        self.numbers[page] = number = random.getrandbits(62) + 1
+        for offset in (0, PAGE - 8):
+            struct.pack_into('Q', self.map, page * PAGE + offset, number)
+
+    def forget(self, page, count):
+        count = min(count, len(self.numbers) - page)
+        self.map.madvise(mmap.MADV_DONTNEED, page * PAGE, count * PAGE)
+        self.numbers[page:page + count] = [0] * count
+
+    def resize(self, pages):
+        self.map.resize(pages * PAGE)
+        self.numbers = self.numbers[:pages] + [0] * (pages - len(self.numbers))
+
+    def check(self):
+        for page, number in enumerate(self.numbers):
+            for offset in (0, PAGE - 8):
+                found, = struct.unpack_from('Q', self.map, page * PAGE + offset)
+                if found != number:
+                    print(f'FAIL {os.getpid()}: page {page} at {offset} is {found}, not {number}', flush=True)
+                    sys.exit(1)
+
+memories = [Memory(), Memory(ANONYMOUS | 0x4000)]
+for memory in memories:
+    for page in range(0, PAGES, 2):
+        memory.write(page)
+# A child that shares all of it, and writes a little.
+if os.fork() == 0:
+    while True:
+        for memory in memories:
+            memory.write(random.randrange(PAGES))
+            memory.check()
+rounds = 0
+while True:
+    for memory in memories:
+        memory.check()
+        for _ in range(150):
+            memory.write(random.randrange(len(memory.numbers)))
+        memory.forget(random.randrange(len(memory.numbers)), random.choice([1, 30, 700]))
+        if rounds % 7 == 0:
+            memory.resize(PAGES + random.randrange(MORE))
+    # New memory all the time, and a child that has it for a moment.
+    extra = Memory()
+    for page in range(0, PAGES, 50):
+        extra.write(page)
+    child = os.fork()
+    if child == 0:
+        extra.check()
+        memories[0].check()
+        os._exit(0)
+    if os.waitpid(child, 0)[1] != 0:
+        print('FAIL a child', flush=True)
+    extra.map.close()
+    rounds += 1
+    print('ok', rounds, flush=True)
+"#;
+
+#[test]
+fn it_is_right_in_six_moves() {
+    let lab = Lab::up(2);
+    let root = rootfs("shell");
+    lab.ok("a", &["run", "--name", "memory", "--rootfs", &root, "--", "python3", "-c", SCRIPT]);
+    let rounds = |host: &str| {
+        let log = lab.ok(host, &["logs", "memory"]);
+        assert!(!log.contains("FAIL"), "{log}");
+        log.lines().filter(|line| line.starts_with("ok")).count()
+    };
+    eventually("it works", Duration::from_secs(20), || rounds("a") > 3);
+    for (from, to) in [("a", "b"), ("b", "a")].repeat(3) {
+        let before = rounds(from);
+        let report = migrate(&lab, "memory", from, to);
+        assert!(report["bytes"]["memory"].as_u64() > Some(40 << 20), "{report}");
+        eventually("it goes on", Duration::from_secs(20), || rounds(to) > before + 5);
+    }
+    for host in ["a", "b"] {
+        assert!(!lab.log(host).contains("does not load memory ahead"), "{}", lab.log(host));
+    }
+    // Also when all of it is read by the restore.
+    lab.ok("a", &["suspend", "memory"]);
+    lab.ok("a", &["resume", "memory"]);
+    let before = rounds("a");
+    eventually("it goes on", Duration::from_secs(20), || rounds("a") > before + 5);
+}
