@@ -63,6 +63,8 @@ pub struct Tracker {
 struct Tracked {
     /// PID inside the pod, by which CRIU names images.
     own: i32,
+    /// When it started: a PID can be given to another process.
+    start: u64,
     pagemap: File,
     /// Memory is registered as long as this is open.
     userfaultfd: OwnedFd,
@@ -123,7 +125,8 @@ impl Understood {
 impl Tracker {
     /// Registers what is not registered yet of these processes. What cannot be is left to the dump.
     pub fn arm(&mut self, pids: &[i32]) {
-        self.processes.retain(|pid, _| pids.contains(pid));
+        let same = |pid: i32, tracked: &Tracked| started(pid).is_ok_and(|start| start == tracked.start);
+        self.processes.retain(|pid, tracked| pids.contains(pid) && same(*pid, tracked));
         for &pid in pids {
             if let Err(error) = self.arm_one(pid) {
                 tracing::debug!(pid, %error, "its memory cannot be copied ahead");
@@ -199,7 +202,14 @@ impl Tracked {
         let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
         let userfaultfd = arm::userfaultfd_of(Pid::from_raw(pid))?;
         sys::start_tracking(&userfaultfd)?;
-        Ok(Self { own, pagemap, userfaultfd, armed: Ranges::default(), copied: Ranges::default() })
+        Ok(Self {
+            own,
+            start: started(pid)?,
+            pagemap,
+            userfaultfd,
+            armed: Ranges::default(),
+            copied: Ranges::default(),
+        })
     }
 
     /// What was written since this was asked last; from now on only what is written later. A mapping that is not registered any
@@ -218,6 +228,11 @@ impl Tracked {
         lost.iter().for_each(|range| self.armed.remove(range));
         written
     }
+}
+
+/// When a process started, in ticks since the boot.
+fn started(pid: i32) -> io::Result<u64> {
+    Ok(Process::new(pid).and_then(|process| process.stat()).map_err(io::Error::other)?.starttime)
 }
 
 /// Mappings of a process that are followed: private memory that it can read and write, of some size.

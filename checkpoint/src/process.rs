@@ -24,7 +24,7 @@ pub use descriptor::{Descriptors, FdKind, Ghost};
 pub use foreground::Terminals;
 pub use memory::{MemoryFacts, shared_writable_files};
 pub use rlimit::{Resource, Rlimit};
-pub use socket::{OutsidePeer, SocketFacts, UnixFault};
+pub use socket::{OutsidePeer, SocketFacts, UnixFault, unaccepted};
 pub use timers::{PodTimer, correct_timers, note as note_timers, timers};
 pub use watch::watched_paths;
 

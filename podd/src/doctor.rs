@@ -91,7 +91,7 @@ fn processor(baseline: &Baseline) -> &str {
 }
 
 /// In the order in which they are shown.
-const JUDGES: [fn(&Facts) -> Check; 25] = [
+const JUDGES: [fn(&Facts) -> Check; 26] = [
     kernel,
     checkpoint_restore,
     namespaces,
@@ -103,6 +103,7 @@ const JUDGES: [fn(&Facts) -> Check; 25] = [
     user_xattr,
     idmapped_mounts,
     dirty_tracking,
+    waits,
     userfaultfd,
     cap_sys_resource,
     open_files,
@@ -254,15 +255,24 @@ fn idmapped_mounts(f: &Facts) -> Check {
 
 /// Pre-copy rounds need to know what was written since the last.
 fn dirty_tracking(f: &Facts) -> Check {
-    let kernel = &f.host.kernel;
-    match (kernel.pagemap_scan, kernel.soft_dirty) {
-        (true, true) => ok("dirty-tracking", "PAGEMAP_SCAN and soft-dirty bits"),
-        (true, false) => ok("dirty-tracking", "PAGEMAP_SCAN"),
-        (false, true) => ok("dirty-tracking", "soft-dirty bits"),
-        (false, false) => warn(
+    match f.host.kernel.pagemap_scan {
+        true => ok("dirty-tracking", "PAGEMAP_SCAN"),
+        false => warn(
             "dirty-tracking",
             "none: all memory is copied while the pod is frozen",
-            "use a kernel with CONFIG_MEM_SOFT_DIRTY, or 6.7 or later",
+            "use a kernel of version 6.7 or later",
+        ),
+    }
+}
+
+/// Calls that a move interrupts are begun again for the time that they have left; see [`checkpoint::waits`].
+fn waits(f: &Facts) -> Check {
+    match f.waits_are_told {
+        true => ok("waits", "the kernel tells until when interrupted calls wait"),
+        false => warn(
+            "waits",
+            "the kernel does not tell until when interrupted calls wait: a move ends sleeps and polls early, or begins them anew",
+            "use a kernel with CONFIG_BPF_SYSCALL and CONFIG_DEBUG_INFO_BTF",
         ),
     }
 }

@@ -151,60 +151,103 @@ fn held(pid: i32) -> Vec<u64> {
     entries.filter_map(|e| inode(&std::fs::read_link(e.path()).ok()?)).collect()
 }
 
-/// All unix sockets of the network namespace that `pid` is in, with their peers. A thread of its own enters it and ends there.
+/// All unix sockets of the network namespace that `pid` is in, with their peers.
 fn unix_peers(pid: i32) -> io::Result<HashMap<u64, Option<u64>>> {
+    let mut peers = HashMap::new();
+    diagnose(pid, request(&UNIX_REQUEST), &mut |message| {
+        let inode = u32_at(message, 4)?;
+        peers.insert(inode.into(), peer(message.get(MESSAGE..)?));
+        Some(())
+    })?;
+    Ok(peers)
+}
+
+/// How many TCP connections of the network namespace that `pid` is in wait for a program to accept them. /proc/net/tcp tells
+/// it too, but the kernel looks through all connections that there could be for it: some ms.
+///
+/// # Errors
+/// The process is gone.
+pub fn unaccepted(pid: i32) -> io::Result<u64> {
+    let mut unaccepted = 0;
+    for family in [nix::libc::AF_INET, nix::libc::AF_INET6] {
+        // inet_diag_req_v2 (linux/inet_diag.h).
+        let mut wanted = [0; 56];
+        wanted[0] = family as u8;
+        wanted[1] = nix::libc::IPPROTO_TCP as u8;
+        wanted[4..8].copy_from_slice(&(1u32 << TCP_LISTEN).to_ne_bytes());
+        diagnose(pid, request(&wanted), &mut |message| {
+            // idiag_rqueue of an inet_diag_msg: of a socket that listens, its backlog (inet_diag_dump_icsk()).
+            unaccepted += u64::from(u32_at(message, 56)?);
+            Some(())
+        })?;
+    }
+    Ok(unaccepted)
+}
+
+/// Asks the kernel for sockets of the network namespace that `pid` is in. A thread of its own enters it and ends there.
+fn diagnose(pid: i32, request: Vec<u8>, each: &mut (dyn FnMut(&[u8]) -> Option<()> + Send)) -> io::Result<()> {
     let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
     let enter_and_ask = move || {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        diagnose()
+        ask(&request, each)
     };
-    let thread = std::thread::Builder::new().name("unix-peers".into()).spawn(enter_and_ask)?;
-    thread.join().map_err(|_| io::Error::other("asking for unix sockets panicked"))?
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("sock-diag".into()).spawn_scoped(scope, enter_and_ask)?;
+        thread.join().map_err(|_| io::Error::other("asking for sockets panicked"))?
+    })
 }
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const UNIX_DIAG_PEER: u16 = 2;
+/// A state of include/net/tcp_states.h.
+const TCP_LISTEN: u32 = 10;
 /// Of nlmsghdr, unix_diag_msg and nlattr.
 const HEADER: usize = 16;
 const MESSAGE: usize = 16;
 const ATTRIBUTE: usize = 4;
 
-fn diagnose() -> io::Result<HashMap<u64, Option<u64>>> {
+fn ask(request: &[u8], each: &mut dyn FnMut(&[u8]) -> Option<()>) -> io::Result<()> {
     let socket = rustix::net::socket_with(
         AddressFamily::NETLINK,
         SocketType::RAW,
         SocketFlags::CLOEXEC,
         Some(netlink::SOCK_DIAG),
     )?;
-    rustix::net::send(&socket, &request(), SendFlags::empty())?;
-    let mut peers = HashMap::new();
+    rustix::net::send(&socket, request, SendFlags::empty())?;
     let mut buffer = vec![0u8; 1 << 16];
     loop {
         let (got, _) = rustix::net::recv(&socket, buffer.as_mut_slice(), RecvFlags::empty())?;
-        if parse(&buffer[..got], &mut peers)? {
-            return Ok(peers);
+        if parse(&buffer[..got], each)? {
+            return Ok(());
         }
     }
 }
 
-/// nlmsghdr and unix_diag_req (linux/unix_diag.h): all states, show peers.
-fn request() -> [u8; 40] {
+/// unix_diag_req (linux/unix_diag.h): all states, show peers.
+const UNIX_REQUEST: [u8; 24] = {
+    const SHOW_PEER: u8 = 4;
+    let mut bytes = [0; 24];
+    bytes[0] = nix::libc::AF_UNIX as u8;
+    [bytes[4], bytes[5], bytes[6], bytes[7]] = [u8::MAX; 4];
+    bytes[if cfg!(target_endian = "little") { 12 } else { 15 }] = SHOW_PEER;
+    bytes
+};
+
+/// nlmsghdr, and what is asked for.
+fn request(wanted: &[u8]) -> Vec<u8> {
     const REQUEST_AND_DUMP: u16 = 0x301;
-    const SHOW_PEER: u32 = 4;
-    let mut bytes = [0u8; 40];
-    bytes[..4].copy_from_slice(&40u32.to_ne_bytes());
-    bytes[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    bytes[6..8].copy_from_slice(&REQUEST_AND_DUMP.to_ne_bytes());
-    bytes[16] = nix::libc::AF_UNIX as u8;
-    bytes[20..24].copy_from_slice(&u32::MAX.to_ne_bytes());
-    bytes[28..32].copy_from_slice(&SHOW_PEER.to_ne_bytes());
+    let mut bytes = ((HEADER + wanted.len()) as u32).to_ne_bytes().to_vec();
+    bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    bytes.extend(REQUEST_AND_DUMP.to_ne_bytes());
+    bytes.resize(HEADER, 0);
+    bytes.extend(wanted);
     bytes
 }
 
-/// True after the last message.
-fn parse(mut datagram: &[u8], peers: &mut HashMap<u64, Option<u64>>) -> io::Result<bool> {
+/// Hands each message on, which says nothing of one that is cut short; true after the last.
+fn parse(mut datagram: &[u8], each: &mut dyn FnMut(&[u8]) -> Option<()>) -> io::Result<bool> {
     let cut = || io::Error::new(io::ErrorKind::InvalidData, "cut short answer of sock_diag");
     while datagram.len() >= HEADER {
         let length = u32_at(datagram, 0).ok_or_else(cut)? as usize;
@@ -215,11 +258,7 @@ fn parse(mut datagram: &[u8], peers: &mut HashMap<u64, Option<u64>>) -> io::Resu
                 let code = u32_at(message, 0).ok_or_else(cut)? as i32;
                 return Err(io::Error::from_raw_os_error(-code));
             }
-            SOCK_DIAG_BY_FAMILY => {
-                let inode = u32_at(message, 4).ok_or_else(cut)?;
-                let attributes = message.get(MESSAGE..).ok_or_else(cut)?;
-                peers.insert(inode.into(), peer(attributes));
-            }
+            SOCK_DIAG_BY_FAMILY => each(message).ok_or_else(cut)?,
             _ => {}
         }
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -253,6 +292,10 @@ mod tests {
     #[test]
     fn cut_answers_are_refused_and_never_loop() {
         let mut peers = HashMap::new();
+        let mut each = |message: &[u8]| {
+            peers.insert(u32_at(message, 4)?, peer(message.get(MESSAGE..)?));
+            Some(())
+        };
         let mut message = vec![0u8; 40];
         message[..4].copy_from_slice(&40u32.to_ne_bytes());
         message[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
@@ -260,14 +303,30 @@ mod tests {
         message[32..34].copy_from_slice(&8u16.to_ne_bytes());
         message[34..36].copy_from_slice(&UNIX_DIAG_PEER.to_ne_bytes());
         message[36..40].copy_from_slice(&9u32.to_ne_bytes());
-        assert!(matches!(parse(&message, &mut peers), Ok(false)));
-        assert_eq!(peers, HashMap::from([(7, Some(9))]));
-
+        assert!(matches!(parse(&message, &mut each), Ok(false)));
         for length in 16..40 {
-            assert!(parse(&message[..length], &mut peers).is_err(), "{length}");
+            assert!(parse(&message[..length], &mut each).is_err(), "{length}");
         }
         message[..4].copy_from_slice(&0u32.to_ne_bytes());
-        assert!(parse(&message, &mut peers).is_err());
+        assert!(parse(&message, &mut each).is_err());
+        assert_eq!(peers, HashMap::from([(7, Some(9))]));
+    }
+
+    #[test]
+    fn a_connection_is_counted_until_it_is_accepted() {
+        // In a network namespace of this thread's own, where nobody else connects to anything.
+        nix::sched::unshare(CloneFlags::CLONE_NEWNET).expect("root may");
+        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+        assert!(up.is_ok_and(|status| status.success()));
+        let own = || unaccepted(nix::unistd::gettid().as_raw()).expect("the kernel tells");
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = std::net::TcpListener::bind(address).expect("a port");
+            assert_eq!(own(), 0);
+            let _client = std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
+            assert_eq!(own(), 1);
+            let _accepted = listener.accept().expect("a connection");
+            assert_eq!(own(), 0);
+        }
     }
 
     #[test]

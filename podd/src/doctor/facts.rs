@@ -25,6 +25,8 @@ pub struct Facts {
     pub ipv6: bool,
     /// kernel.modules_disabled.
     pub modules_disabled: bool,
+    /// The kernel tells until when interrupted calls wait.
+    pub waits_are_told: bool,
 }
 
 /// Whether the kernel has a feature.
@@ -92,6 +94,7 @@ impl Facts {
             ipv6: Path::new("/proc/net/if_inet6").exists(),
             modules_disabled: std::fs::read_to_string("/proc/sys/kernel/modules_disabled")
                 .is_ok_and(|t| t.trim() == "1"),
+            waits_are_told: checkpoint::waits::are_told(),
             host,
         }
     }

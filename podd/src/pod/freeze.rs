@@ -109,7 +109,7 @@ fn freeze_processes(
         cgroup.freeze(FREEZE_LIMIT)?;
         let interrupted = Clocks::here()?;
         // Connections within the pod, and without a hold all others, may have come in between.
-        let backlog = backlog::of(init.pid)?;
+        let backlog = backlog::of_frozen(init.pid)?;
         let late = begun.elapsed() > SETTLE_LIMIT;
         let obstacle = match (backlog.unaccepted, terminals.abandoned()) {
             (0, None) => None,

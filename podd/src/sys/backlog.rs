@@ -34,6 +34,17 @@ pub fn of(pid: i32) -> io::Result<Backlog> {
     Ok(backlog)
 }
 
+/// Those of a network namespace whose processes stand still; nothing is told of handshakes. Less than 1 ms, where [`of`] takes
+/// some.
+///
+/// # Errors
+/// The process is gone.
+pub fn of_frozen(pid: i32) -> io::Result<Backlog> {
+    let mut backlog = Backlog { unaccepted: checkpoint::process::unaccepted(pid)?, ..Backlog::default() };
+    backlog.count_unix(&std::fs::read_to_string(format!("/proc/{pid}/net/unix"))?);
+    Ok(backlog)
+}
+
 impl Backlog {
     /// Adds up the table of unix sockets. A connection that nobody has accepted has no inode, and is connecting
     /// (SS_CONNECTING; net/unix/af_unix.c, unix_seq_show).

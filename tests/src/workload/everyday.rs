@@ -1,9 +1,13 @@
 //! The program in `everyday/`: what ordinary programs of several users do all day, checking itself all the time.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use super::{Hosts, STARTS};
+use super::Hosts;
 use crate::lab::eventually;
+
+/// Time for rounds: some seconds each, and ten times as long on emulated machines.
+const ROUNDS: Duration = Duration::from_secs(300);
 
 /// Starts it in a pod named `name` on `host`.
 pub fn everyday(lab: &impl Hosts, host: &str, name: &str, address: &str) {
@@ -38,7 +42,7 @@ pub fn rounds(lab: &impl Hosts, host: &str, name: &str) -> BTreeMap<String, u64>
 #[track_caller]
 pub fn more_rounds(lab: &impl Hosts, host: &str, name: &str, more: u64) {
     let before = rounds(lab, host, name);
-    eventually("all users go on", STARTS, || {
+    eventually("all users go on", ROUNDS, || {
         let now = rounds(lab, host, name);
         now.len() == 3 && now.iter().all(|(user, n)| *n >= before.get(user).unwrap_or(&0) + more)
     });
