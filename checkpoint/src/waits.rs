@@ -96,7 +96,7 @@ impl Waits {
             let place = Place::of(pid, tid)?;
             let (call, until) = place.wait(pid, blocks.get(&tid.as_raw()), interrupted.monotonic)?;
             // The pod's clock, as the other host's is another one.
-            let until = until + clocks.ahead_of(here).monotonic;
+            let until = until.saturating_add(clocks.ahead_of(here).monotonic);
             Some(Wait { tid: own_number(pid, tid)?, call, until, place })
         });
         Self(waits.collect())
@@ -166,7 +166,7 @@ impl Waits {
         for pid in pids {
             for tid in guard::tids(Pid::from_raw(*pid)) {
                 let Some(mut wait) = own_number(*pid, tid).and_then(|own| waits.remove(&own)) else { continue };
-                wait.until -= clocks.ahead_of(here).monotonic;
+                wait.until = wait.until.saturating_sub(clocks.ahead_of(here).monotonic);
                 if guard::stop(tid) {
                     stopping.push(Stopping { pid: *pid, tid, wait });
                 }
@@ -198,7 +198,7 @@ impl Stopping {
 impl Wait {
     /// What is left of it, by this host's clock; never nothing, since that might mean for ever, or not at all.
     fn left(&self) -> io::Result<Duration> {
-        let left = self.until - Clocks::here()?.monotonic;
+        let left = self.until.saturating_sub(Clocks::here()?.monotonic);
         Ok(Duration::from_nanos(u64::try_from(left).unwrap_or(0).max(1000)))
     }
 }
@@ -249,7 +249,9 @@ impl Place {
             Block::Sleep(until) if kind(&[libc::SYS_clock_nanosleep]) || self.is_restart() => {
                 (Call::ClockNanosleep, until)
             }
-            Block::Poll(until) if kind(&[libc::SYS_poll]) || self.is_restart() => (Call::Poll, until),
+            Block::Poll(until) if kind(&[libc::SYS_poll]) || self.is_restart() => {
+                (Call::Poll, if is_for_ever(third) { i64::MAX } else { until })
+            }
             Block::Futex(until) if (kind(&[libc::SYS_futex]) || self.is_restart()) && fourth != 0 => {
                 (Call::Futex, until)
             }
@@ -265,6 +267,11 @@ impl Place {
 }
 
 const TIMER_ABSTIME: u64 = 1;
+
+/// A time limit of poll(2), in milliseconds, that is none.
+fn is_for_ever(milliseconds: u64) -> bool {
+    (milliseconds as u32).cast_signed() < 0
+}
 
 /// Seconds and fractions at an address of a process, in nanoseconds.
 fn time_at(pid: i32, address: u64, fraction: u32) -> Option<i64> {

@@ -11,7 +11,7 @@ use nix::sys::ptrace;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
-use super::{Call, Place, STOP_LIMIT, Wait, time};
+use super::{Call, Place, STOP_LIMIT, Wait, is_for_ever, time};
 use crate::guard::next_stop;
 
 /// What an interrupted call has returned that restart_syscall(2) goes on with, and one that begins anew (linux/errno.h).
@@ -79,6 +79,7 @@ fn call(wait: &Wait, time: u64) -> io::Result<impl Fn(user_regs_struct) -> user_
     let (number, [rdi, rdx, r10]) = match wait.call {
         Call::Nanosleep => (libc::SYS_nanosleep, [time, rdx, r10]),
         Call::ClockNanosleep => (libc::SYS_clock_nanosleep, [rdi, time, r10]),
+        Call::Poll if is_for_ever(rdx) => (libc::SYS_poll, [rdi, rdx, r10]),
         // Milliseconds, as they were; it must not end too early.
         Call::Poll => (libc::SYS_poll, [rdi, left.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as u64, r10]),
         // FUTEX_WAIT alone names a duration, all others a moment.
