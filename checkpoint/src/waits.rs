@@ -7,8 +7,9 @@
 //!
 //! So [`Waits::of`] reads those notes while the pod stands still, and [`Waits::thaw`] puts them back, in the same or another
 //! kernel: each thread is stopped, begins its call anew for the time that is left, is interrupted at once, upon which the kernel
-//! has made a note of its own, and gets its registers back as they were. Nothing of the program is changed. Whoever cannot be
-//! helped goes on as CRIU has left him, as signal(7) allows.
+//! has made a note of its own, and gets its registers back as they were. Nothing of the program is changed, unless we
+//! are killed in the tenth of a millisecond that this takes: then the call returns with other argument registers. Whoever cannot
+//! be helped goes on as CRIU has left him, as signal(7) allows.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -142,19 +143,32 @@ impl Waits {
     ///
     /// # Errors
     /// Those of `thaw`.
-    pub fn thaw(self, pids: &[i32], thaw: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    pub fn thaw<F>(self, pids: &[i32], thaw: F) -> io::Result<()>
+    where
+        F: FnOnce() -> io::Result<()> + Send + 'static,
+    {
         if self.0.is_empty() {
             return thaw();
         }
+        let (give, given) = mpsc::channel::<F>();
         let (tell, told) = mpsc::channel();
         let pids = pids.to_owned();
         // A tracer is a thread: the one that has stopped them has to see to them.
-        std::thread::Builder::new().name("waits".into()).spawn(move || {
+        let tracer = std::thread::Builder::new().name("waits".into()).spawn(move || {
+            let Ok(thaw) = given.recv() else { return };
             let stopping = self.stop(&pids);
             let _ = tell.send(thaw());
             stopping.into_iter().for_each(Stopping::go_on);
-        })?;
-        told.recv().map_err(io::Error::other)?
+        });
+        match tracer {
+            Ok(_) => {
+                // It waits for nothing else.
+                let _ = give.send(thaw);
+                told.recv().map_err(io::Error::other)?
+            }
+            // Late or early is better than never.
+            Err(_) => thaw(),
+        }
     }
 
     /// Has the threads stop as soon as they are thawed.
@@ -244,8 +258,8 @@ impl Place {
             Block::Sleep(until) if kind(&[libc::SYS_nanosleep]) || (self.is_restart() && first > NO_ADDRESS) => {
                 (Call::Nanosleep, until)
             }
-            // Until a moment that it names itself: nothing to be noted.
-            Block::Sleep(_) if second & TIMER_ABSTIME != 0 => return None,
+            // Until a moment that it names itself: nothing to be noted. Or by a clock of its own.
+            Block::Sleep(_) if second & TIMER_ABSTIME != 0 || first > LAST_OF_CLOCKS => return None,
             Block::Sleep(until) if kind(&[libc::SYS_clock_nanosleep]) || self.is_restart() => {
                 (Call::ClockNanosleep, until)
             }
@@ -267,6 +281,8 @@ impl Place {
 }
 
 const TIMER_ABSTIME: u64 = 1;
+/// Durations by CLOCK_REALTIME (0) and CLOCK_MONOTONIC (1) are all by the latter (hrtimer_init(), "POSIX magic").
+const LAST_OF_CLOCKS: u64 = 1;
 
 /// A time limit of poll(2), in milliseconds, that is none.
 fn is_for_ever(milliseconds: u64) -> bool {

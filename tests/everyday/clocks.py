@@ -23,15 +23,16 @@ class Clocks(Check):
             now = time.clock_gettime_ns(clock)
             passed = now - self.before[name]
             assert passed >= 0, f"{name} jumped back by {-passed} ns"
-            assert passed < 60e9, f"{name} jumped ahead by {passed} ns"
+            # An emulated machine needs a minute or two to move all this.
+            assert passed < 600e9, f"{name} jumped ahead by {passed} ns"
             self.before[name] = now
             kernel = (ctypes.c_long * 2)()
             libc.syscall(CLOCK_GETTIME, clock, kernel)  # past the vDSO
             apart = kernel[0] * 10**9 + kernel[1] - now
-            assert -20e6 < apart < 60e9, f"{name}: vDSO and kernel are {apart} ns apart"
+            assert -20e6 < apart < 600e9, f"{name}: vDSO and kernel are {apart} ns apart"
         with open("/proc/uptime") as uptime:
             apart = float(uptime.read().split()[0]) - time.clock_gettime(7)
-        assert -1 < apart < 60, f"/proc/uptime and BOOTTIME are {apart} s apart"
+        assert -1 < apart < 600, f"/proc/uptime and BOOTTIME are {apart} s apart"
 
 
 CHECKS = [Clocks]

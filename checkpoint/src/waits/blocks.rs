@@ -147,12 +147,14 @@ impl Places {
         let mut words = line.split(' ');
         let tid = words.next()?.parse().ok()?;
         let words: Vec<&str> = words.collect();
-        let number = |word: usize| i64::from_str_radix(words.get(word)?, 16).ok();
+        // Of members that the call did not set, anything is there.
+        let number =
+            |word: usize| u64::from_str_radix(words.get(word)?, 16).ok().map(|n| i64::try_from(n).unwrap_or(i64::MAX));
         let block = match *words.get(self.function)? {
             "hrtimer_nanosleep_restart" => Block::Sleep(number(self.sleep)?),
             "do_restart_poll" => {
                 let [seconds, nanoseconds] = self.poll;
-                Block::Poll(number(seconds)?.checked_mul(1_000_000_000)?.checked_add(number(nanoseconds)?)?)
+                Block::Poll(number(seconds)?.saturating_mul(1_000_000_000).saturating_add(number(nanoseconds)?))
             }
             "futex_wait_restart" => Block::Futex(number(self.futex)?),
             _ => return None,

@@ -8,6 +8,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::libc::{self, user_regs_struct};
 use nix::sys::ptrace;
+use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
@@ -65,8 +66,12 @@ pub(super) fn begin_again(pid: i32, tid: Pid, wait: &Wait) -> io::Result<()> {
             memory.read_exact_at(&mut kept, address)?;
             memory.write_all_at(&time(wait.left()?, 1), address)?;
             let called = interrupted_call(tid, &before, call(wait, address)?);
+            // Before it can run: the frame of a signal's handler would lie just there.
             memory.write_all_at(&kept, address)?;
-            go_on(tid, &before, wait.place.instruction, called?)
+            match called? {
+                Called::Returned(call) => go_on(tid, &before, wait.place.instruction, call),
+                Called::Signalled(signal) => Ok(ptrace::detach(tid, signal)?),
+            }
         }
         _ => Err(io::ErrorKind::NotFound.into()),
     }
@@ -92,12 +97,20 @@ fn call(wait: &Wait, time: u64) -> io::Result<impl Fn(user_regs_struct) -> user_
     Ok(move |old| user_regs_struct { rip, rax, orig_rax: u64::MAX, rdi, rsi, rdx, r10, r8, r9, ..old })
 }
 
-/// Has it make a call that finds itself interrupted as soon as it waits. Returns its number and what it returns.
+/// What has become of a call.
+enum Called {
+    /// Its number, and what it returned.
+    Returned([u64; 2]),
+    /// A signal came first, if any; the thread is as it was, and gets it when it is let go of.
+    Signalled(Option<Signal>),
+}
+
+/// Has it make a call that finds itself interrupted as soon as it waits.
 fn interrupted_call(
     tid: Pid,
     before: &user_regs_struct,
     call: impl Fn(user_regs_struct) -> user_regs_struct,
-) -> io::Result<[u64; 2]> {
+) -> io::Result<Called> {
     let call = call(*before);
     ptrace::setregs(tid, call)?;
     for interruption in [false, true] {
@@ -107,19 +120,15 @@ fn interrupted_call(
         ptrace::syscall(tid, None)?;
         match next_stop(tid, Instant::now() + STOP_LIMIT).ok_or(Errno::ESRCH)? {
             WaitStatus::PtraceSyscall(_) => {}
-            WaitStatus::Stopped(_, signal) => {
-                // It comes before the call, which it interrupts.
+            stop => {
+                // It interrupts the call, as far as the program can tell.
                 ptrace::setregs(tid, *before)?;
-                ptrace::detach(tid, signal)?;
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            _ => {
-                ptrace::setregs(tid, *before)?;
-                return Err(io::ErrorKind::Interrupted.into());
+                let signal = if let WaitStatus::Stopped(_, signal) = stop { Some(signal) } else { None };
+                return Ok(Called::Signalled(signal));
             }
         }
     }
-    Ok([call.rax, ptrace::getregs(tid)?.rax])
+    Ok(Called::Returned([call.rax, ptrace::getregs(tid)?.rax]))
 }
 
 /// Gives it its registers back, with the result of that call, at the place where the kernel goes on with interrupted calls.

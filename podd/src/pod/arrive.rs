@@ -234,9 +234,14 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
     let synced = tokio::task::spawn_blocking(move || upper.map(|mut u| u.finish(true)).transpose());
     let mode = Mode::Restore { images };
     let restored = match nursery.map(Nursery::go) {
-        Some(Ok(())) => end_birth(daemon, &record, &mode).await,
-        // Without a CRIU that has all memory already.
-        None | Some(Err(_)) => give_birth(daemon, &record, mode).await,
+        Some(Ok(())) => end_birth(daemon, &record, &mode).await.inspect_err(|e| {
+            tracing::warn!(pod = record.spec.name, error = %e.message, "restoring it once more, by a CRIU that reads all memory");
+        }),
+        None | Some(Err(_)) => Err(ApiError::failed("no memory was loaded ahead")),
+    };
+    let restored = match restored {
+        Err(_) => give_birth(daemon, &record, mode).await,
+        restored => restored,
     };
     synced.await.attempt("store the writable layer")?.attempt("store the writable layer")?;
     restored?;
