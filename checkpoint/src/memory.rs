@@ -37,6 +37,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::Pid;
 use procfs::process::{MMPermissions, MMapPath, Process};
 
+use crate::process::pod_pid;
 use crate::sys;
 pub(crate) use ahead::is_prepared;
 pub use ahead::{A_MOMENT, Nursery, do_without, prepare};
@@ -196,8 +197,7 @@ impl Tracker {
 impl Tracked {
     fn start(process: &Process) -> io::Result<Self> {
         let pid = process.pid();
-        let status = process.status().map_err(io::Error::other)?;
-        let own = status.nspid.and_then(|all| all.last().copied()).unwrap_or(pid);
+        let own = pod_pid(pid).ok_or(io::ErrorKind::NotFound)?;
         // Before the other one: should the process call exec(2) in between, this is of memory that is gone, and is empty.
         let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
         let userfaultfd = arm::userfaultfd_of(Pid::from_raw(pid))?;
@@ -263,14 +263,19 @@ pub fn is_partial(images: &Path) -> bool {
 
 /// Has round `number` refer to the one before, and the dump to it.
 fn link(images: &Path, number: u32) -> io::Result<()> {
-    let replace = |to: String, link: PathBuf| match fs::remove_file(&link) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => symlink(to, link),
-    };
+    let replace = |to: String, link: PathBuf| remove(&link).and_then(|()| symlink(to, link));
     if number > 1 {
         replace(format!("../pre{}", number - 1), images.join(format!("pre{number}")).join(PARENT))?;
     }
     replace(format!("pre{number}"), images.join(PARENT))
+}
+
+/// Removes a file that need not be there.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
 }
 
 /// Puts files of rounds, named `preN-NAME` in a dump's folder, where CRIU looks for them. Repeatable.

@@ -30,6 +30,11 @@ pub use watch::watched_paths;
 
 use descriptor::{Scan, Terminal};
 
+/// What a process, or a thread, is called inside its pod.
+pub(crate) fn pod_pid(pid: i32) -> Option<i32> {
+    Process::new(pid).ok()?.status().ok()?.nspid?.last().copied()
+}
+
 /// Facts of a pod's processes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodFacts {

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clocks::Clocks;
 use crate::guard::{self, next_stop};
+use crate::process::pod_pid;
 
 mod blocks;
 mod btf;
@@ -88,8 +89,7 @@ impl Waits {
     /// thread. What cannot be learnt is left out.
     #[must_use]
     pub fn of(pids: &[i32], interrupted: Clocks) -> Self {
-        let Some(Ok(clocks)) = pids.first().map(|pid| Clocks::of(*pid)) else { return Self::default() };
-        let Ok(here) = Clocks::here() else { return Self::default() };
+        let Some(ahead) = ahead(pids) else { return Self::default() };
         let blocks = blocks::all().unwrap_or_default();
         let threads =
             pids.iter().flat_map(|pid| guard::tids(Pid::from_raw(*pid)).into_iter().map(move |tid| (*pid, tid)));
@@ -97,8 +97,8 @@ impl Waits {
             let place = Place::of(pid, tid)?;
             let (call, until) = place.wait(pid, blocks.get(&tid.as_raw()), interrupted.monotonic)?;
             // The pod's clock, as the other host's is another one.
-            let until = until.saturating_add(clocks.ahead_of(here).monotonic);
-            Some(Wait { tid: own_number(pid, tid)?, call, until, place })
+            let until = until.saturating_add(ahead);
+            Some(Wait { tid: pod_pid(tid.as_raw())?, call, until, place })
         });
         Self(waits.collect())
     }
@@ -173,14 +173,13 @@ impl Waits {
 
     /// Has the threads stop as soon as they are thawed.
     fn stop(self, pids: &[i32]) -> Vec<Stopping> {
-        let Some(Ok(clocks)) = pids.first().map(|pid| Clocks::of(*pid)) else { return Vec::new() };
-        let Ok(here) = Clocks::here() else { return Vec::new() };
+        let Some(ahead) = ahead(pids) else { return Vec::new() };
         let mut waits: HashMap<i32, Wait> = self.0.into_iter().map(|wait| (wait.tid, wait)).collect();
         let mut stopping = Vec::new();
         for pid in pids {
             for tid in guard::tids(Pid::from_raw(*pid)) {
-                let Some(mut wait) = own_number(*pid, tid).and_then(|own| waits.remove(&own)) else { continue };
-                wait.until = wait.until.saturating_sub(clocks.ahead_of(here).monotonic);
+                let Some(mut wait) = pod_pid(tid.as_raw()).and_then(|own| waits.remove(&own)) else { continue };
+                wait.until = wait.until.saturating_sub(ahead);
                 if guard::stop(tid) {
                     stopping.push(Stopping { pid: *pid, tid, wait });
                 }
@@ -298,10 +297,10 @@ fn time_at(pid: i32, address: u64, fraction: u32) -> Option<i64> {
     seconds.checked_mul(1_000_000_000)?.checked_add(rest.checked_mul(fraction.into())?)
 }
 
-/// A thread's number inside its pod.
-fn own_number(pid: i32, tid: Pid) -> Option<i32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().next_back()?.parse().ok()
+/// How far the clock of these processes' pod is ahead of this host's, in nanoseconds.
+fn ahead(pids: &[i32]) -> Option<i64> {
+    let pod = Clocks::of(*pids.first()?).ok()?;
+    Some(pod.ahead_of(Clocks::here().ok()?).monotonic)
 }
 
 #[cfg(test)]

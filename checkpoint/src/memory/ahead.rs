@@ -37,10 +37,7 @@ pub fn prepare(images: &Path) -> io::Result<()> {
 /// # Errors
 /// I/O errors.
 pub fn do_without(images: &Path) -> io::Result<()> {
-    match fs::remove_file(images.join(PIPE)) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
+    super::remove(&images.join(PIPE))
 }
 
 /// Whether CRIU is to wait for one.

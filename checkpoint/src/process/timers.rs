@@ -16,6 +16,7 @@ use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 
 use serde::{Deserialize, Serialize};
 
+use super::pod_pid;
 use super::watch::anonymous;
 use crate::clocks::Clocks;
 use crate::sys;
@@ -55,11 +56,6 @@ pub fn timers(pids: &[i32]) -> Vec<PodTimer> {
 
 fn all(pid: i32) -> impl Iterator<Item = (i32, Timer)> {
     anonymous(pid, "anon_inode:[timerfd]").filter_map(|(fd, info)| Some((fd, parse(&info)?)))
-}
-
-fn pod_pid(pid: i32) -> Option<i32> {
-    let status = procfs::process::Process::new(pid).ok()?.status().ok()?;
-    status.nspid.and_then(|all| all.last().copied())
 }
 
 /// Name of the file beside CRIU's images.

@@ -28,7 +28,6 @@ const FUTEX_FLAGS: u64 = 128 | 256;
 const INSTRUCTION: u64 = 2;
 
 /// Where a thread has been left by CRIU.
-#[derive(PartialEq)]
 enum At {
     /// Behind its call, which was interrupted.
     End,

@@ -233,15 +233,15 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
     // The files must be safe before the pod can be ours; that the disk works on them while CRIU restores hides the wait.
     let synced = tokio::task::spawn_blocking(move || upper.map(|mut u| u.finish(true)).transpose());
     let mode = Mode::Restore { images };
-    let restored = match nursery.map(Nursery::go) {
+    let by_nursery = match nursery.map(Nursery::go) {
         Some(Ok(())) => end_birth(daemon, &record, &mode).await.inspect_err(|e| {
             tracing::warn!(pod = record.spec.name, error = %e.message, "restoring it once more, by a CRIU that reads all memory");
-        }),
-        None | Some(Err(_)) => Err(ApiError::failed("no memory was loaded ahead")),
+        }).ok(),
+        None | Some(Err(_)) => None,
     };
-    let restored = match restored {
-        Err(_) => give_birth(daemon, &record, mode).await,
-        restored => restored,
+    let restored = match by_nursery {
+        Some(init) => Ok(init),
+        None => give_birth(daemon, &record, mode).await,
     };
     synced.await.attempt("store the writable layer")?.attempt("store the writable layer")?;
     restored?;
