@@ -16,7 +16,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use nix::libc;
@@ -138,36 +137,31 @@ impl Waits {
         noted
     }
 
-    /// Has these processes go on, which stand still, by `thaw`. Returns as soon as they do; who waits follows within about
-    /// 0.1 ms a thread.
+    /// Has these processes go on, which stand still, by `thaw`. Returns when nobody is traced any more: about 0.1 ms later for each
+    /// thread that waits.
     ///
     /// # Errors
     /// Those of `thaw`.
-    pub fn thaw<F>(self, pids: &[i32], thaw: F) -> io::Result<()>
-    where
-        F: FnOnce() -> io::Result<()> + Send + 'static,
-    {
+    pub fn thaw(self, pids: &[i32], thaw: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
         if self.0.is_empty() {
             return thaw();
         }
-        let (give, given) = mpsc::channel::<F>();
-        let (tell, told) = mpsc::channel();
-        let pids = pids.to_owned();
+        let mut thaw = Some(thaw);
         // A tracer is a thread: the one that has stopped them has to see to them.
-        let tracer = std::thread::Builder::new().name("waits".into()).spawn(move || {
-            let Ok(thaw) = given.recv() else { return };
-            let stopping = self.stop(&pids);
-            let _ = tell.send(thaw());
-            stopping.into_iter().for_each(Stopping::go_on);
+        let thawed = std::thread::scope(|scope| {
+            let work = || {
+                let stopping = self.stop(pids);
+                let thawed = thaw.take().map(|thaw| thaw());
+                stopping.into_iter().for_each(Stopping::go_on);
+                thawed
+            };
+            std::thread::Builder::new().name("waits".into()).spawn_scoped(scope, work).ok()?.join().ok()?
         });
-        match tracer {
-            Ok(_) => {
-                // It waits for nothing else.
-                let _ = give.send(thaw);
-                told.recv().map_err(io::Error::other)?
-            }
-            // Late or early is better than never.
-            Err(_) => thaw(),
+        match (thawed, thaw) {
+            (Some(thawed), _) => thawed,
+            // Without such a thread. Late or early is better than never.
+            (None, Some(thaw)) => thaw(),
+            (None, None) => Err(io::Error::other("the thread that has waiting ones go on has panicked")),
         }
     }
 

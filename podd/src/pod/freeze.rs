@@ -171,7 +171,7 @@ pub fn thaw(daemon: &Daemon, record: &PodRecord, frames: &[Vec<u8>]) -> Result<(
 pub fn release(daemon: &Daemon, record: &PodRecord) -> std::io::Result<()> {
     let cgroup = daemon.cgroup(&record.id);
     let pids = cgroup.pids();
-    Waits::take(&daemon.config.bundle(&record.id)).thaw(&pids, move || cgroup.thaw())
+    Waits::take(&daemon.config.bundle(&record.id)).thaw(&pids, || cgroup.thaw())
 }
 
 impl Frozen {
