@@ -192,6 +192,8 @@ fn a_further_command_in_a_pod() {
     let other = said(&["-u", "bob", "-e", "A=2", "-w", "/etc"], "id -u; pwd; echo $COLOUR $A $HOME");
     assert_eq!(other.out, "1001\n/etc\nred 2 /home/bob\n");
     assert_eq!(said(&["-u", "0:33"], "id -u; id -g").out, "0\n33\n");
+    // Its resource limits, not podd's.
+    assert_eq!(said(&["-u", "0"], "diff /proc/1/limits /proc/self/limits").must().out, "");
     let missing = lab.podctl("a", &["exec", "x", "--", "no-such-program"]);
     assert_eq!((missing.code, missing.err.contains("no-such-program")), (127, true), "{missing:?}");
     let unknown = said(&["-u", "carol"], "true");

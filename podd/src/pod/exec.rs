@@ -111,6 +111,7 @@ pub fn enter() -> io::Result<()> {
     // What `top` and preflight show of it inside the pod; its program file is /proc/self/exe.
     let _ = nix::sys::prctl::set_name(c"podd-exec");
     let pidfd = entry.init.pidfd()?;
+    crate::sys::limits::take_over(entry.init.pid)?;
     for procs in &entry.cgroup_procs {
         std::fs::write(procs, "0")?;
     }

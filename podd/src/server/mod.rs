@@ -24,7 +24,7 @@ use crate::recover::recover;
 use crate::store::Sqlite;
 use crate::supervisor::Daemon;
 use crate::sys::cgroup::Hierarchies;
-use crate::sys::{mounts, network, process};
+use crate::sys::{limits, mounts, network};
 
 /// Runs the daemon until it is told to end. Pods outlive it.
 ///
@@ -39,7 +39,7 @@ pub fn main(config: Option<&Path>) -> Result<(), Box<dyn std::error::Error>> {
     let config = Config::load(config)?;
     let (cpu, kernel) = (Cpu::read()?, Kernel::read());
     let baseline = config.baseline.resolve(&cpu, kernel.number.into(), &kernel.arch)?;
-    process::raise_file_limit()?;
+    limits::raise_files()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     // Until the last task has ended, not only until the last request.
     let _alone = lock(&config.state)?;

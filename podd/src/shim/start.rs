@@ -19,8 +19,8 @@ use super::root::{self, ROOT, shown, step};
 use super::{CLONE_NEWTIME, ShimConfig};
 use crate::sys::cgroup::{Cgroup, Hierarchies};
 use crate::sys::namespaces::write_id_maps;
-use crate::sys::network;
 use crate::sys::process::clone_into;
+use crate::sys::{limits, network};
 
 /// A restore that takes longer has gone wrong.
 const RESTORE_LIMIT: Duration = Duration::from_secs(120);
@@ -102,6 +102,7 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
     let cgroup = step("make the cgroup", hierarchies.create(&config.cgroup, &config.limits))?;
     // As above; here it would hold CRIU itself.
     cgroup.thaw()?;
+    limits::lift_ceilings();
     let request = criu::Restore {
         images,
         root: &root,

@@ -5,6 +5,7 @@ pub mod backlog;
 pub mod capabilities;
 pub mod cgroup;
 pub mod hold;
+pub mod limits;
 pub mod mounts;
 pub mod namespaces;
 pub mod network;

@@ -191,14 +191,3 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     }
 }
-
-/// Raises this process's limit of open files to what is allowed: CRIU, which inherits it, needs more descriptors
-/// than the pod that it restores.
-///
-/// # Errors
-/// `setrlimit(2)`'s.
-pub fn raise_file_limit() -> io::Result<()> {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
-}
