@@ -6,7 +6,7 @@ import signal
 import time
 
 libc = ctypes.CDLL(None, use_errno=True)
-PATIENCE = 120  # seconds for whatever needs another process: far more than any blackout, also on emulated machines
+PATIENCE = 300  # seconds for whatever needs another process: far more than any blackout, also on emulated machines
 
 
 class Check:

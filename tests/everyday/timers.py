@@ -102,8 +102,9 @@ class TimerFd(Check):
             self.arm(timer)
 
     def arm(self, timer):
-        call("timerfd_settime", timer, 0, ctypes.byref(Timer(span(0), span(self.SLOW))), None)
+        # In this order: there may be a move in between.
         self.slow[timer] = time.monotonic()
+        call("timerfd_settime", timer, 0, ctypes.byref(Timer(span(0), span(self.SLOW))), None)
 
     def step(self):
         assert select.select([self.quick], [], [], PATIENCE)[0], "the quick timer does not fire"
