@@ -32,6 +32,8 @@ use crate::sys;
 
 /// CRIU's name of the hook that comes when all images are there, and before any process of the tree.
 pub const ALL_THERE: &str = "pre-restore";
+/// The same for the hook at which nothing has been done to the tree that is to be dumped.
+const READY_TO_DUMP: &str = "pre-dump";
 /// A restore may begin long before the images are there; whoever lets it wait ends it.
 const WAIT_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// `CLONE_NEWNET`, the value that CRIU's `empty_ns` wants.
@@ -134,42 +136,79 @@ pub struct Hook<'a> {
     pub criu_pid: i32,
 }
 
-/// Dumps a frozen tree; it is still there, and frozen, afterwards.
-///
-/// # Errors
-/// Any [`Error`]; the tree is unchanged, also by a CRIU that was killed in the middle (see [`crate::guard`]).
-pub fn dump(criu: &Path, what: &Dump<'_>, limit: Duration) -> Result<(), Error> {
-    let saved = Saved::of(what.freeze_cgroup);
-    let dumped = dump_guarded(criu, what, limit, &saved);
-    if dumped.is_err()
-        && let Err(e) = saved.put_back()
-    {
-        tracing::error!(cgroup = %what.freeze_cgroup.display(), error = %e, "processes may not be what they were before the dump");
-    }
-    dumped
+/// A CRIU that is ready to dump: it has started, and found out what the kernel can do. That takes longer than many a dump, and
+/// the tree may run meanwhile. Dropped, it ends.
+pub struct Dumper {
+    worker: Worker,
+    images: PathBuf,
+    freeze_cgroup: PathBuf,
 }
 
-fn dump_guarded(criu: &Path, what: &Dump<'_>, limit: Duration, saved: &Saved) -> Result<(), Error> {
-    let images = open_dir(what.images)?;
-    let mut opts = common_options(&images, "dump.log");
-    opts.set_pid(what.pid);
-    opts.set_leave_running(true);
-    opts.set_freeze_cgroup(what.freeze_cgroup.to_string_lossy().into_owned());
-    opts.set_ghost_limit(what.ghost_limit);
-    opts.set_link_remap(true);
-    opts.set_timeout(u32::try_from(limit.as_secs()).unwrap_or(u32::MAX));
-    opts.external.clone_from(&what.external);
-    opts.irmap_scan_paths.clone_from(&what.watched);
-    // The latest round of what was copied ahead.
-    if let Ok(round) = std::fs::read_link(what.images.join(memory::PARENT)) {
-        opts.set_parent_img(round.to_string_lossy().into_owned());
-        opts.set_track_mem(true);
+impl Dumper {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub fn start(criu: &Path, what: &Dump<'_>, limit: Duration) -> Result<Self, Error> {
+        let images = open_dir(what.images)?;
+        let mut opts = common_options(&images, "dump.log");
+        opts.set_pid(what.pid);
+        opts.set_leave_running(true);
+        opts.set_freeze_cgroup(what.freeze_cgroup.to_string_lossy().into_owned());
+        opts.set_ghost_limit(what.ghost_limit);
+        opts.set_link_remap(true);
+        opts.set_timeout(u32::try_from(limit.as_secs()).unwrap_or(u32::MAX));
+        opts.external.clone_from(&what.external);
+        opts.irmap_scan_paths.clone_from(&what.watched);
+        // The latest round of what was copied ahead.
+        if let Ok(round) = std::fs::read_link(what.images.join(memory::PARENT)) {
+            opts.set_parent_img(round.to_string_lossy().into_owned());
+            opts.set_track_mem(true);
+        }
+        let worker = Worker::spawn(criu, "dump", limit)?;
+        let mut dumper = Self { worker, images: what.images.to_owned(), freeze_cgroup: what.freeze_cgroup.to_owned() };
+        dumper.worker.send(Criu_req_type::DUMP, Some(opts))?;
+        let reply = dumper.worker.receive()?;
+        match reply.type_() {
+            Criu_req_type::NOTIFY if reply.notify.script() == READY_TO_DUMP => Ok(dumper),
+            Criu_req_type::NOTIFY => Err(dumper.worker.broken(format!("it is at {:?}", reply.notify.script()))),
+            _ => Err(dumper.judge(&reply).err().unwrap_or_else(|| dumper.worker.broken("it dumped at once".into()))),
+        }
     }
-    let mut worker = Worker::spawn(criu, "dump", limit)?;
-    worker.watch = saved.watch(Pid::from_raw(worker.pid()));
-    let reply = worker.ask(Criu_req_type::DUMP, Some(opts))?;
-    worker.finish();
-    judge(&reply, "dump", &what.images.join("dump.log"))
+
+    /// Dumps the tree, which stands still by now; it is still there, and frozen, afterwards.
+    ///
+    /// # Errors
+    /// Any [`Error`]; the tree is unchanged, also by a CRIU that was killed in the middle (see [`crate::guard`]).
+    pub fn dump(self) -> Result<(), Error> {
+        let cgroup = self.freeze_cgroup.clone();
+        let saved = Saved::of(&cgroup);
+        let dumped = self.dump_guarded(&saved);
+        if dumped.is_err()
+            && let Err(e) = saved.put_back()
+        {
+            tracing::error!(cgroup = %cgroup.display(), error = %e, "processes may not be what they were before the dump");
+        }
+        dumped
+    }
+
+    fn dump_guarded(mut self, saved: &Saved) -> Result<(), Error> {
+        self.worker.watch = saved.watch(Pid::from_raw(self.worker.pid()));
+        self.worker.deadline = Instant::now() + self.worker.limit;
+        loop {
+            self.worker.acknowledge(true)?;
+            let reply = self.worker.receive()?;
+            if reply.type_() != Criu_req_type::NOTIFY {
+                let judged = self.judge(&reply);
+                self.worker.finish();
+                return judged;
+            }
+        }
+    }
+
+    fn judge(&self, reply: &Criu_resp) -> Result<(), Error> {
+        judge(reply, "dump", &self.images.join("dump.log"))
+    }
 }
 
 /// Restores a tree as a child of this process; returns its root's PID.
@@ -191,7 +230,6 @@ pub fn restore(
     let mut opts = common_options(&images, "restore.log");
     opts.set_root(what.root.to_string_lossy().into_owned());
     opts.set_rst_sibling(true);
-    opts.set_notify_scripts(true);
     opts.external.clone_from(&what.external);
     let waits = memory::is_prepared(what.images);
     let mut worker = Worker::spawn_in(criu, "restore", if waits { WAIT_LIMIT } else { limit }, &what.cgroup_procs)?;
@@ -270,6 +308,7 @@ fn common_options(images: &File, log: &str) -> Criu_opts {
     // An external network namespace cannot be entered by the pod's user namespace, so CRIU leaves it empty and
     // podd fills it in the setup-namespaces hook.
     opts.set_empty_ns(CLONE_NEWNET);
+    opts.set_notify_scripts(true);
     opts
 }
 
@@ -340,7 +379,7 @@ impl Worker {
             // whether anybody uses those registers or not. What a pod needs of a processor is for `compat` to judge.
             .args(["--cpu-cap=none", "swrk", "0"])
             .env_remove("CRIU_CONFIG_FILE")
-            .env(memory::TRACK_WRITTEN, "1")
+            .env(memory::TRACK_WRITTEN, memory::Backend::of_kernel().map_or("", memory::Backend::name))
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())

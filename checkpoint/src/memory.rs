@@ -4,12 +4,13 @@
 //! The kernel tells what was written: private mappings are registered with userfaultfd(2) for write protection that is lifted
 //! *asynchronously*, that is by the kernel alone, at the first write to each page (`UFFD_FEATURE_WP_ASYNC`, Linux 6.7).
 //! `PAGEMAP_SCAN` (Documentation/admin-guide/mm/pagemap.rst) lists the pages that have been written and protects them again,
-//! in one step. No soft-dirty bits are needed, which many kernels are built without, and nobody ever waits for us.
+//! in one step. No soft-dirty bits are needed, which many kernels are built without, and nobody ever waits for us. Where there
+//! is no such thing, but soft-dirty bits, these do (`soft_dirty`): the processes stand still for a moment in each round then.
 //!
 //! 1. [`Tracker::arm`] registers the larger mappings of processes. Only a process itself can make a userfaultfd, so each is
 //!    stopped for a moment and made to (`arm`); registering is then done from outside.
 //! 2. [`Tracker::round`] copies what was written since the last round: first all, then less and less.
-//! 3. [`crate::criu::dump`] finds the rounds' page maps in the image folder (`pre1`, `pre2` ...), and, if the kernel tells that
+//! 3. [`crate::criu::Dumper`] finds the rounds' page maps in the image folder (`pre1`, `pre2` ...), and, if the kernel tells that
 //!    a page has not been written since the last, refers to them (`in_parent`), as in CRIU's own incremental dumps. That takes
 //!    `scripts/patches/criu-written.patch`: see [`Understood`].
 //! 4. [`unfold`] puts on the target what came in these rounds where CRIU's restore looks for it; a [`Nursery`] has CRIU load them
@@ -22,6 +23,7 @@
 mod ahead;
 mod arm;
 mod pages;
+mod soft_dirty;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +35,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 use procfs::process::{MMPermissions, MMapPath, Process};
@@ -53,24 +56,37 @@ pub(crate) const TRACK_WRITTEN: &str = "CRIU_TRACK_WRITTEN";
 /// In a dump's folder: the latest round.
 pub(crate) const PARENT: &str = "parent";
 
+/// How the kernel tells what was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// By asynchronous write protection (userfaultfd(2), Linux 6.7).
+    WriteProtection,
+    /// By soft-dirty bits, if it has them.
+    SoftDirty,
+}
+
 /// Follows what the processes of a pod write, until it is dropped.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tracker {
+    backend: Backend,
     processes: BTreeMap<i32, Tracked>,
     rounds: u32,
 }
 
 #[derive(Debug)]
 struct Tracked {
+    pid: i32,
     /// PID inside the pod, by which CRIU names images.
     own: i32,
     /// When it started: a PID can be given to another process.
     start: u64,
     pagemap: File,
-    /// Memory is registered as long as this is open.
-    userfaultfd: OwnedFd,
+    /// Memory is registered as long as this is open; none: soft-dirty bits tell.
+    userfaultfd: Option<OwnedFd>,
     armed: Ranges,
     copied: Ranges,
+    /// All of its memory was asked for once, and its soft-dirty bits cleared.
+    seen: bool,
 }
 
 /// What one round copied.
@@ -80,6 +96,15 @@ pub struct Round {
     pub number: u32,
     /// Bytes of memory.
     pub bytes: u64,
+}
+
+/// Memory of processes that can go ahead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// How much there is, in bytes.
+    pub bytes: u64,
+    /// How much of it they write to in a second, each page counted once, in bytes.
+    pub written_per_s: u64,
 }
 
 /// Part of a file of a round, as the target shall have it: under [this name](unfold), from this offset.
@@ -93,15 +118,29 @@ pub struct Piece {
     pub data: Vec<u8>,
 }
 
-/// Whether the running kernel can tell what was written. (For x86-64 alone are we able to have a process make calls.)
-#[must_use]
-pub fn is_supported() -> bool {
-    let tried = || -> io::Result<()> {
-        sys::start_tracking(&sys::userfaultfd()?)?;
-        sys::written_pages(&File::open("/proc/self/pagemap")?, 0..PAGE, Some(&mut Vec::new()))?;
-        Ok(())
-    };
-    cfg!(target_arch = "x86_64") && tried().is_ok()
+impl Backend {
+    /// What the running kernel offers. (For x86-64 alone are we able to have a process make calls.)
+    #[must_use]
+    pub fn of_kernel() -> Option<Self> {
+        let write_protection = || -> io::Result<()> {
+            sys::start_tracking(&sys::userfaultfd()?)?;
+            sys::written_pages(&File::open("/proc/self/pagemap")?, 0..PAGE, Some(&mut Vec::new()))?;
+            Ok(())
+        };
+        if cfg!(target_arch = "x86_64") && write_protection().is_ok() {
+            return Some(Self::WriteProtection);
+        }
+        soft_dirty::is_supported().then_some(Self::SoftDirty)
+    }
+
+    /// Its name, for people and for CRIU.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WriteProtection => "write-protection",
+            Self::SoftDirty => "soft-dirty",
+        }
+    }
 }
 
 /// What a CRIU program can do with memory that goes ahead, by its patches.
@@ -124,6 +163,18 @@ impl Understood {
 }
 
 impl Tracker {
+    /// One that follows nobody yet.
+    #[must_use]
+    pub fn new(backend: Backend) -> Self {
+        Self { backend, processes: BTreeMap::new(), rounds: 0 }
+    }
+
+    /// How it is told what was written.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
     /// Registers what is not registered yet of these processes. What cannot be is left to the dump.
     pub fn arm(&mut self, pids: &[i32]) {
         let same = |pid: i32, tracked: &Tracked| started(pid).is_ok_and(|start| start == tracked.start);
@@ -135,6 +186,18 @@ impl Tracker {
         }
     }
 
+    /// Looks at what processes write for a while.
+    #[must_use]
+    pub fn look_on(backend: Backend, pids: &[i32], time: Duration) -> Activity {
+        let mut tracker = Self::new(backend);
+        tracker.arm(pids);
+        let mut written = || tracker.processes.values_mut().map(|process| process.written().bytes()).sum::<u64>();
+        let bytes = written();
+        let begun = Instant::now();
+        std::thread::sleep(time);
+        Activity { bytes, written_per_s: (written() as f64 / begun.elapsed().as_secs_f64()) as u64 }
+    }
+
     fn arm_one(&mut self, pid: i32) -> io::Result<()> {
         let process = Process::new(pid).map_err(io::Error::other)?;
         let wanted = worthwhile(&process)?;
@@ -143,12 +206,21 @@ impl Tracker {
         }
         let tracked = match self.processes.entry(pid) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => new.insert(Tracked::start(&process)?),
+            Entry::Vacant(new) => new.insert(Tracked::start(&process, self.backend)?),
         };
+        if tracked.userfaultfd.is_none() {
+            tracked.armed = Ranges::default();
+        }
         for range in wanted {
             // A mapping that is gone meanwhile, or is of a kind that cannot be, stays unregistered.
-            let tracked_already = sys::written_pages(&tracked.pagemap, range.clone(), None).is_ok();
-            if tracked_already || sys::track(&tracked.userfaultfd, &range).is_ok() {
+            let armed = match &tracked.userfaultfd {
+                Some(fd) => {
+                    let already = sys::written_pages(&tracked.pagemap, range.clone(), None).is_ok();
+                    already || sys::track(fd, &range).is_ok()
+                }
+                None => true,
+            };
+            if armed {
                 tracked.armed.add(range);
             }
         }
@@ -156,18 +228,31 @@ impl Tracker {
     }
 
     /// Copies what was written since the last round, and notes in `images`, the folder of the dump to come, what that was.
+    /// With soft-dirty bits, `still` has the processes stand still, and go on again.
     ///
     /// # Errors
-    /// Those of `emit`, and of writing to `images`.
-    pub fn round(&mut self, images: &Path, emit: &mut dyn FnMut(Piece) -> io::Result<()>) -> io::Result<Round> {
+    /// Those of `still` and `emit`, and of writing to `images`.
+    pub fn round(
+        &mut self,
+        images: &Path,
+        still: &dyn Fn(bool) -> io::Result<()>,
+        emit: &mut dyn FnMut(Piece) -> io::Result<()>,
+    ) -> io::Result<Round> {
+        let stop = self.backend == Backend::SoftDirty;
+        if stop {
+            still(true)?;
+        }
+        let written: Vec<Ranges> = self.processes.values_mut().map(Tracked::written).collect();
+        if stop {
+            still(false)?;
+        }
         self.rounds += 1;
         let mut round = Round { number: self.rounds, bytes: 0 };
         let folder = images.join(format!("pre{}", round.number));
         fs::create_dir_all(&folder)?;
-        for (id, (pid, tracked)) in self.processes.iter_mut().enumerate() {
+        for (id, ((pid, tracked), written)) in self.processes.iter_mut().zip(written).enumerate() {
             // It may have ended.
             let Ok(memory) = arm::Memory::of(*pid) else { continue };
-            let written = tracked.written();
             let map = pages::map(id as u32 + 1, &written, &tracked.copied);
             let (map_name, pages_name) = (format!("pagemap-{}.img", tracked.own), format!("pages-{}.img", id + 1));
             fs::write(folder.join(&map_name), &map)?;
@@ -192,29 +277,48 @@ impl Tracker {
         link(images, round.number)?;
         Ok(round)
     }
+
+    /// Forgets what was copied of processes that have ended since. To be called when these stand still, before the dump: with
+    /// soft-dirty bits, the child of one that is followed counts as unwritten, also if it has got the number of a dead one.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn forget_the_dead(&self, images: &Path) -> io::Result<()> {
+        let mut dead = self.processes.iter().filter(|(pid, tracked)| started(**pid).ok() != Some(tracked.start));
+        let rounds = images.join(format!("pre{}", self.rounds));
+        dead.try_for_each(|(_, tracked)| remove(&rounds.join(format!("pagemap-{}.img", tracked.own))))
+    }
 }
 
 impl Tracked {
-    fn start(process: &Process) -> io::Result<Self> {
+    fn start(process: &Process, backend: Backend) -> io::Result<Self> {
         let pid = process.pid();
         let own = pod_pid(pid).ok_or(io::ErrorKind::NotFound)?;
         // Before the other one: should the process call exec(2) in between, this is of memory that is gone, and is empty.
         let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
-        let userfaultfd = arm::userfaultfd_of(Pid::from_raw(pid))?;
-        sys::start_tracking(&userfaultfd)?;
+        let userfaultfd = match backend {
+            Backend::WriteProtection => Some(arm::userfaultfd_of(Pid::from_raw(pid))?),
+            Backend::SoftDirty => None,
+        };
+        userfaultfd.as_ref().map_or(Ok(()), sys::start_tracking)?;
         Ok(Self {
+            pid,
             own,
             start: started(pid)?,
             pagemap,
             userfaultfd,
             armed: Ranges::default(),
             copied: Ranges::default(),
+            seen: false,
         })
     }
 
     /// What was written since this was asked last; from now on only what is written later. A mapping that is not registered any
     /// more is forgotten.
     fn written(&mut self) -> Ranges {
+        if self.userfaultfd.is_none() {
+            return self.soft_dirty();
+        }
         let mut written = Ranges::default();
         let mut lost = Vec::new();
         for range in self.armed.iter() {
@@ -226,6 +330,17 @@ impl Tracked {
             found.into_iter().for_each(|range| written.add(range));
         }
         lost.iter().for_each(|range| self.armed.remove(range));
+        written
+    }
+
+    /// The same by soft-dirty bits. If they cannot be read, as after exec(2), or cleared, all counts as written.
+    fn soft_dirty(&mut self) -> Ranges {
+        let mut written = Ranges::default();
+        let found = self.armed.iter().try_for_each(|range| {
+            written.add_all(&soft_dirty::written(&self.pagemap, &range, !self.seen)?);
+            Ok::<_, io::Error>(())
+        });
+        self.seen = found.and_then(|()| soft_dirty::clear(self.pid)).is_ok();
         written
     }
 }

@@ -152,7 +152,7 @@ impl Victim {
             watched: Vec::new(),
         };
         let begun = Instant::now();
-        criu::dump(&criu(), &what, LIMIT).map(|()| begun.elapsed())
+        criu::Dumper::start(&criu(), &what, LIMIT)?.dump().map(|()| begun.elapsed())
     }
 
     fn pids(&self) -> Vec<i32> {

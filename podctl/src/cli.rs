@@ -73,6 +73,7 @@ pub enum Verb {
     /// Check whether this host can run and move pods.
     Doctor(cmd::doctor::Args),
     /// List past and present moves.
+    #[command(visible_alias = "history")]
     Migrations(cmd::migrations::Args),
     /// Make this host part of a fleet.
     #[command(subcommand)]

@@ -96,6 +96,9 @@ pub struct Progress {
     pub done: u64,
     /// Bytes to do in this phase; 0: unknown.
     pub total: u64,
+    /// What the move that has just begun is expected to take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<Times>,
 }
 
 /// Answer of `GET /v1/version`.
@@ -288,14 +291,49 @@ pub struct MigrateReport {
     pub to: String,
     /// How the memory went: `pre-copy` (ahead, in rounds, while the pod ran) or `stop-copy` (all of it in the freeze).
     pub mode: String,
+    /// How the kernel told what was written since each round: `write-protection` or `soft-dirty`.
+    #[serde(default)]
+    pub tracker: Option<String>,
     /// From freeze on the source to thaw on the target, in ms.
     pub blackout_ms: f64,
-    /// Where the time went.
+    /// From the request to the pod's thaw on the target, in ms.
+    #[serde(default)]
+    pub total_ms: f64,
+    /// What was expected.
+    #[serde(default)]
+    pub predicted: Option<Prediction>,
+    /// Where the time went. From `freeze` on they add up to the blackout.
     pub phases: Phases,
     /// How much went.
     pub bytes: Bytes,
     /// Rounds in which the memory went ahead; of `stop-copy`, passes over the files.
     pub rounds: u32,
+}
+
+impl MigrateReport {
+    /// What it took.
+    #[must_use]
+    pub fn took(&self) -> Times {
+        Times { blackout_ms: self.blackout_ms, total_ms: self.total_ms }
+    }
+}
+
+/// How long a move takes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Times {
+    /// Milliseconds in which clients get no answer.
+    pub blackout_ms: f64,
+    /// Milliseconds in all.
+    pub total_ms: f64,
+}
+
+/// How long a move will take.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// What is expected.
+    pub expected: Times,
+    /// The same before it was corrected by what earlier moves took.
+    pub model: Times,
 }
 
 /// Answer of `rehearse`: all went well.
@@ -367,6 +405,12 @@ pub struct MigrationView {
     pub started: Timestamp,
     /// Blackout in ms, if it came to that.
     pub blackout_ms: Option<f64>,
+    /// What it took in all, in ms.
+    #[serde(default)]
+    pub total_ms: Option<f64>,
+    /// What was expected.
+    #[serde(default)]
+    pub predicted: Option<Times>,
     /// Why it failed, if it did.
     pub error: Option<String>,
 }

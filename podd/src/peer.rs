@@ -98,10 +98,7 @@ pub enum Message {
         frames: Vec<Vec<u8>>,
     },
     /// It runs here.
-    Thawed {
-        /// Milliseconds from the commit to the thaw.
-        announce_ms: f64,
-    },
+    Thawed,
     /// It will never run here under this epoch: take it back.
     Lost {
         /// Why.

@@ -115,9 +115,7 @@ fn settle(daemon: &Arc<Daemon>, claim: crate::supervisor::Claim, mut migration: 
     tokio::spawn(async move {
         let pod = migration.pod.clone();
         let settled: Result<()> = match (migration.role, migration.step) {
-            (Role::Source, Step::Given) => {
-                migrate::conclude(&daemon, &claim, &mut migration, None, None, |_, _| {}).await
-            }
+            (Role::Source, Step::Given) => migrate::conclude(&daemon, &claim, &mut migration, None, None, |_| {}).await,
             (Role::Target, Step::Receiving) => {
                 arrive::discard(&daemon, &claim, &mut migration, Some("podd ended while it was receiving")).await
             }

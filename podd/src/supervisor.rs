@@ -375,10 +375,10 @@ impl Daemon {
         Some(self.criu_findings().round_trip.clone())
     }
 
-    /// Whether kernel and CRIU can tell what a pod has written since some moment.
+    /// How the kernel can tell what a pod has written since some moment, if CRIU understands that.
     #[must_use]
-    pub fn follows_writes(&self) -> bool {
-        memory::is_supported() && self.criu_findings().ahead.written
+    pub fn follows_writes(&self) -> Option<memory::Backend> {
+        memory::Backend::of_kernel().filter(|_| self.criu_findings().ahead.written)
     }
 
     /// Whether CRIU can load memory that comes ahead of the rest.

@@ -119,6 +119,33 @@ fn suspended_pod_resumes_with_its_connections() {
     assert!(counted.increments > before + 100, "{counted:?}");
 }
 
+/// CRIU stores small trees itself (`criu-tmpfs.patch`) and leaves all others to tar: a pod's /dev/shm in both ways.
+#[test]
+fn files_in_memory_are_the_same_afterwards() {
+    const SIMPLE: &str = "cd /dev/shm; umask 0; mkdir -p deep/er; mkdir -m 1777 sticky; ln -s /dev/null link; ln -s ../dangling deep/l
+        echo content >file; : >empty; printf %0512d 7 >deep/block; head -c 60000 /dev/urandom >deep/er/random
+        chmod 4750 file; chmod 0 empty; chown 1000:33 file deep link; chown 65534:65534 deep/er
+        touch -d 2001-02-03T04:05:06Z deep file; touch -h -d 2002-02-03T04:05:06Z link; touch -d 1970-01-01T00:00:00Z sticky";
+    const NOT_SIMPLE: &str = "cd /dev/shm; head -c 400000 /dev/urandom >large; ln file hard; mkfifo -m 600 fifo
+        : >$(printf %0150d 1); touch -d 1960-01-01 old; mkdir ~/m 2>/dev/null; :";
+    const LOOK: &str = "cd /dev; find . -xdev /dev/shm \\( -type f -o -type l -o -type d -o -type p \\) \
+        -printf '%p %y %m %U:%G %n %l %Ts\\n' | sort; find /dev/shm -type f | sort | xargs -d '\\n' sha256sum";
+    let lab = Lab::up(1);
+    let layer = rootfs("shell");
+    lab.ok("a", &["run", "--name", "p", "--rootfs", &layer, "--", "sleep", "1000"]);
+    let sh = |script: &str| lab.ok("a", &["exec", "p", "--", "bash", "-c", script]);
+    for make in [SIMPLE, NOT_SIMPLE] {
+        sh(make);
+        let before = sh(LOOK);
+        assert!(before.contains("/dev/shm/deep/er/random"), "{before}");
+        for _ in 0..2 {
+            lab.ok("a", &["suspend", "p"]);
+            lab.ok("a", &["resume", "p"]);
+            assert_eq!(sh(LOOK), before);
+        }
+    }
+}
+
 fn counted(lab: &Lab) -> u64 {
     redis(lab, "a", &["get", "n"]).parse().unwrap_or(0)
 }

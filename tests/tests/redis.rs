@@ -27,3 +27,29 @@ fn counter_continues_over_one_connection() {
     assert!(counted.longest_silence_ms < most + 500.0, "{counted:?}, podd says {blackouts:?}");
     assert!(counted.longest_silence_ms > most * 0.5, "{counted:?}, podd says {blackouts:?}");
 }
+
+#[test]
+fn the_phases_are_what_a_client_sees() {
+    let lab = Lab::up(2);
+    workload::redis(&lab, "a", "redis", "10.77.1.6");
+    let mut off = Vec::new();
+    for (from, to) in [("a", "b"), ("b", "a"), ("a", "b"), ("b", "a"), ("a", "b")] {
+        let counter = workload::Counter::start(&lab, "10.77.1.6", 4);
+        std::thread::sleep(Duration::from_millis(500));
+        let report = workload::migrate(&lab, "redis", from, to);
+        let counted = counter.finish();
+        assert_eq!((counted.error.as_deref(), counted.gaps), (None, 0));
+        let blackout = report["blackout_ms"].as_f64().expect("a number");
+        let phases = ["freeze", "dump", "transfer", "restore", "announce"];
+        let phase = |name: &str| report["phases"][format!("{name}_ms")].as_f64().expect("a number");
+        let sum: f64 = phases.into_iter().map(phase).sum();
+        assert!((sum - blackout).abs() < 1.0, "{report}");
+        assert!(report["predicted"]["expected"]["blackout_ms"].as_f64().is_some_and(|ms| ms > 1.0), "{report}");
+        off.push((counted.longest_silence_ms - blackout).abs());
+    }
+    // The median: on a machine that is busy with other tests, a client may not be awake when its answer comes.
+    off.sort_by(f64::total_cmp);
+    assert!(off[off.len() / 2] < 10.0, "client and podd differ by {off:?} ms");
+    let shown = lab.podctl("a", &["history", "--predictions"]).must().out;
+    assert_eq!(shown.lines().filter(|line| line.starts_with("redis")).count(), 3, "{shown}");
+}

@@ -42,7 +42,8 @@ pub async fn run(args: Args, ctl: &Podctl<'_>) -> Outcome {
 }
 
 fn in_words(report: &MigrateReport) -> String {
-    let MigrateReport { pod, from, to, mode: _, blackout_ms, phases, bytes, rounds } = report;
+    let MigrateReport { pod, from, to, blackout_ms, total_ms, predicted, phases, bytes, rounds, mode: _, tracker: _ } =
+        report;
     let parts = [
         ("freeze", phases.freeze_ms),
         ("dump", phases.dump_ms),
@@ -50,8 +51,10 @@ fn in_words(report: &MigrateReport) -> String {
         ("restore", phases.restore_ms),
         ("announce", phases.announce_ms),
     ];
+    let expected = predicted.map(|p| format!(", {} expected", words::ms(p.expected.blackout_ms))).unwrap_or_default();
     format!(
-        "{pod} moved from {from} to {to}: {} ms blackout ({}); {} memory, {} files, {}",
+        "{pod} moved from {from} to {to} in {:.1} s: {} ms blackout{expected} ({}); {} memory, {} files, {}",
+        total_ms / 1000.0,
         words::ms(*blackout_ms),
         parts.map(|(phase, ms)| format!("{phase} {}", words::ms(ms))).join(", "),
         words::bytes(bytes.memory),
@@ -62,18 +65,22 @@ fn in_words(report: &MigrateReport) -> String {
 
 #[cfg(test)]
 mod tests {
-    use podd::api::{Bytes, Phases};
+    use podd::api::{Bytes, Phases, Prediction, Times};
 
     use super::*;
 
     #[test]
     fn report_in_words() {
+        let times = |blackout_ms| Times { blackout_ms, total_ms: 2000.0 };
         let report = MigrateReport {
             pod: "web".into(),
             from: "a".into(),
             to: "b".into(),
             mode: "stop-copy".into(),
+            tracker: None,
             blackout_ms: 312.3,
+            total_ms: 1840.0,
+            predicted: Some(Prediction { expected: times(280.0), model: times(300.0) }),
             phases: Phases {
                 preflight_ms: 20.0,
                 prepare_ms: 400.0,
@@ -88,7 +95,7 @@ mod tests {
         };
         assert_eq!(
             in_words(&report),
-            "web moved from a to b: 312 ms blackout (freeze 4, dump 150, transfer 60, restore 90, announce 8); \
+            "web moved from a to b in 1.8 s: 312 ms blackout, 280 expected (freeze 4, dump 150, transfer 60, restore 90, announce 8); \
              268 MB memory, 4 MB files, 1 round"
         );
     }

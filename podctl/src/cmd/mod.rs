@@ -69,7 +69,7 @@ pub async fn run(cli: Cli, out: &Output) -> Outcome {
         Verb::Rehearse(args) => rehearse::run(args, &ctl).await,
         Verb::Preflight(args) => preflight::run(args, &ctl).await,
         Verb::Doctor(_) => doctor::run(&ctl).await,
-        Verb::Migrations(_) => migrations::run(&ctl).await,
+        Verb::Migrations(args) => migrations::run(args, &ctl).await,
         Verb::Host(verb) => host::run(verb, &ctl).await,
         Verb::Completion(args) => completion::run(&args, out),
         Verb::Version(_) => version::run(&ctl).await,

@@ -1,15 +1,16 @@
 //! A live line for requests that take a while.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use podd::api::Progress;
+use podd::api::{Progress, Times};
 
 use super::words;
 
 /// One line on stderr, gone when dropped.
 pub struct ProgressLine {
-    what: String,
+    what: RefCell<String>,
     bar: ProgressBar,
 }
 
@@ -20,11 +21,16 @@ impl ProgressLine {
         let bar = ProgressBar::with_draw_target(None, target);
         bar.set_style(style("{spinner} {msg}"));
         bar.enable_steady_tick(Duration::from_millis(100));
-        Self { what: what.to_owned(), bar }
+        Self { what: RefCell::new(what.to_owned()), bar }
     }
 
     pub fn update(&self, progress: &Progress) {
-        self.bar.set_message(message(&self.what, progress));
+        if let Some(Times { blackout_ms, total_ms }) = progress.expected {
+            let expected =
+                format!(" ({} ms of blackout expected, {:.1} s in all)", words::ms(blackout_ms), total_ms / 1000.0);
+            self.what.borrow_mut().push_str(&expected);
+        }
+        self.bar.set_message(message(&self.what.borrow(), progress));
         if progress.total == 0 {
             self.bar.set_style(style("{spinner} {msg}"));
             return;
@@ -60,7 +66,7 @@ mod tests {
 
     #[test]
     fn messages_name_phase_and_bytes() {
-        let said = |done, total| message("web", &Progress { phase: "memory".to_owned(), done, total });
+        let said = |done, total| message("web", &Progress { phase: "memory".to_owned(), done, total, expected: None });
         assert_eq!(said(0, 0), "web: memory");
         assert_eq!(said(12_000_000, 0), "web: memory 12 MB");
         assert_eq!(said(12_000_000, 268_435_456), "web: memory 12 MB of 268 MB");

@@ -151,10 +151,13 @@ async fn arrive(daemon: &Arc<Daemon>, claim: Claim, mut migration: Migration, mu
     // From here on, silence means that the source may have given us the pod: only its word counts.
     match peer.receive().await {
         Ok(Message::Commit { migration: id, frames }) if id == migration.id => {
-            let answer = commit(daemon, &claim, &mut migration, &frames).await?;
+            let answer = take_in(daemon, &claim, &mut migration, &frames).await?;
             let link = outer_name(&claim.record().id);
+            // The pod runs: the source need not wait for the rest.
+            let sent = peer.send(&answer).await;
+            settle_in(daemon, &claim, &mut migration)?;
             drop(claim);
-            peer.send(&answer).await?;
+            sent?;
             // Until the neighbours have learnt the new place, some packets still go to the old one.
             if let Ok(Message::Late { frames }) = peer.receive_within(Duration::from_secs(5)).await {
                 deliver(&link, &frames).attempt("deliver late packets")?;
@@ -230,8 +233,15 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
     }
     memory::unfold(&images).attempt("put the pod's memory in place")?;
     let begun = Instant::now();
-    // The files must be safe before the pod can be ours; that the disk works on them while CRIU restores hides the wait.
-    let synced = tokio::task::spawn_blocking(move || upper.map(|mut u| u.finish(true)).transpose());
+    // The files must be safe before the pod can be ours; that the disk works on them while CRIU restores hides the wait. So it
+    // does with the journal: a pod that is not restored when this podd ends is one that the source still has.
+    migration.step = Step::Held;
+    let (journaled, by) = (migration.clone(), daemon.clone());
+    let stored = tokio::task::spawn_blocking(move || {
+        let recorded = by.journal(&journaled, None);
+        let synced = upper.map(|mut upper| upper.finish(true)).transpose();
+        recorded.map_err(ApiError::from).and_then(|()| synced.map(drop).attempt("store the writable layer"))
+    });
     let mode = Mode::Restore { images };
     let by_nursery = match nursery.map(Nursery::go) {
         Some(Ok(())) => end_birth(daemon, &record, &mode).await.inspect_err(|e| {
@@ -243,10 +253,8 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
         Some(init) => Ok(init),
         None => give_birth(daemon, &record, mode).await,
     };
-    synced.await.attempt("store the writable layer")?.attempt("store the writable layer")?;
+    stored.await.attempt("store the writable layer")??;
     restored?;
-    migration.step = Step::Held;
-    daemon.journal(migration, None)?;
     peer.hasten();
     peer.send(&Message::Ready { restore_ms: milliseconds(begun) }).await
 }
@@ -427,7 +435,7 @@ async fn commit_by_id(daemon: &Arc<Daemon>, from: &str, id: &str, frames: &[Vec<
 /// What became of a pod that is ours.
 fn came(migration: &Migration) -> Message {
     match &migration.error {
-        None => Message::Thawed { announce_ms: 0.0 },
+        None => Message::Thawed,
         Some(reason) => Message::Ended { reason: reason.clone() },
     }
 }
@@ -442,7 +450,17 @@ pub async fn commit(
     migration: &mut Migration,
     frames: &[Vec<u8>],
 ) -> Result<Message> {
-    let begun = Instant::now();
+    let answer = take_in(daemon, claim, migration, frames).await?;
+    settle_in(daemon, claim, migration)?;
+    Ok(answer)
+}
+
+async fn take_in(
+    daemon: &Arc<Daemon>,
+    claim: &Claim,
+    migration: &mut Migration,
+    frames: &[Vec<u8>],
+) -> Result<Message> {
     match migration.step {
         Step::Held | Step::Committed => {}
         Step::Running => return Ok(came(migration)),
@@ -475,16 +493,27 @@ pub async fn commit(
     record.state = PodState::Running { init, boot: daemon.boot.clone() };
     record.started.get_or_insert_with(Timestamp::now);
     migration.step = Step::Committed;
+    // Before the link is plugged, too: what the kernel acknowledges in the pod's name, nobody sends again.
     daemon.journal(migration, Some(&record))?;
     claim.publish(record.clone());
     thaw(daemon, &record, frames)?;
-    let announce_ms = milliseconds(begun);
+    Ok(Message::Thawed)
+}
+
+/// What is left to do for a pod that runs; a podd that dies before it has done so thaws the pod once more.
+fn settle_in(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration) -> Result<()> {
+    if migration.step != Step::Committed {
+        return Ok(());
+    }
     migration.step = Step::Running;
     daemon.journal(migration, None)?;
-    watch(daemon, &record.id, init);
+    let record = claim.record();
+    if let PodState::Running { init, .. } = record.state {
+        watch(daemon, &record.id, init);
+    }
     let images = flight(daemon, &migration.id);
     tokio::task::spawn_blocking(move || std::fs::remove_dir_all(images));
-    Ok(Message::Thawed { announce_ms })
+    Ok(())
 }
 
 /// The held pod's init; if something has killed the held processes, the pod is restored once more.

@@ -10,8 +10,8 @@ use checkpoint::image::{Compression, Kind, Meta, Writer};
 use checkpoint::wire;
 use jiff::Timestamp;
 
-use super::freeze::{Flight, Frozen, dump, freeze, hold, milliseconds, thaw};
-use super::start::{clear_up, ensure_shim};
+use super::freeze::{Dumper, Flight, freeze, hold, milliseconds, thaw};
+use super::start::clear_up;
 use super::state::{PodRecord, PodState};
 use super::stop::not_running;
 use crate::api::{ApiError, CheckpointReport};
@@ -62,10 +62,13 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
         );
     }
     let flight = Flight::new(daemon, &format!("{}-dump", record.id))?;
-    ensure_shim(daemon, &record).await?;
     let hold = hold(daemon, &record);
+    let dumper = Dumper::start(daemon, &record, flight.path()).await?;
     let frozen = freeze(daemon, &record, hold.as_ref())?;
-    let written = write(daemon, &record, &frozen, hold.as_ref(), &flight, &image, &options).await;
+    let written = match dumper.dump(daemon, &record, &frozen).await {
+        Ok(()) => write(daemon, &record, hold.as_ref(), &flight, &image, &options),
+        Err(e) => Err(e),
+    };
     let bytes = match written {
         Ok(bytes) => bytes,
         Err(e) => {
@@ -94,17 +97,15 @@ fn place(daemon: &Daemon, record: &PodRecord, backup: bool) -> PathBuf {
     free.next().expect("the numbers do not end")
 }
 
-/// Dumps and writes; thaws as soon as nothing more is needed of a pod that is left running.
-async fn write(
+/// Writes what was dumped; thaws as soon as nothing more is needed of a pod that is left running.
+fn write(
     daemon: &Daemon,
     record: &PodRecord,
-    frozen: &Frozen,
     hold: Option<&Hold>,
     flight: &Flight,
     image: &Path,
     options: &Options,
 ) -> Result<u64> {
-    dump(daemon, record, frozen, flight.path()).await?;
     let upper = daemon.config.pod_state(&record.id).join("upper");
     let meta = meta(daemon, record)?;
     let target = image.to_owned();

@@ -33,7 +33,9 @@ pub fn create(daemon: &Daemon, mut spec: PodSpec, progress: &mut dyn FnMut(Progr
     check_free(daemon, &spec)?;
     let image = daemon
         .layers
-        .import(&spec.source, &mut |done, total| progress(Progress { phase: "layers".into(), done, total }))
+        .import(&spec.source, &mut |done, total| {
+            progress(Progress { phase: "layers".into(), done, total, expected: None })
+        })
         .map_err(|e| {
             let error = ApiError::failed(e.to_string());
             match e.cure() {

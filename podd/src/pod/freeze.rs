@@ -7,7 +7,7 @@ use checkpoint::clocks::Clocks;
 use checkpoint::process::{Terminals, watched_paths};
 use checkpoint::waits::{self, Waits};
 
-use super::start::{announce, await_workers};
+use super::start::{announce, await_workers, ensure_shim};
 use super::state::{PodRecord, PodState};
 use super::stop::not_running;
 use crate::error::{Attempt, Result};
@@ -24,6 +24,8 @@ const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 const SETTLE_LIMIT: Duration = Duration::from_secs(2);
 /// Time for handshakes to end: more than most round trips. One that hangs was perhaps never meant to end.
 const HANDSHAKE_LIMIT: Duration = Duration::from_millis(300);
+/// Time for a CRIU to get ready.
+const START_LIMIT: Duration = Duration::from_secs(20);
 /// Time for a dump.
 const DUMP_LIMIT: Duration = Duration::from_secs(300);
 /// Time for the shim to clean up after a dump that has failed.
@@ -183,31 +185,56 @@ impl Frozen {
     }
 }
 
-/// Has the shim dump the frozen pod into the empty folder `images`.
-///
-/// # Errors
-/// CRIU's reason; the pod is still frozen and unharmed.
-pub async fn dump(daemon: &Daemon, record: &PodRecord, frozen: &Frozen, images: &Path) -> Result<()> {
-    let request = Request::Dump {
-        images: images.to_owned(),
-        limit_s: DUMP_LIMIT.as_secs(),
-        ghost_limit: GHOST_LIMIT,
-        watched: frozen.watched.clone(),
-    };
-    let bundle = daemon.config.bundle(&record.id);
-    // For whoever takes the pod over, and for it to go on here.
-    let noted = frozen.waits.note(&bundle).and_then(|()| frozen.waits.note(images));
-    noted.attempt("note what the pod waits for")?;
-    let dumped = client::order(&bundle, &request, DUMP_LIMIT + Duration::from_secs(10)).await;
-    if dumped.is_err() {
-        keep_log(daemon, record, &images.join("dump.log"));
-        // A shim that is late may still be putting the processes back: it answers when it has done. A dead one does not.
-        let _ = client::status(&bundle, PUT_BACK_LIMIT).await;
-        if let Err(e) = await_workers(daemon, record).await {
-            tracing::warn!(pod = record.spec.name, error = %e, "thawing the pod all the same");
-        }
+/// A CRIU that is ready to dump a pod.
+#[derive(Debug)]
+pub struct Dumper {
+    shim: client::Dumper,
+    images: PathBuf,
+    watched: Vec<String>,
+}
+
+impl Dumper {
+    /// Has the pod's shim start one, for a dump into the folder `images`. The pod may run meanwhile.
+    ///
+    /// # Errors
+    /// CRIU's reason.
+    pub async fn start(daemon: &Daemon, record: &PodRecord, images: &Path) -> Result<Self> {
+        ensure_shim(daemon, record).await?;
+        let watched = tokio::task::block_in_place(|| watched(daemon, record));
+        let request = Request::PrepareDump {
+            images: images.to_owned(),
+            limit_s: DUMP_LIMIT.as_secs(),
+            ghost_limit: GHOST_LIMIT,
+            watched: watched.clone(),
+        };
+        let started = client::Dumper::start(&daemon.config.bundle(&record.id), &request, START_LIMIT).await;
+        let shim = started.attempt(format!("get ready to dump {}", record.spec.name))?;
+        Ok(Self { shim, images: images.to_owned(), watched })
     }
-    dumped.attempt(format!("dump {}", record.spec.name))
+
+    /// Dumps the frozen pod.
+    ///
+    /// # Errors
+    /// CRIU's reason; the pod is still frozen and unharmed.
+    pub async fn dump(mut self, daemon: &Daemon, record: &PodRecord, frozen: &Frozen) -> Result<()> {
+        if self.watched != frozen.watched {
+            self = Self::start(daemon, record, &self.images).await?;
+        }
+        let bundle = daemon.config.bundle(&record.id);
+        // For whoever takes the pod over, and for it to go on here.
+        let noted = frozen.waits.note(&bundle).and_then(|()| frozen.waits.note(&self.images));
+        noted.attempt("note what the pod waits for")?;
+        let dumped = self.shim.dump(DUMP_LIMIT + Duration::from_secs(10)).await;
+        if dumped.is_err() {
+            keep_log(daemon, record, &self.images.join("dump.log"));
+            // A shim that is late may still be putting the processes back: it answers when it has done. A dead one does not.
+            let _ = client::status(&bundle, PUT_BACK_LIMIT).await;
+            if let Err(e) = await_workers(daemon, record).await {
+                tracing::warn!(pod = record.spec.name, error = %e, "thawing the pod all the same");
+            }
+        }
+        dumped.attempt(format!("dump {}", record.spec.name))
+    }
 }
 
 /// Keeps CRIU's log of what has failed; of each pod the last one of a dump and of a restore.

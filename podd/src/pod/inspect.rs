@@ -47,6 +47,8 @@ pub fn move_view(daemon: &Daemon, migration: &Migration) -> MigrationView {
         rehearsal: migration.rehearsal,
         started: migration.started,
         blackout_ms: migration.report.as_ref().map(|r| r.blackout_ms),
+        total_ms: migration.report.as_ref().map(|r| r.total_ms),
+        predicted: migration.report.as_ref().and_then(|r| r.predicted).map(|p| p.expected),
         error: migration.error.clone(),
     }
 }

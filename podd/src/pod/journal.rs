@@ -78,7 +78,7 @@ pub enum Step {
     Returned,
     /// Target: nothing is held that matters.
     Receiving,
-    /// Target: restored and frozen; the source may have given the pod away.
+    /// Target: being restored, or restored and frozen; once *ready* is said, the source may have given the pod away.
     Held,
     /// Target: the pod is ours; it may be thawed.
     Committed,

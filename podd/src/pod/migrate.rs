@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use checkpoint::clocks::Clocks;
-use checkpoint::compat::Finding;
+use checkpoint::compat::{Finding, Verdict};
 use checkpoint::files::{self, Mode, Op, PassReport, Sender};
 use checkpoint::memory;
 use checkpoint::process::{shared_writable_files, timers};
@@ -17,14 +17,14 @@ use rand::Rng;
 use tokio::sync::mpsc;
 
 use super::checkpoint::save;
-use super::freeze::{self, Flight, Frozen, dump, freeze, hold, milliseconds, thaw};
+use super::freeze::{Dumper, Flight, Frozen, freeze, hold, milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
 use super::precopy::Ahead;
+use super::predict;
 use super::preflight::{TargetFacts, refuse_unless_go, towards};
-use super::start::ensure_shim;
 use super::state::{PodRecord, PodState};
 use super::stop::{delete, not_running};
-use crate::api::{ApiError, Bytes, HealthState, MigrateReport, Phases, Progress};
+use crate::api::{ApiError, Bytes, HealthState, MigrateReport, Phases, Prediction, Progress, Times};
 use crate::error::{Attempt, Result};
 use crate::peer::{Message, Peer, unexpected};
 use crate::supervisor::{Claim, Daemon};
@@ -46,7 +46,15 @@ pub type Tell = mpsc::UnboundedSender<Progress>;
 /// The host does not answer, or the pod does not run.
 pub async fn preflight(daemon: &Daemon, record: &PodRecord, to: &str) -> Result<Vec<Finding>> {
     let target = target_facts(&mut Peer::call(daemon, to).await?, record).await?;
-    tokio::task::block_in_place(|| towards(daemon, record, &target))
+    let (mut findings, files) = tokio::task::block_in_place(|| towards(daemon, record, &target))?;
+    let Times { blackout_ms, total_ms } = predict::expected(daemon, record, to, files)?.expected;
+    findings.push(Finding {
+        rule: "prediction".into(),
+        verdict: Verdict::Go,
+        fact: format!("about {blackout_ms:.0} ms of blackout, {:.1} s in all", total_ms / 1000.0),
+        cure: None,
+    });
+    Ok(findings)
 }
 
 async fn target_facts(peer: &mut Peer, record: &PodRecord) -> Result<TargetFacts> {
@@ -91,24 +99,28 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell)
     }
     claim.publish(given);
     run.say("handover", 0, 0);
-    let Run { phases, bytes, rounds, frozen_since, peer, hold, flight: _flight, ahead, .. } = run;
+    let Run { begun, predicted, phases, bytes, rounds, watch, peer, hold, flight: _flight, ahead, .. } = run;
     let mode = if ahead.rounds > 0 { "pre-copy" } else { "stop-copy" };
+    let tracker = ahead.backend().map(|backend| backend.name().to_owned());
     let sent = peer.sent;
-    let announce_ms = conclude(daemon, claim, &mut migration, Some(peer), hold, |m, announce_ms| {
+    let concluded = conclude(daemon, claim, &mut migration, Some(peer), hold, |m| {
         let report = MigrateReport {
             pod: record.spec.name.clone(),
             from: daemon.config.host.clone(),
             to: to.to_owned(),
             mode: mode.into(),
-            blackout_ms: frozen_since.map_or(0.0, milliseconds),
-            phases: Phases { announce_ms, ..phases.clone() },
+            tracker,
+            blackout_ms: watch.total(),
+            total_ms: milliseconds(begun),
+            predicted: Some(predicted),
+            phases: Phases { announce_ms: watch.clone().lap(), ..phases.clone() },
             bytes: Bytes { wire: sent, ..bytes.clone() },
             rounds,
         };
         m.report = Some(report);
     })
     .await;
-    announce_ms?;
+    concluded?;
     migration.report.ok_or_else(|| ApiError::failed("the move was concluded without a report"))
 }
 
@@ -160,7 +172,7 @@ pub async fn conclude(
     migration: &mut Migration,
     mut peer: Option<Peer>,
     hold: Option<Hold>,
-    report: impl FnOnce(&mut Migration, f64),
+    report: impl FnOnce(&mut Migration),
 ) -> Result<()> {
     let mut frames = Vec::new();
     let mut pause = Duration::from_millis(50);
@@ -180,7 +192,7 @@ pub async fn conclude(
             Err(e) => Err(e),
         };
         match answer {
-            Ok(answer @ (Message::Thawed { .. } | Message::Ended { .. } | Message::Lost { .. })) => break answer,
+            Ok(answer @ (Message::Thawed | Message::Ended { .. } | Message::Lost { .. })) => break answer,
             Ok(other) => tracing::warn!(pod = migration.pod, error = %unexpected(&other), "commit not answered"),
             Err(e) => {
                 tracing::warn!(pod = migration.pod, host = migration.peer, error = %e, "commit not answered; asking again")
@@ -196,8 +208,8 @@ pub async fn conclude(
     let dump = daemon.config.flight().join(format!("{}-out", migration.id));
     let record = claim.record();
     let well = match answer {
-        Message::Thawed { announce_ms } => {
-            report(migration, announce_ms);
+        Message::Thawed => {
+            report(migration);
             let late = hold.as_ref().map(Hold::take).unwrap_or_default();
             if let Some(mut peer) = peer {
                 let _ = peer.send(&Message::Late { frames: late }).await;
@@ -295,7 +307,8 @@ async fn save_whole(daemon: &Daemon, record: &PodRecord, dump: &Path, image: &Pa
     let whole = match memory::is_partial(dump) {
         true => {
             let whole = Flight::new(daemon, &format!("{}-whole", record.id))?;
-            freeze::dump(daemon, record, &Frozen::already(daemon, record), whole.path()).await?;
+            let dumper = Dumper::start(daemon, record, whole.path()).await?;
+            dumper.dump(daemon, record, &Frozen::already(daemon, record)).await?;
             Some(whole)
         }
         false => None,
@@ -331,14 +344,45 @@ fn take_back(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, rea
     Ok(record)
 }
 
+/// Tells the phases of a blackout apart: they add up to all of it.
+#[derive(Clone, Debug)]
+struct StopWatch {
+    begun: Instant,
+    lap: Instant,
+}
+
+impl StopWatch {
+    fn start(at: Instant) -> Self {
+        Self { begun: at, lap: at }
+    }
+
+    /// Milliseconds since the last one.
+    fn lap(&mut self) -> f64 {
+        self.lap_at(Instant::now())
+    }
+
+    fn lap_at(&mut self, now: Instant) -> f64 {
+        let lap = now.duration_since(std::mem::replace(&mut self.lap, now));
+        lap.as_secs_f64() * 1000.0
+    }
+
+    /// Milliseconds since it was started.
+    fn total(&self) -> f64 {
+        milliseconds(self.begun)
+    }
+}
+
 /// What one move, or a rehearsal, has gathered so far.
 pub struct Run<'a> {
     pub(super) daemon: &'a Arc<Daemon>,
     tell: &'a Tell,
+    begun: Instant,
+    predicted: Prediction,
     phases: Phases,
     bytes: Bytes,
     rounds: u32,
-    frozen_since: Option<Instant>,
+    /// Running since the freeze.
+    watch: StopWatch,
     hold: Option<Hold>,
     /// Kept until the move is over: deleting it takes time that the frozen pod would have to wait.
     flight: Option<Flight>,
@@ -366,24 +410,29 @@ impl<'a> Run<'a> {
         if to == daemon.config.host {
             return Err(ApiError::usage(format!("{} is on {to} already", record.spec.name)));
         }
+        let begun = Instant::now();
         claim.quiet().await;
-        let mut run = Self {
+        let mut peer = Peer::call(daemon, to).await?;
+        let facts = target_facts(&mut peer, &record).await?;
+        let (findings, files) = tokio::task::block_in_place(|| towards(daemon, &record, &facts))?;
+        refuse_unless_go(&findings)?;
+        let predicted = predict::expected(daemon, &record, to, files)?;
+        let expected = Some(predicted.expected);
+        let _ = tell.send(Progress { phase: "preflight".into(), done: 0, total: 0, expected });
+        let run = Self {
             daemon,
             tell,
-            phases: Phases::default(),
+            begun,
+            predicted,
+            phases: Phases { preflight_ms: milliseconds(begun), ..Phases::default() },
             bytes: Bytes::default(),
             rounds: 1,
-            frozen_since: None,
+            watch: StopWatch::start(begun),
             hold: None,
             flight: None,
             ahead: Ahead::default(),
-            peer: Peer::call(daemon, to).await?,
+            peer,
         };
-        let begun = Instant::now();
-        run.say("preflight", 0, 0);
-        let facts = target_facts(&mut run.peer, &record).await?;
-        refuse_unless_go(&tokio::task::block_in_place(|| towards(daemon, &record, &facts))?)?;
-        run.phases.preflight_ms = milliseconds(begun);
         let migration = Migration {
             id: format!("{:032x}", rand::rng().random::<u128>()),
             role: Role::Source,
@@ -434,18 +483,19 @@ impl<'a> Run<'a> {
             self.bytes.memory = self.ahead.bytes;
         }
         self.hold = hold(self.daemon, record);
+        let dumper = Dumper::start(self.daemon, record, &images).await?;
         self.phases.prepare_ms = milliseconds(begun);
 
-        ensure_shim(self.daemon, record).await?;
         // Before the freeze, so that after a crash recovery knows to thaw.
         migration.step = Step::Freezing;
         self.daemon.journal(migration, None)?;
         self.say("freeze", 0, 0);
         self.peer.hasten();
         let frozen = freeze(self.daemon, record, self.hold.as_ref())?;
-        self.frozen_since = Some(frozen.since);
-        self.phases.freeze_ms = milliseconds(frozen.since);
-        self.dump_and_send(record, frozen, &mut sender, &images).await
+        self.watch = StopWatch::start(frozen.since);
+        self.phases.freeze_ms = self.watch.lap();
+        self.ahead.before_dump(&images).attempt("forget what was copied of processes that have ended")?;
+        self.dump_and_send(record, dumper, frozen, &mut sender, &images).await
     }
 
     /// Has the target restore what it was sent, and hold it.
@@ -453,7 +503,6 @@ impl<'a> Run<'a> {
     /// # Errors
     /// It cannot.
     pub async fn restore(&mut self, record: &PodRecord) -> Result<()> {
-        let begun = Instant::now();
         self.say("restore", 0, 0);
         let PodState::Running { init, .. } = record.state else { return Err(not_running(self.daemon, record)) };
         let images = self.flight.as_ref().map_or(Path::new(""), Flight::path);
@@ -463,7 +512,7 @@ impl<'a> Run<'a> {
         let clocks = Clocks::of(init.pid).attempt("read the pod's clocks")?;
         let restore = Message::Restore { files, clocks, timers };
         match self.peer.ask(&restore).await? {
-            Message::Ready { .. } => self.phases.restore_ms = milliseconds(begun),
+            Message::Ready { .. } => self.phases.restore_ms = self.watch.lap(),
             other => return Err(unexpected(&other)),
         }
         Ok(())
@@ -481,7 +530,7 @@ impl<'a> Run<'a> {
     /// How long the pod has been frozen, in ms.
     #[must_use]
     pub fn frozen_ms(&self) -> f64 {
-        self.frozen_since.map_or(0.0, milliseconds)
+        self.watch.total()
     }
 
     /// How long the restore took, in ms.
@@ -560,19 +609,19 @@ impl<'a> Run<'a> {
     async fn dump_and_send(
         &mut self,
         record: &PodRecord,
+        dumper: Dumper,
         frozen: Frozen,
         sender: &mut Option<Sender>,
         images: &Path,
     ) -> Result<()> {
         self.say("memory", 0, 0);
-        let begun = Instant::now();
         let mapped = shared_writable_files(&self.daemon.cgroup(&record.id).pids());
         // Paths as the pod sees them, relative to its root.
         let mapped = mapped.iter().filter_map(|p| Some(p.strip_prefix("/").ok()?.to_owned())).collect();
         let daemon = self.daemon.clone();
-        let (folder, dumped) = (images.to_owned(), record.clone());
+        let dumped = record.clone();
         let mut dumping = tokio::spawn(async move {
-            let result = dump(&daemon, &dumped, &frozen, &folder).await;
+            let result = dumper.dump(&daemon, &dumped, &frozen).await;
             (result, Instant::now())
         });
         let mut sent = SentFiles::default();
@@ -589,10 +638,10 @@ impl<'a> Run<'a> {
             }
         };
         dumped.and(streamed)?;
-        self.phases.dump_ms = dump_end.duration_since(begun).as_secs_f64() * 1000.0;
+        self.phases.dump_ms = self.watch.lap_at(dump_end);
         self.send_new(images, &mut sent, |name| !name.ends_with(".log")).await?;
         self.send_files(sender, Mode::Frozen, mapped).await?;
-        self.phases.transfer_ms = milliseconds(dump_end);
+        self.phases.transfer_ms = self.watch.lap();
         Ok(())
     }
 
@@ -624,7 +673,7 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn say(&self, phase: &str, done: u64, total: u64) {
-        let _ = self.tell.send(Progress { phase: phase.into(), done, total });
+        let _ = self.tell.send(Progress { phase: phase.into(), done, total, expected: None });
     }
 }
 

@@ -14,6 +14,7 @@ pub mod journal;
 pub mod logs;
 pub mod migrate;
 pub mod precopy;
+pub mod predict;
 pub mod preflight;
 pub mod rehearse;
 pub mod restore;

@@ -1,24 +1,29 @@
 //! Memory goes ahead while the pod runs: round after round of what was written since the last, as long as that gets less.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
 
-use checkpoint::memory::{Piece, Round, Tracker};
+use checkpoint::memory::{Backend, Piece, Round, Tracker};
 use tokio::sync::mpsc;
 
 use super::migrate::Run;
 use super::state::PodRecord;
+use crate::api::ApiError;
 use crate::error::{Attempt, Result};
 use crate::peer::{Message, unexpected};
 
 /// A round of less than this is followed by the freeze, in bytes: the dump takes that along in some milliseconds.
 const SETTLED: u64 = 4 << 20;
+/// Time for all processes to stand still while their soft-dirty bits are read.
+const STILL_LIMIT: Duration = Duration::from_secs(5);
 /// Rounds, at most.
 const ROUNDS: u32 = 8;
 
 /// What has gone ahead. The kernel follows the pod's writes as long as this lives.
 #[derive(Debug, Default)]
 pub struct Ahead {
-    tracker: Tracker,
+    tracker: Option<Tracker>,
     /// Names and sizes of the files that the target has.
     pub files: BTreeMap<String, u64>,
     /// Rounds of memory.
@@ -27,17 +32,31 @@ pub struct Ahead {
     pub bytes: u64,
 }
 
+impl Ahead {
+    /// How the kernel told what the pod wrote, if anything has gone ahead.
+    #[must_use]
+    pub fn backend(&self) -> Option<Backend> {
+        self.tracker.as_ref().filter(|_| self.rounds > 0).map(Tracker::backend)
+    }
+
+    /// What the frozen pod's dump must know.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn before_dump(&self, images: &Path) -> std::io::Result<()> {
+        self.tracker.as_ref().map_or(Ok(()), |tracker| tracker.forget_the_dead(images))
+    }
+}
+
 impl Run<'_> {
     /// Sends rounds of the pod's memory until little is left, or it gets no less; nothing if this host cannot tell what is
     /// written.
     ///
     /// # Errors
     /// The connection broke.
-    pub(super) async fn send_memory_ahead(&mut self, record: &PodRecord, images: &std::path::Path) -> Result<Ahead> {
-        let mut ahead = Ahead::default();
-        if !self.daemon.follows_writes() {
-            return Ok(ahead);
-        }
+    pub(super) async fn send_memory_ahead(&mut self, record: &PodRecord, images: &Path) -> Result<Ahead> {
+        let Some(backend) = self.daemon.follows_writes() else { return Ok(Ahead::default()) };
+        let mut ahead = Ahead { tracker: Some(Tracker::new(backend)), ..Ahead::default() };
         let mut last = u64::MAX;
         for _ in 0..ROUNDS {
             let round;
@@ -53,18 +72,14 @@ impl Run<'_> {
         Ok(ahead)
     }
 
-    async fn send_round(
-        &mut self,
-        mut ahead: Ahead,
-        record: &PodRecord,
-        images: &std::path::Path,
-    ) -> Result<(Ahead, Round)> {
+    async fn send_round(&mut self, mut ahead: Ahead, record: &PodRecord, images: &Path) -> Result<(Ahead, Round)> {
         let (queue, mut pieces) = mpsc::channel::<Piece>(8);
-        let (pids, images) = (self.daemon.cgroup(&record.id).pids(), images.to_owned());
-        let mut tracker = std::mem::take(&mut ahead.tracker);
+        let (cgroup, images) = (self.daemon.cgroup(&record.id), images.to_owned());
+        let mut tracker = ahead.tracker.take().ok_or_else(|| ApiError::failed("an earlier round failed"))?;
         let copying = tokio::task::spawn_blocking(move || {
-            tracker.arm(&pids);
-            let round = tracker.round(&images, &mut |piece| {
+            tracker.arm(&cgroup.pids());
+            let still = |still| if still { cgroup.freeze(STILL_LIMIT) } else { cgroup.thaw() };
+            let round = tracker.round(&images, &still, &mut |piece| {
                 queue.blocking_send(piece).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
             });
             (tracker, round)
@@ -76,7 +91,7 @@ impl Run<'_> {
             self.say("memory", ahead.bytes + offset, 0);
         }
         let (tracker, round) = copying.await.attempt("copy the pod's memory")?;
-        ahead.tracker = tracker;
+        ahead.tracker = Some(tracker);
         let round = round.attempt("copy the pod's memory")?;
         match self.peer.ask(&Message::Round { number: round.number }).await? {
             Message::Stored => Ok((ahead, round)),

@@ -34,18 +34,19 @@ pub fn here(daemon: &Daemon, record: &PodRecord) -> Result<Vec<Finding>> {
     Ok(compat::check(&pod_facts(daemon, record)?, &host_facts(daemon, Some(&record.id))?, None, &request))
 }
 
-/// Findings for a move to another host.
+/// Findings for a move to another host, and the bytes of files that would go along.
 ///
 /// # Errors
 /// The pod does not run, or its facts cannot be read.
-pub fn towards(daemon: &Daemon, record: &PodRecord, target: &TargetFacts) -> Result<Vec<Finding>> {
+pub fn towards(daemon: &Daemon, record: &PodRecord, target: &TargetFacts) -> Result<(Vec<Finding>, u64)> {
     let usage = |path: &Path| checkpoint::files::disk_usage(path).unwrap_or(0);
     let missing = target.missing_layers.iter().filter_map(|l| l.parse().ok());
     let layers = missing.map(|digest| usage(&daemon.layers.layer_path(&digest))).sum();
     let writable = usage(&daemon.config.pod_state(&record.id).join("upper"));
     let request = request(record, Some(&target.volumes), writable, layers);
     let source = host_facts(daemon, Some(&record.id))?;
-    Ok(compat::check(&pod_facts(daemon, record)?, &source, Some(&target.facts), &request))
+    let findings = compat::check(&pod_facts(daemon, record)?, &source, Some(&target.facts), &request);
+    Ok((findings, writable + layers))
 }
 
 /// Turns a *no* into the refusal that names every rule which said it.

@@ -77,7 +77,38 @@ pub fn last_status(bundle: &Path) -> Option<Status> {
 /// # Errors
 /// The reason, or the shim is gone or does not answer within `limit`.
 pub async fn order(bundle: &Path, request: &Request, limit: Duration) -> io::Result<()> {
-    match ask(bundle, request, limit).await? {
+    done(ask(bundle, request, limit).await?)
+}
+
+/// A shim with a CRIU that is ready to dump its pod. Dropped, that CRIU ends.
+#[derive(Debug)]
+pub struct Dumper(BufReader<UnixStream>);
+
+impl Dumper {
+    /// Has a shim start one.
+    ///
+    /// # Errors
+    /// CRIU's reason, or the shim is gone or does not answer within `limit`.
+    pub async fn start(bundle: &Path, request: &Request, limit: Duration) -> io::Result<Self> {
+        let started = async {
+            let mut stream = BufReader::new(UnixStream::connect(bundle.join("shim.sock")).await?);
+            done(converse(&mut stream, request).await?)?;
+            Ok(Self(stream))
+        };
+        in_time(limit, started).await
+    }
+
+    /// Dumps the pod, which is frozen by now.
+    ///
+    /// # Errors
+    /// CRIU's reason, or the shim is gone or does not answer within `limit`.
+    pub async fn dump(mut self, limit: Duration) -> io::Result<()> {
+        done(in_time(limit, converse(&mut self.0, &Request::Dump)).await?)
+    }
+}
+
+fn done(reply: Reply) -> io::Result<()> {
+    match reply {
         Reply::Done => Ok(()),
         Reply::Failed(reason) => Err(io::Error::other(reason)),
         Reply::Status(_) => Err(io::Error::other("the shim gave the wrong kind of answer")),
@@ -86,18 +117,26 @@ pub async fn order(bundle: &Path, request: &Request, limit: Duration) -> io::Res
 
 async fn ask(bundle: &Path, request: &Request, limit: Duration) -> io::Result<Reply> {
     let conversation = async {
-        let mut stream = UnixStream::connect(bundle.join("shim.sock")).await?;
-        let mut text = serde_json::to_vec(request)?;
-        text.push(b'\n');
-        stream.write_all(&text).await?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line).await?;
-        if line.is_empty() {
-            return Err(io::Error::other("the shim ended without an answer"));
-        }
-        Ok(serde_json::from_str(&line)?)
+        let mut stream = BufReader::new(UnixStream::connect(bundle.join("shim.sock")).await?);
+        converse(&mut stream, request).await
     };
-    tokio::time::timeout(limit, conversation)
+    in_time(limit, conversation).await
+}
+
+async fn converse(stream: &mut BufReader<UnixStream>, request: &Request) -> io::Result<Reply> {
+    let mut text = serde_json::to_vec(request)?;
+    text.push(b'\n');
+    stream.write_all(&text).await?;
+    let mut line = String::new();
+    stream.read_line(&mut line).await?;
+    if line.is_empty() {
+        return Err(io::Error::other("the shim ended without an answer"));
+    }
+    Ok(serde_json::from_str(&line)?)
+}
+
+async fn in_time<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(limit, work)
         .await
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the shim did not answer in time")))
 }

@@ -3,7 +3,8 @@
 //! It builds the pod's root, makes its namespaces, starts its init or has CRIU restore it, runs CRIU for dumps, and
 //! keeps the exit code. It decides nothing. Freezing, thawing and plugging are podd's, directly on cgroup and link.
 //!
-//! One request a connection, one JSON line each way ([`Request`], [`Reply`]); requests wait while it works.
+//! One request a connection, one JSON line each way ([`Request`], [`Reply`]); requests wait while it works. Only a dump takes
+//! two: [`Request::PrepareDump`] while the pod runs, [`Request::Dump`] when it stands still.
 
 pub mod client;
 mod external;
@@ -92,8 +93,8 @@ pub enum Mode {
 pub enum Request {
     /// How it is. While the pod is being started or restored, the answer waits for the outcome.
     Status,
-    /// Dump the frozen pod.
-    Dump {
+    /// Get ready to dump the pod. Forgotten when the connection ends.
+    PrepareDump {
         /// Folder for CRIU's files.
         images: PathBuf,
         /// Seconds.
@@ -104,6 +105,8 @@ pub enum Request {
         #[serde(default)]
         watched: Vec<String>,
     },
+    /// Dump it: it is frozen.
+    Dump,
     /// Forget the pod (which has ended) and exit.
     Shutdown,
 }

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
-use checkpoint::criu;
+use checkpoint::criu::{self, Dumper};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -34,7 +34,7 @@ pub fn main(bundle: &Path) -> io::Result<()> {
     let listener = UnixListener::bind(&socket)?;
     fs::write(bundle.join("shim.pid"), serde_json::to_vec(&ProcessId::of(nix::unistd::getpid().as_raw())?)?)?;
     ready.tell();
-    let mut shim = Shim { init: None, status: Status::Failed { reason: "not started".into() }, config };
+    let mut shim = Shim { init: None, status: Status::Failed { reason: "not started".into() }, config, dumper: None };
     shim.come_up();
     shim.serve(&listener)
 }
@@ -43,6 +43,8 @@ struct Shim {
     config: ShimConfig,
     status: Status,
     init: Option<(ProcessId, OwnedFd)>,
+    /// Ready to dump, for the one at the other end of the connection.
+    dumper: Option<(UnixStream, Dumper)>,
 }
 
 impl Shim {
@@ -64,17 +66,14 @@ impl Shim {
 
     fn serve(&mut self, listener: &UnixListener) -> io::Result<()> {
         loop {
-            let mut fds = vec![PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-            if let Some((_, pidfd)) = &self.init {
-                fds.push(PollFd::new(pidfd.as_fd(), PollFlags::POLLIN));
-            }
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-            let asked = fds[0].any().unwrap_or(false);
-            if fds.get(1).and_then(PollFd::any).unwrap_or(false) {
+            let init = self.init.as_ref().map(|(_, pidfd)| pidfd.as_fd());
+            let dumper = self.dumper.as_ref().map(|(stream, _)| stream.as_fd());
+            let [asked, ended, told] = readable([Some(listener.as_fd()), init, dumper])?;
+            if ended {
                 self.keep_exit();
+            }
+            if told && let Some((stream, dumper)) = self.dumper.take() {
+                let _ = go_on(stream, dumper);
             }
             if asked
                 && let Ok((stream, _)) = listener.accept()
@@ -100,28 +99,29 @@ impl Shim {
 
     /// Answers one request; true: it was the last.
     fn answer(&mut self, stream: UnixStream) -> io::Result<bool> {
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let mut line = String::new();
-        BufReader::new(io::Read::take(&stream, 64 * 1024)).read_line(&mut line)?;
-        let (reply, last) = match serde_json::from_str(&line) {
+        let (reply, last) = match receive(&stream) {
             Ok(Request::Status) => (Reply::Status(self.status.clone()), false),
-            Ok(Request::Dump { images, limit_s, ghost_limit, watched }) => {
-                (self.dump(&images, Duration::from_secs(limit_s), ghost_limit, watched), false)
+            Ok(Request::PrepareDump { images, limit_s, ghost_limit, watched }) => {
+                match self.dumper(&images, Duration::from_secs(limit_s), ghost_limit, watched) {
+                    Ok(dumper) => {
+                        self.dumper = Some((stream.try_clone()?, dumper));
+                        (Reply::Done, false)
+                    }
+                    Err(reason) => (Reply::Failed(reason), false),
+                }
             }
+            Ok(Request::Dump) => (Reply::Failed("nothing is ready to dump".into()), false),
             Ok(Request::Shutdown) if self.init.is_none() => (Reply::Done, true),
             Ok(Request::Shutdown) => (Reply::Failed("the pod has not ended".into()), false),
             Err(e) => (Reply::Failed(format!("the request is not understood: {e}")), false),
         };
-        let mut text = serde_json::to_vec(&reply)?;
-        text.push(b'\n');
-        // A podd that has died meanwhile does not matter: the next one asks again.
-        let _ = (&stream).write_all(&text);
+        send(&stream, &reply)?;
         Ok(last)
     }
 
-    fn dump(&self, images: &Path, limit: Duration, ghost_limit: u32, watched: Vec<String>) -> Reply {
-        let Some((init, _)) = &self.init else { return Reply::Failed("the pod has ended".into()) };
-        let dumped = Hierarchies::detect().map_err(|e| e.to_string()).and_then(|hierarchies| {
+    fn dumper(&self, images: &Path, limit: Duration, ghost_limit: u32, watched: Vec<String>) -> Result<Dumper, String> {
+        let Some((init, _)) = &self.init else { return Err("the pod has ended".into()) };
+        Hierarchies::detect().map_err(|e| e.to_string()).and_then(|hierarchies| {
             let cgroup = hierarchies.cgroup(&self.config.cgroup);
             let what = criu::Dump {
                 pid: init.pid,
@@ -133,12 +133,8 @@ impl Shim {
                 ghost_limit,
                 watched,
             };
-            criu::dump(&self.config.criu, &what, limit).map_err(|e| e.to_string())
-        });
-        match dumped {
-            Ok(()) => Reply::Done,
-            Err(reason) => Reply::Failed(reason),
-        }
+            Dumper::start(&self.config.criu, &what, limit).map_err(|e| e.to_string())
+        })
     }
 
     fn set(&mut self, status: Status) {
@@ -151,4 +147,39 @@ impl Shim {
             .and_then(|()| fs::rename(&partial, &path));
         self.status = status;
     }
+}
+
+/// Dumps when told to, unless whoever wanted that has gone.
+fn go_on(stream: UnixStream, dumper: Dumper) -> io::Result<()> {
+    let reply = match receive(&stream)? {
+        Request::Dump => dumper.dump().map_or_else(|e| Reply::Failed(e.to_string()), |()| Reply::Done),
+        other => Reply::Failed(format!("{other:?} has its own connection")),
+    };
+    send(&stream, &reply)
+}
+
+fn receive(stream: &UnixStream) -> io::Result<Request> {
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut line = String::new();
+    BufReader::new(io::Read::take(stream, 64 * 1024)).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
+}
+
+fn send(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
+    let mut text = serde_json::to_vec(reply)?;
+    text.push(b'\n');
+    // A podd that has died meanwhile does not matter: the next one asks again.
+    let _ = stream.write_all(&text);
+    Ok(())
+}
+
+/// Waits until one of them can be read, or has ended.
+fn readable<const N: usize>(of: [Option<BorrowedFd<'_>>; N]) -> io::Result<[bool; N]> {
+    let mut fds: Vec<_> = of.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+    match poll(&mut fds, PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let mut fds = fds.into_iter();
+    Ok(of.map(|fd| fd.and_then(|_| fds.next()).and_then(|fd| fd.any()).unwrap_or(false)))
 }

@@ -112,17 +112,24 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
             .collect(),
         cgroup_procs: cgroup.procs_files().collect(),
     };
+    let mut leaving = None;
     let mut on_hook = |hook: criu::Hook<'_>| match (hook.name, hook.root_pid) {
         // Until now the writable layer was still being received, perhaps.
         (criu::ALL_THERE, _) => root::assemble(config).map_err(|e| e.to_string()),
         ("setup-namespaces", Some(pid)) => {
+            // CRIU leaves the cgroup now that the pod has a process there. That takes as long as all processors together need for
+            // a moment without readers of the lists, so it goes on beside.
+            let (hierarchies, criu) = (hierarchies.clone(), hook.criu_pid);
+            leaving = Some(std::thread::spawn(move || Cgroup::expel(&hierarchies, criu)));
             network::make_link(&config.link, pid, config.network.as_ref()).map_err(|e| e.to_string())
         }
-        // Every process is restored and held by CRIU at the edge of user space. CRIU leaves the cgroup, then the
-        // freezer is shut, so that they stand still when CRIU lets go of them. Were they held by CRIU alone, its
-        // death would set them free on two hosts at once.
+        // Every process is restored and held by CRIU at the edge of user space. When CRIU has left the cgroup, the freezer is
+        // shut, so that they stand still when CRIU lets go of them. Were they held by CRIU alone, its death would set them free
+        // on two hosts at once.
         ("pre-resume", _) => {
-            Cgroup::expel(&hierarchies, hook.criu_pid).and_then(|()| cgroup.request_freeze()).map_err(|e| e.to_string())
+            let left = leaving.take().and_then(|thread| thread.join().ok());
+            let left = left.unwrap_or_else(|| Cgroup::expel(&hierarchies, hook.criu_pid));
+            left.and_then(|()| cgroup.request_freeze()).map_err(|e| e.to_string())
         }
         _ => Ok(()),
     };

@@ -27,13 +27,24 @@ pub fn announce(pid: i32, network: &Network) -> io::Result<()> {
             (IpAddr::V6(ip), _) => frames.push(unsolicited_advertisement(network.mac, ip)),
         }
     }
-    in_network_of(pid, move || {
-        let socket = packet_socket("eth0")?;
-        frames.iter().try_for_each(|frame| {
-            let sent = nix::sys::socket::send(socket.as_raw_fd(), frame, nix::sys::socket::MsgFlags::empty())?;
-            if sent == frame.len() { Ok(()) } else { Err(io::Error::other("a frame was cut short")) }
-        })
-    })
+    in_network_of(pid, move || send_frames("eth0", &frames))
+}
+
+/// Sends Ethernet frames out of an interface. One that it does not take is no reason to keep back the others.
+///
+/// # Errors
+/// There is no such interface, or what became of the last frame that was not taken.
+pub fn send_frames(interface: &str, frames: &[Vec<u8>]) -> io::Result<()> {
+    let socket = packet_socket(interface)?;
+    let mut sent = Ok(());
+    for frame in frames {
+        if let Err(e) = nix::sys::socket::send(socket.as_raw_fd(), frame, nix::sys::socket::MsgFlags::empty()) {
+            sent = Err(e.into());
+        }
+    }
+    // At its close the kernel waits until no processor looks at it any more: for longer than all of this took.
+    std::thread::spawn(move || drop(socket));
+    sent
 }
 
 /// An ARP request for one's own address.
@@ -86,7 +97,7 @@ fn icmpv6_checksum(source: Ipv6Addr, target: Ipv6Addr, message: &[u8]) -> u16 {
 }
 
 /// A raw socket bound to an interface.
-pub(super) fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
+fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
     let protocol = libc::ETH_P_ALL as u16;
     // SAFETY: no pointers are passed.
     let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };

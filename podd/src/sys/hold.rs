@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::libc;
 
-use super::announce::packet_socket;
+use super::announce::send_frames;
 use super::network;
 
 /// Bytes of frames that are kept at most: they go over in one message.
@@ -113,12 +113,11 @@ pub fn deliver(outer: &str, frames: &[Vec<u8>]) -> io::Result<()> {
     if frames.is_empty() {
         return Ok(());
     }
-    let socket = packet_socket(outer)?;
-    for frame in frames {
-        // One that is too large for the link is no loss: its sender repeats it.
-        let _ = nix::sys::socket::send(socket.as_raw_fd(), frame, nix::sys::socket::MsgFlags::empty());
+    // One that is too large for the link is no loss: its sender repeats it.
+    match send_frames(outer, frames) {
+        Err(e) if e.raw_os_error() == Some(libc::EMSGSIZE) => Ok(()),
+        sent => sent,
     }
-    Ok(())
 }
 
 #[cfg(test)]

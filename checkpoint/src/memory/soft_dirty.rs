@@ -1,0 +1,65 @@
+//! Soft-dirty bits (Documentation/admin-guide/mm/soft-dirty.rst): the kernel notes which pages were written since somebody has
+//! cleared the bits of a process.
+//!
+//! They are read and cleared in two steps, so nobody may write in between: the processes stand still for both.
+
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use super::PAGE;
+use super::pages::Ranges;
+
+/// Bits of an entry of `/proc/PID/pagemap` (Documentation/admin-guide/mm/pagemap.rst).
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+const FILE: u64 = 1 << 61;
+const SOFT_DIRTY: u64 = 1 << 55;
+/// Entries read at once: those of 32 MiB.
+const ENTRIES: usize = 8192;
+
+/// Whether the running kernel has such bits: many are built without.
+pub(super) fn is_supported() -> bool {
+    // One page in it is nobody else's.
+    let mut memory = vec![1; 3 * PAGE as usize];
+    let first = memory.as_ptr().addr();
+    let at = first.next_multiple_of(PAGE as usize) - first;
+    let page = (first + at) as u64..(first + at) as u64 + PAGE;
+    let mut tried = || -> io::Result<bool> {
+        let pagemap = File::open("/proc/self/pagemap")?;
+        clear(std::process::id().cast_signed())?;
+        let before = written(&pagemap, &page, false)?;
+        black_box(&mut memory)[at] = 2;
+        Ok(before.is_empty() && !written(&pagemap, &page, false)?.is_empty())
+    };
+    tried().unwrap_or(false)
+}
+
+/// Pages of a range that belong to the process alone and were written since its bits were cleared, or all of them.
+pub(super) fn written(pagemap: &File, range: &Range<u64>, all: bool) -> io::Result<Ranges> {
+    let wanted = |entry: u64| entry & (PRESENT | SWAPPED) != 0 && entry & FILE == 0 && (all || entry & SOFT_DIRTY != 0);
+    let mut found = Ranges::default();
+    let mut buffer = vec![0; ENTRIES * 8];
+    let mut start = range.start;
+    while start < range.end {
+        let entries = ((range.end - start) / PAGE).min(ENTRIES as u64);
+        let buffer = &mut buffer[..entries as usize * 8];
+        pagemap.read_exact_at(buffer, start / PAGE * 8)?;
+        for (entry, address) in buffer.chunks_exact(8).zip((start..).step_by(PAGE as usize)) {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(entry);
+            if wanted(u64::from_ne_bytes(bytes)) {
+                found.add(address..address + PAGE);
+            }
+        }
+        start += entries * PAGE;
+    }
+    Ok(found)
+}
+
+/// From now on, only what is written later counts.
+pub(super) fn clear(pid: i32) -> io::Result<()> {
+    fs::write(format!("/proc/{pid}/clear_refs"), "4")
+}

@@ -1,0 +1,129 @@
+//! How long a move will take, said before it: a model of what happens in a move, corrected by how far earlier moves between the
+//! same hosts were off it. Pure, but for [`look_at`].
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use checkpoint::memory::{Activity, Tracker};
+
+use super::journal::{Migration, Role};
+use super::state::PodRecord;
+use crate::api::{Prediction, Times};
+use crate::error::Result;
+use crate::supervisor::Daemon;
+
+/// How long a pod is looked at. Each page that it writes to meanwhile costs it one short fault.
+const LOOK: Duration = Duration::from_millis(100);
+/// As many of the last moves correct the model.
+const PAST: usize = 9;
+/// More is no matter of speed.
+const CORRECTION: RangeInclusive<f64> = 0.1..=50.0;
+const GB: f64 = 1e9;
+
+/// What the time of a move depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Facts {
+    /// Processes.
+    pub processes: usize,
+    /// Memory that goes ahead.
+    pub ahead: Activity,
+    /// Memory that goes with the dump, in bytes.
+    pub left: u64,
+    /// Files to be sent, in bytes.
+    pub files: u64,
+}
+
+/// What a move of this pod to `host` will take, if so many bytes of files go along.
+///
+/// # Errors
+/// The store's.
+pub fn expected(daemon: &Daemon, record: &PodRecord, host: &str, files: u64) -> Result<Prediction> {
+    let facts = tokio::task::block_in_place(|| look_at(daemon, record, files));
+    let past = daemon.store.migrations()?;
+    let past = past.iter().rev().filter(|m| m.role == Role::Source && m.peer == host);
+    Ok(predict(&facts, past.filter_map(off)))
+}
+
+/// What the model said of a move, and what it took.
+fn off(migration: &Migration) -> Option<(Times, Times)> {
+    let report = migration.report.as_ref()?;
+    Some((report.predicted.as_ref()?.model, report.took()))
+}
+
+fn look_at(daemon: &Daemon, record: &PodRecord, files: u64) -> Facts {
+    let pids = daemon.cgroup(&record.id).pids();
+    let ahead = daemon.follows_writes().map(|backend| Tracker::look_on(backend, &pids, LOOK)).unwrap_or_default();
+    let resident: u64 = pids.iter().filter_map(|pid| resident(*pid)).sum();
+    Facts { processes: pids.len(), ahead, left: resident.saturating_sub(ahead.bytes), files }
+}
+
+/// Memory of a process that no file has, in bytes.
+fn resident(pid: i32) -> Option<u64> {
+    let status = procfs::process::Process::new(pid).ok()?.status().ok()?;
+    Some((status.rssanon? + status.rssshmem?) * 1024)
+}
+
+/// The model, and the median correction by moves of the past: what it said of each, and what that took; the latest first.
+fn predict(facts: &Facts, past: impl Iterator<Item = (Times, Times)>) -> Prediction {
+    let model = model(facts);
+    let past: Vec<(Times, Times)> = past.take(PAST).collect();
+    let correct = |of: fn(&Times) -> f64| {
+        let mut ratios: Vec<f64> = past.iter().map(|(model, took)| of(took) / of(model)).collect();
+        ratios.retain(|ratio| CORRECTION.contains(ratio));
+        ratios.sort_by(f64::total_cmp);
+        of(&model) * ratios.get(ratios.len() / 2).unwrap_or(&1.0)
+    };
+    let expected = Times { blackout_ms: correct(|t| t.blackout_ms), total_ms: correct(|t| t.total_ms) };
+    Prediction { expected, model }
+}
+
+/// Measured on two cores, between two hosts on one machine: where a host or a link is slower or faster, corrections say so.
+fn model(facts: &Facts) -> Times {
+    /// Bytes a second over TLS into the target's memory.
+    const SENT: f64 = 0.25 * GB;
+    let (memory, left, files) = (facts.ahead.bytes as f64, facts.left as f64, facts.files as f64);
+    // Namespaces, mounts, descriptors; each process; page tables; what is dumped, sent and read while the pod stands still.
+    let late = left + facts.ahead.written_per_s as f64 * 0.02;
+    let blackout_ms = 50.0 + 2.0 * facts.processes as f64 + 25.0 * memory / GB + 1000.0 * late / (2.0 * SENT);
+    // Each round sends what was written during the one before, up to eight of them.
+    let again = (facts.ahead.written_per_s as f64 / SENT).min(0.9);
+    let rounds = (1.0 - again.powi(8)) / (1.0 - again);
+    let total_ms = 300.0 + 1000.0 * (memory * rounds + files) / SENT + blackout_ms;
+    Times { blackout_ms, total_ms }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(memory: u64, written_per_s: u64, left: u64) -> Facts {
+        Facts { processes: 2, ahead: Activity { bytes: memory, written_per_s }, left, files: 0 }
+    }
+
+    #[test]
+    fn more_to_do_takes_longer() {
+        let small = model(&facts(10 << 20, 0, 0));
+        for more in [facts(1 << 30, 0, 0), facts(10 << 20, 100 << 20, 0), facts(10 << 20, 0, 50 << 20)] {
+            let more = model(&more);
+            assert!(more.blackout_ms > small.blackout_ms && more.total_ms > small.total_ms, "{more:?} {small:?}");
+        }
+        // However fast it writes, this comes to an end.
+        assert!(model(&facts(1 << 30, u64::MAX, 0)).total_ms.is_finite());
+    }
+
+    #[test]
+    fn the_past_corrects_it() {
+        let facts = facts(100 << 20, 0, 0);
+        let model = model(&facts);
+        assert_eq!(predict(&facts, std::iter::empty()).expected, model);
+        let took = |blackout: f64, total: f64| {
+            let took = Times { blackout_ms: model.blackout_ms * blackout, total_ms: model.total_ms * total };
+            (model, took)
+        };
+        // The median: one move that hung for a minute does not count, nor does one that was not measured.
+        let past = [took(2.0, 3.0), took(2.0, 3.0), took(40.0, 3.0), took(2.0, 30.0), took(0.0, 0.0)];
+        let Prediction { expected, .. } = predict(&facts, past.into_iter());
+        assert!((expected.blackout_ms / model.blackout_ms - 2.0).abs() < 1e-9, "{expected:?}");
+        assert!((expected.total_ms / model.total_ms - 3.0).abs() < 1e-9, "{expected:?}");
+    }
+}
