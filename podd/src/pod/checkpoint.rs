@@ -11,7 +11,7 @@ use checkpoint::wire;
 use jiff::Timestamp;
 
 use super::freeze::{Dumper, Flight, freeze, hold, milliseconds, thaw};
-use super::start::clear_up;
+use super::start::{clear_up, ensure_shim};
 use super::state::{PodRecord, PodState};
 use super::stop::not_running;
 use crate::api::{ApiError, CheckpointReport};
@@ -62,6 +62,7 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
         );
     }
     let flight = Flight::new(daemon, &format!("{}-dump", record.id))?;
+    ensure_shim(daemon, &record).await?;
     let hold = hold(daemon, &record);
     let dumper = Dumper::start(daemon, &record, flight.path()).await?;
     let frozen = freeze(daemon, &record, hold.as_ref())?;

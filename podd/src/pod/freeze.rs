@@ -7,7 +7,7 @@ use checkpoint::clocks::Clocks;
 use checkpoint::process::{Terminals, watched_paths};
 use checkpoint::waits::{self, Waits};
 
-use super::start::{announce, await_workers, ensure_shim};
+use super::start::{announce, await_workers};
 use super::state::{PodRecord, PodState};
 use super::stop::not_running;
 use crate::error::{Attempt, Result};
@@ -199,7 +199,6 @@ impl Dumper {
     /// # Errors
     /// CRIU's reason.
     pub async fn start(daemon: &Daemon, record: &PodRecord, images: &Path) -> Result<Self> {
-        ensure_shim(daemon, record).await?;
         let watched = tokio::task::block_in_place(|| watched(daemon, record));
         let request = Request::PrepareDump {
             images: images.to_owned(),

@@ -22,6 +22,7 @@ use super::journal::{Migration, Role, Step};
 use super::precopy::Ahead;
 use super::predict;
 use super::preflight::{TargetFacts, refuse_unless_go, towards};
+use super::start::ensure_shim;
 use super::state::{PodRecord, PodState};
 use super::stop::{delete, not_running};
 use crate::api::{ApiError, Bytes, HealthState, MigrateReport, Phases, Prediction, Progress, Times};
@@ -29,6 +30,7 @@ use crate::error::{Attempt, Result};
 use crate::peer::{Message, Peer, unexpected};
 use crate::supervisor::{Claim, Daemon};
 use crate::sys::hold::Hold;
+use crate::sys::network::neighbours;
 
 /// Data goes in pieces of this size: as large as a frame may be.
 const PIECE: usize = 1 << 20;
@@ -483,6 +485,12 @@ impl<'a> Run<'a> {
             self.bytes.memory = self.ahead.bytes;
         }
         self.hold = hold(self.daemon, record);
+        if let PodState::Running { init, .. } = record.state
+            && let Err(e) = tokio::task::block_in_place(|| neighbours::note(init.pid, &images))
+        {
+            tracing::warn!(pod = record.spec.name, error = %e, "the pod will have to ask for its neighbours");
+        }
+        ensure_shim(self.daemon, record).await?;
         let dumper = Dumper::start(self.daemon, record, &images).await?;
         self.phases.prepare_ms = milliseconds(begun);
 

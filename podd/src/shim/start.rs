@@ -88,7 +88,7 @@ const POD_NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWPID
 fn prepare(config: &ShimConfig, cgroup: &Cgroup, pid: Pid) -> io::Result<()> {
     step("map the pod's ids", write_id_maps(pid, config.id_base))?;
     step("enter the cgroup", cgroup.add(pid.as_raw()))?;
-    network::make_link(&config.link, pid.as_raw(), config.network.as_ref())
+    network::make_link(&config.link, pid.as_raw(), config.network.as_ref(), &[])
 }
 
 /// Has CRIU restore the pod. It is left frozen by its cgroup, with CRIU gone: only a thaw is missing, and whatever
@@ -121,7 +121,8 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
             // a moment without readers of the lists, so it goes on beside.
             let (hierarchies, criu) = (hierarchies.clone(), hook.criu_pid);
             leaving = Some(std::thread::spawn(move || Cgroup::expel(&hierarchies, criu)));
-            network::make_link(&config.link, pid, config.network.as_ref()).map_err(|e| e.to_string())
+            let known = network::neighbours::noted(images);
+            network::make_link(&config.link, pid, config.network.as_ref(), &known).map_err(|e| e.to_string())
         }
         // Every process is restored and held by CRIU at the edge of user space. When CRIU has left the cgroup, the freezer is
         // shut, so that they stand still when CRIU lets go of them. Were they held by CRIU alone, its death would set them free

@@ -4,6 +4,7 @@
 //! sending and retransmitting, and nothing leaves the host. (Setting the link down instead would tell applications
 //! and could make the kernel wait a second for the carrier.)
 
+pub mod neighbours;
 mod uplink;
 
 use std::io;
@@ -15,6 +16,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, Addres
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
+use self::neighbours::Neighbour;
 use super::namespaces::in_network_of;
 use crate::pod::spec::Network;
 
@@ -66,11 +68,11 @@ pub fn ensure_bridge(bridge: &str, uplink: Option<&str>) -> io::Result<()> {
 }
 
 /// Makes the pod's link, unplugged: `outer` on this host, `eth0` in the network namespace of `pid` with the pod's
-/// MAC, addresses and routes. The loopback of that namespace goes up too. A link of this name is replaced.
+/// MAC, addresses, routes and known neighbours. The loopback of that namespace goes up too. A link of this name is replaced.
 ///
 /// # Errors
 /// Netlink's; nothing is left behind.
-pub fn make_link(outer: &str, pid: i32, network: Option<&Network>) -> io::Result<()> {
+pub fn make_link(outer: &str, pid: i32, network: Option<&Network>, known: &[Neighbour]) -> io::Result<()> {
     if let Some(network) = network {
         let result = here(async |netlink| {
             if let Some(index) = index_of(&netlink, outer).await? {
@@ -106,6 +108,10 @@ pub fn make_link(outer: &str, pid: i32, network: Option<&Network>) -> io::Result
                 add_default_route(&netlink, eth0, *gateway).await?;
             }
             resolve_quickly();
+            for neighbour in known {
+                // Whoever is not known is asked for.
+                let _ = neighbour.add(&netlink, eth0).await;
+            }
             Ok(())
         })
     })
