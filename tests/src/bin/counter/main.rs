@@ -3,20 +3,29 @@
 //!
 //! ```text
 //! counter --addr IP:PORT [--key KEY] [--seconds S] [--until-file PATH] [--interval-us N] [--json]
+//!         [--http PATH] [--reconnect] [--trace]
+//! counter --addr IP:PORT --load WRITES_PER_SECOND [--connections N] [--keys N] [--value BYTES] ...
 //! ```
 //!
 //! Each reply must be the one before plus 1 (`gaps` counts those that are not), and the connection must last: it never
-//! connects again. A silence is the time between two replies; `at_ms` is when it began, in milliseconds of Unix time, so
+//! connects again, unless `--reconnect` allows it. With `--http` it asks a web server for PATH instead. `--trace` adds
+//! what it saw over time. With `--load` it is the others: see `load.rs`.
+//!
+//! A silence is the time between two replies; `at_ms` is when it began, in milliseconds of Unix time, so
 //! that it can be laid beside podd's timeline. Ends after S seconds or once PATH exists, whichever comes first. Exit code
 //! 0 only without gaps and with the connection alive at the end, 2 for wrong arguments.
 
+mod load;
+mod trace;
+
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
+use trace::{Trace, unix_ms};
 
 /// How many of the longest silences are reported.
 const LONGEST: usize = 5;
@@ -24,6 +33,8 @@ const LONGEST: usize = 5;
 const GIVE_UP: Duration = Duration::from_secs(120);
 /// How often the end is looked for while nothing comes.
 const TICK: Duration = Duration::from_millis(100);
+/// Pause before a connection is made again.
+const AGAIN: Duration = Duration::from_millis(2);
 
 struct Options {
     addr: SocketAddr,
@@ -32,6 +43,14 @@ struct Options {
     until_file: Option<PathBuf>,
     interval: Duration,
     json: bool,
+    http: Option<String>,
+    reconnect: bool,
+    trace: bool,
+    /// Writes a second; 0: count.
+    load: f64,
+    connections: u64,
+    keys: u64,
+    value: usize,
 }
 
 #[derive(Default, Serialize)]
@@ -40,11 +59,15 @@ struct Report {
     first: Option<i64>,
     last: Option<i64>,
     gaps: u64,
-    /// Always 0: a lost connection is an error.
+    /// 0 without `--reconnect`: a lost connection is an error.
     reconnects: u64,
     longest_silence_ms: f64,
     silences: Vec<Silence>,
     error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace: Option<Trace>,
+    #[serde(skip)]
+    before: Option<(Instant, SystemTime)>,
 }
 
 #[derive(Serialize)]
@@ -61,7 +84,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let mut report = Report::default();
+    if options.load > 0.0 {
+        println!("{}", serde_json::json!(load::run(&options)));
+        return ExitCode::SUCCESS;
+    }
+    let mut report = Report { trace: options.trace.then(Trace::new), ..Report::default() };
     if let Err(error) = count(&options, &mut report) {
         report.error = Some(error.to_string());
     }
@@ -82,31 +109,59 @@ fn main() -> ExitCode {
 }
 
 fn count(options: &Options, report: &mut Report) -> io::Result<()> {
-    let stream = TcpStream::connect(options.addr)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(TICK))?;
-    let mut replies = BufReader::new(stream.try_clone()?);
-    let request = format!("*2\r\n$4\r\nINCR\r\n${}\r\n{}\r\n", options.key.len(), options.key);
     let begin = Instant::now();
-    let mut before: Option<(Instant, SystemTime)> = None;
-    let mut file_seen = Instant::now();
+    let mut failing = None::<Instant>;
+    loop {
+        let before = report.increments;
+        let Err(error) = session(options, begin, report) else { return Ok(()) };
+        if !options.reconnect {
+            return Err(error);
+        }
+        // Attempts that come to nothing belong to the connection that broke before them.
+        if report.increments > before || failing.is_none() {
+            failing = Some(Instant::now());
+            report.reconnects += 1;
+        }
+        if failing.is_some_and(|since| since.elapsed() > GIVE_UP) || is_over(options, begin) {
+            return Err(error);
+        }
+        std::thread::sleep(AGAIN);
+    }
+}
+
+/// Over one connection.
+fn session(options: &Options, begin: Instant, report: &mut Report) -> io::Result<()> {
+    let stream = load::connect(options)?;
+    let mut replies = BufReader::new(stream.try_clone()?);
+    let request = match &options.http {
+        Some(path) => format!("GET {path} HTTP/1.1\r\nHost: pod\r\n\r\n"),
+        None => format!("*2\r\n$4\r\nINCR\r\n${}\r\n{}\r\n", options.key.len(), options.key),
+    };
+    let mut looked = Instant::now();
     loop {
         if options.seconds.is_some_and(|seconds| begin.elapsed().as_secs_f64() >= seconds) {
             return Ok(());
         }
-        if file_seen.elapsed() >= TICK {
-            file_seen = Instant::now();
-            if options.until_file.as_ref().is_some_and(|path| path.exists()) {
+        if looked.elapsed() >= TICK {
+            looked = Instant::now();
+            if is_over(options, begin) {
                 return Ok(());
             }
         }
+        let asked = Instant::now();
         (&stream).write_all(request.as_bytes())?;
-        let value = read_reply(&mut replies)?;
-        let now = Instant::now();
-        if let Some((instant, at)) = before {
+        let value = match &options.http {
+            Some(_) => read_page(&mut replies).map(|()| report.last.unwrap_or(0) + 1)?,
+            None => read_reply(&mut replies)?,
+        };
+        let (now, at) = (Instant::now(), SystemTime::now());
+        if let Some(trace) = &mut report.trace {
+            trace.note(at, now - asked);
+        }
+        if let Some((instant, at)) = report.before {
             note_silence(report, now - instant, at);
         }
-        before = Some((now, SystemTime::now()));
+        report.before = Some((now, at));
         report.gaps += u64::from(report.last.is_some_and(|last| value != last + 1));
         report.first.get_or_insert(value);
         report.last = Some(value);
@@ -117,8 +172,46 @@ fn count(options: &Options, report: &mut Report) -> io::Result<()> {
     }
 }
 
-/// Waits for `:NUMBER\r\n`, however long the server is away: giving up early would hide how long that was.
+fn is_over(options: &Options, begin: Instant) -> bool {
+    options.seconds.is_some_and(|seconds| begin.elapsed().as_secs_f64() >= seconds)
+        || options.until_file.as_ref().is_some_and(|path| path.exists())
+}
+
+/// Waits for `:NUMBER\r\n`.
 fn read_reply(replies: &mut impl BufRead) -> io::Result<i64> {
+    let line = read_line(replies)?;
+    let number = line.strip_prefix(':').and_then(|number| number.parse().ok());
+    number.ok_or_else(|| wrong(&line))
+}
+
+/// Waits for an answer 200 and its body.
+fn read_page(replies: &mut impl BufRead) -> io::Result<()> {
+    let line = read_line(replies)?;
+    if !line.starts_with("HTTP/1.1 200 ") {
+        return Err(wrong(&line));
+    }
+    let mut length = 0;
+    loop {
+        let line = read_line(replies)?;
+        if line.is_empty() {
+            break;
+        }
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            length = value.trim().parse().map_err(|_| wrong(&line))?;
+        }
+    }
+    // Small pages come whole with their head.
+    replies.read_exact(&mut vec![0; usize::min(length, 1 << 20)])
+}
+
+fn wrong(line: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("unexpected reply {line:?}"))
+}
+
+/// A line without its end, however long the server is away: giving up early would hide how long that was.
+fn read_line(replies: &mut impl BufRead) -> io::Result<String> {
     let begin = Instant::now();
     let mut line = Vec::new();
     while line.last() != Some(&b'\n') {
@@ -141,17 +234,14 @@ fn read_reply(replies: &mut impl BufRead) -> io::Result<i64> {
             Err(error) => return Err(error),
         }
     }
-    let line = String::from_utf8_lossy(&line);
-    let number = line.strip_prefix(':').and_then(|number| number.trim_end().parse().ok());
-    number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("unexpected reply {:?}", line.trim_end())))
+    Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
 }
 
 fn note_silence(report: &mut Report, length: Duration, at: SystemTime) {
     let ms = length.as_secs_f64() * 1000.0;
     report.longest_silence_ms = report.longest_silence_ms.max(ms);
     if report.silences.len() < LONGEST || report.silences.last().is_some_and(|shortest| ms > shortest.ms) {
-        let at_ms = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-        report.silences.push(Silence { at_ms, ms });
+        report.silences.push(Silence { at_ms: unix_ms(at), ms });
         report.silences.sort_by(|a, b| b.ms.total_cmp(&a.ms));
         report.silences.truncate(LONGEST);
     }
@@ -166,10 +256,23 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
         until_file: None,
         interval: Duration::ZERO,
         json: false,
+        http: None,
+        reconnect: false,
+        trace: false,
+        load: 0.0,
+        connections: 4,
+        keys: 1,
+        value: 600,
     };
     while let Some(name) = arguments.next() {
-        if name == "--json" {
-            options.json = true;
+        let flag = match name.as_str() {
+            "--json" => Some(&mut options.json),
+            "--reconnect" => Some(&mut options.reconnect),
+            "--trace" => Some(&mut options.trace),
+            _ => None,
+        };
+        if let Some(flag) = flag {
+            *flag = true;
             continue;
         }
         let value = arguments.next().ok_or_else(|| format!("{name} wants a value"))?;
@@ -180,6 +283,11 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
             "--seconds" => options.seconds = Some(value.parse().map_err(|_| wrong(()))?),
             "--until-file" => options.until_file = Some(value.into()),
             "--interval-us" => options.interval = Duration::from_micros(value.parse().map_err(|_| wrong(()))?),
+            "--http" => options.http = Some(value),
+            "--load" => options.load = value.parse().map_err(|_| wrong(()))?,
+            "--connections" => options.connections = value.parse().map_err(|_| wrong(()))?,
+            "--keys" => options.keys = value.parse().map_err(|_| wrong(()))?,
+            "--value" => options.value = value.parse().map_err(|_| wrong(()))?,
             _ => return Err(format!("there is no option {name}")),
         }
     }
