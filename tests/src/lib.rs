@@ -3,6 +3,7 @@
 
 #![allow(clippy::missing_panics_doc)]
 
+pub mod bench;
 pub mod invariants;
 pub mod lab;
 pub mod machine;

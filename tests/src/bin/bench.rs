@@ -1,0 +1,80 @@
+//! The benchmark; started by `scripts/bench`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tests::bench::{self, CONTENDERS, Options, WORKLOADS};
+
+/// Moves servers by podd and by other means, in turns in one run, under the eyes of a client, and writes what it saw:
+/// BENCH.md, BENCH.json and pictures in tests/bench.
+///
+/// The machine should have nothing else to do. What cannot run here is reported with the reason.
+#[derive(Debug, Parser)]
+#[command(name = "bench")]
+struct Arguments {
+    /// Of redis, nginx
+    #[arg(long, value_delimiter = ',', default_values_t = WORKLOADS.map(String::from))]
+    workloads: Vec<String>,
+    /// Of redis's data, MB
+    #[arg(long, value_delimiter = ',', default_values_t = [20, 350, 700])]
+    sizes: Vec<u64>,
+    /// Moves of each contender, workload and size
+    #[arg(long, default_value_t = 10)]
+    moves: u32,
+    /// Of podd, criu, criu-lazy, runc, podman, restart; podman is not among them unless it is named
+    #[arg(long, value_delimiter = ',', default_values_t = CONTENDERS.into_iter().filter(|name| *name != "podman").map(String::from))]
+    contenders: Vec<String>,
+    /// Writes a second of others than the client
+    #[arg(long, default_value_t = 10_000.0)]
+    load: f64,
+    /// Folder of the results
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Date of the run
+    #[arg(long, default_value = "an unknown day", hide = true)]
+    date: String,
+}
+
+fn main() -> ExitCode {
+    let Arguments { workloads, sizes, moves, contenders, load, out, date } = Arguments::parse();
+    let command: Vec<String> = std::iter::once("scripts/bench".to_owned()).chain(asked()).collect();
+    let out = out.unwrap_or_else(tests::lab::root);
+    let options = Options { workloads, sizes, moves, contenders, load, out, date, command: command.join(" ") };
+    match bench::run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("bench: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What the user asked for: not the date, nor the place of the results.
+fn asked() -> Vec<String> {
+    let mut words = Vec::new();
+    let mut all = std::env::args().skip(1);
+    while let Some(word) = all.next() {
+        match word.as_str() {
+            "--date" | "--out" => drop(all.next()),
+            _ => words.push(word),
+        }
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_split_at_commas_and_podman_must_be_named() {
+        let asked = Arguments::try_parse_from(["bench", "--sizes", "20,700", "--contenders", "podd,podman"]);
+        let asked = asked.expect("these are right");
+        assert_eq!((asked.sizes, asked.contenders), (vec![20, 700], vec!["podd".to_owned(), "podman".to_owned()]));
+        let plain = Arguments::try_parse_from(["bench"]).expect("all have defaults");
+        assert!(plain.contenders.len() == 5 && !plain.contenders.contains(&"podman".to_owned()));
+        assert_eq!((plain.sizes, plain.moves), (vec![20, 350, 700], 10));
+        assert!(Arguments::try_parse_from(["bench", "--sizes", "much"]).is_err());
+    }
+}
