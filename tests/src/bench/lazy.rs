@@ -37,7 +37,7 @@ rm -rf "/proc/$from/root$image" "/proc/$to/root$image"
 mkdir -p "/proc/$from/root$image" "/proc/$to/root$image"
 net=$(stat -L -c %i "/proc/$from/root/run/netns/bench")
 exec 8<"/proc/$to/root/run/netns/bench"
-fail() { grep -h Error "/proc/$from/root$image/dump.log" "/proc/$to/root$image"/*.log | tail -n 5; exit 1; }
+fail() { grep -h Error "/proc/$from/root$image/dump.log" "/proc/$to/root$image"/*.log | grep -v RLIMIT | head -n 3; exit 1; }
 mark begin
 on "$from" ip link set bench0 nomaster
 exec 9< <(on "$from" timeout -k 1 120 "$criu" dump --tree "$pid" $flags --log-file dump.log --external "net[$net]:pod" \

@@ -5,9 +5,9 @@ use super::host::{Failure, MARK, PLACES, Server, bash, criu, fill, phases, shut_
 use crate::Lab;
 use crate::lab::rootfs;
 
-/// Two storages, each with the image. conmon and runc find our CRIU by its name, as podman has no option for it.
+/// Two storages, each with the image, and a cgroup that goes with the lab. conmon and runc find our CRIU by its name, as podman has no option for it.
 const START: &str = r#"
-root=$1 criu=$2; shift 2
+root=$1 criu=$2 group=/$(sed -n 's|^0::/\([^/]*\)/a$|\1|p' /proc/self/cgroup)-y; shift 2
 command -v podman >/dev/null || { echo "podman is not installed"; exit 1; }
 mkdir -p /run/bench/home/.criu
 echo "network-lock nftables" >/run/bench/home/.criu/default.conf
@@ -19,7 +19,7 @@ for place in /run/bench/1/podman /run/bench/2/podman; do
     chmod +x "$place/podman"
     tar -C "$root" -c . | "$place/podman" import - bench >/dev/null 2>"$place/log" || { tail -n 1 "$place/log"; exit 1; }
 done
-/run/bench/1/podman/podman run --detach --name bench --network host --cgroups disabled --security-opt seccomp=unconfined \
+/run/bench/1/podman/podman run --detach --name bench --network host --cgroup-parent "$group" --security-opt seccomp=unconfined \
     bench "$@" >/dev/null 2>/run/bench/1/podman/log || { tail -n 1 /run/bench/1/podman/log; exit 1; }
 "#;
 
