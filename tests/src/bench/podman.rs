@@ -19,7 +19,7 @@ for place in /run/bench/1/podman /run/bench/2/podman; do
     chmod +x "$place/podman"
     tar -C "$root" -c . | "$place/podman" import - bench >/dev/null 2>"$place/log" || { tail -n 1 "$place/log"; exit 1; }
 done
-/run/bench/1/podman/podman run --detach --name bench --network host --cgroup-parent "$group" --security-opt seccomp=unconfined \
+/run/bench/1/podman/podman run --detach --name bench --network host --cgroup-parent "$group" --ulimit "nofile=$(ulimit -Sn):$(ulimit -Sn)" --ulimit "nproc=1024:1024" --security-opt seccomp=unconfined \
     bench "$@" >/dev/null 2>/run/bench/1/podman/log || { tail -n 1 /run/bench/1/podman/log; exit 1; }
 "#;
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tests::bench::{self, CONTENDERS, Options, WORKLOADS};
+use ::tests::bench::{self, CONTENDERS, Options, WORKLOADS};
 
 /// Moves servers by podd and by other means, in turns in one run, under the eyes of a client, and writes what it saw:
 /// BENCH.md, BENCH.json and pictures in tests/bench.
@@ -39,7 +39,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let Arguments { workloads, sizes, moves, contenders, load, out, date } = Arguments::parse();
     let command: Vec<String> = std::iter::once("scripts/bench".to_owned()).chain(asked()).collect();
-    let out = out.unwrap_or_else(tests::lab::root);
+    let out = out.unwrap_or_else(::tests::lab::root);
     let options = Options { workloads, sizes, moves, contenders, load, out, date, command: command.join(" ") };
     match bench::run(&options) {
         Ok(()) => ExitCode::SUCCESS,
