@@ -173,15 +173,13 @@ fn contender<'a>(lab: &'a Lab, name: &str, server: &Server) -> Box<dyn Contender
 
 /// One move under a client's eyes.
 fn one(options: &Options, lab: &Lab, contender: &mut dyn Contender, server: &Server) -> Result<Move, Failure> {
-    let probe = probe::Probe::start(lab, server, options.load)?;
+    let mut probe = probe::Probe::start(lab, server, options.load)?;
     std::thread::sleep(BEFORE);
     let begun = probe::unix_ms();
-    let moved = contender.go();
+    let phases = contender.go().inspect_err(|_| probe.abandon())?;
     let ended = probe::unix_ms();
     std::thread::sleep(AFTER);
-    let seen = probe.finish();
-    let phases = moved?;
-    Ok(seen?.judge(begun, ended, phases))
+    Ok(probe.finish()?.judge(begun, ended, phases))
 }
 
 /// The harness panics when a step fails; that ends a contender, and not the others.

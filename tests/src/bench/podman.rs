@@ -5,7 +5,8 @@ use super::host::{Failure, MARK, PLACES, Server, bash, criu, fill, phases, shut_
 use crate::Lab;
 use crate::lab::rootfs;
 
-/// Two storages, each with the image, and a cgroup that goes with the lab. conmon and runc find our CRIU by its name, as podman has no option for it.
+/// Two storages, each with the image, and a cgroup that goes with the lab. conmon and runc find our CRIU by its name, as
+/// podman has no option for it. Limits are the host's own: others may be more than root may set here.
 const START: &str = r#"
 root=$1 criu=$2 group=/$(sed -n 's|^0::/\([^/]*\)/a$|\1|p' /proc/self/cgroup)-y; shift 2
 command -v podman >/dev/null || { echo "podman is not installed"; exit 1; }
@@ -14,13 +15,18 @@ echo "network-lock nftables" >/run/bench/home/.criu/default.conf
 export HOME=/run/bench/home PATH=${criu%/*}:$PATH
 for place in /run/bench/1/podman /run/bench/2/podman; do
     mkdir -p "$place"
-    printf '#!/bin/sh\nexec podman --root %s/root --runroot %s/run --tmpdir %s/tmp --storage-driver vfs --runtime runc --cgroup-manager cgroupfs --events-backend none "$@"\n' \
-        "$place" "$place" "$place" >"$place/podman"
+    printf '#!/bin/sh\nexec podman --root %s/root --runroot %s/run --tmpdir %s/tmp %s "$@"\n' "$place" "$place" "$place" \
+        "--storage-driver vfs --runtime runc --cgroup-manager cgroupfs --events-backend none" >"$place/podman"
     chmod +x "$place/podman"
-    tar -C "$root" -c . | "$place/podman" import - bench >/dev/null 2>"$place/log" || { tail -n 1 "$place/log"; exit 1; }
 done
-/run/bench/1/podman/podman run --detach --name bench --network host --cgroup-parent "$group" --ulimit "nofile=$(ulimit -Sn):$(ulimit -Sn)" --ulimit "nproc=1024:1024" --security-opt seccomp=unconfined \
-    bench "$@" >/dev/null 2>/run/bench/1/podman/log || { tail -n 1 /run/bench/1/podman/log; exit 1; }
+# The very same image in both.
+exec 2>/run/bench/1/podman/log
+failed() { tail -n 1 /run/bench/1/podman/log; exit 1; }
+tar -C "$root" -c . | /run/bench/1/podman/podman import - localhost/bench:latest >/dev/null || failed
+/run/bench/1/podman/podman save localhost/bench:latest | /run/bench/2/podman/podman load >/dev/null || failed
+/run/bench/1/podman/podman run --detach --name bench --network host --cgroup-parent "$group" \
+    --ulimit "nofile=$(ulimit -Sn):$(ulimit -Sn)" --ulimit nproc=1024:1024 --security-opt seccomp=unconfined \
+    localhost/bench:latest "$@" >/dev/null || failed
 "#;
 
 const GO: &str = r#"

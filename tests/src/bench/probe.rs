@@ -89,6 +89,14 @@ impl Probe {
         Ok(Self { client: start(&["--key", "counter"])?, others, enough })
     }
 
+    /// Ends them: there is nothing to be seen any more, and they would wait for it.
+    pub fn abandon(&mut self) {
+        for child in std::iter::once(&mut self.client).chain(&mut self.others) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
     /// Tells them to end; what they saw.
     pub fn finish(self) -> Result<Seen, Failure> {
         std::fs::write(&self.enough, "")

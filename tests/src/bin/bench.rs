@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
 use ::tests::bench::{self, CONTENDERS, Options, WORKLOADS};
+use clap::Parser;
 
 /// Moves servers by podd and by other means, in turns in one run, under the eyes of a client, and writes what it saw:
 /// BENCH.md, BENCH.json and pictures in tests/bench.
