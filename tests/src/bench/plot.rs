@@ -20,7 +20,7 @@ const COLORS: [RGBColor; 6] = [
     RGBColor(90, 90, 90),
 ];
 /// Before the blackout a pod still serves; so it does while pages follow.
-const SERVING: [&str; 3] = ["preflight", "prepare", "pages"];
+pub const SERVING: [&str; 3] = ["preflight", "prepare", "pages"];
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn std::error::Error>>;

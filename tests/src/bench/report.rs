@@ -8,7 +8,7 @@ use std::process::Command;
 use serde::{Deserialize, Serialize};
 
 use super::host::{self, Failure};
-use super::{Options, plot};
+use super::{CONTENDERS, Options, plot};
 use crate::Lab;
 use crate::machine::tools;
 
@@ -147,6 +147,15 @@ impl Report {
         drawn.iter().try_for_each(|(name, svg)| put(&pictures.join(name), svg))
     }
 
+    /// How far podd's own account of the blackout is from the client's, ms, whichever is larger.
+    fn account(&self) -> Option<Spread> {
+        let ours = self.results.iter().filter(|series| series.contender == CONTENDERS[0]);
+        let own = |m: &Move| -> f64 {
+            m.phases.iter().filter(|(name, _)| !plot::SERVING.contains(&name.as_str())).map(|phase| phase.1).sum()
+        };
+        Spread::of(ours.flat_map(|series| &series.moves).map(|m| (m.blackout_ms - own(m)).abs()))
+    }
+
     /// For people.
     fn markdown(&self, pictures: &[&str]) -> String {
         let Machine { processor, cores, memory_mb, kernel, versions } = &self.machine;
@@ -169,6 +178,12 @@ impl Report {
                 "\nThe others want to write {} values a second, each of {} bytes.\n",
                 self.load,
                 host::VALUE
+            );
+        }
+        if let Some(Spread { median, max, .. }) = self.account() {
+            let _ = write!(
+                text,
+                "\npodd's own account of its blackouts is {median:.0} ms from the client's, {max:.0} at most.\n"
             );
         }
         if self.results.iter().any(|series| !series.interleaved) {
@@ -280,6 +295,7 @@ mod tests {
         assert!(table.contains("| redis | 20 | podd | 3 | **50** (40 to 60) | kept | - | 75 % | - | - |"), "{table}");
         assert!(table.contains("| podman | 0 | cannot: podman is not   here |"), "{table}");
         assert!(table.lines().all(|line| line.matches('|').count() == 11), "{table}");
+        assert!(report.markdown(&[]).contains("account of its blackouts is 50 ms from the client's, 60 at most"));
         assert!(report.markdown(&["phases.svg"]).contains("![phases](tests/bench/phases.svg)"));
     }
 }
