@@ -22,7 +22,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use protobuf::Message;
 use rust_criu::rust_criu_protobuf::rpc::{
-    Criu_cg_mode, Criu_features, Criu_network_lock_method, Criu_opts, Criu_req, Criu_req_type, Criu_resp,
+    Criu_cg_mode, Criu_network_lock_method, Criu_opts, Criu_req, Criu_req_type, Criu_resp,
 };
 
 use crate::clocks::Teller;
@@ -271,24 +271,6 @@ pub fn version(criu: &Path) -> Result<String, Error> {
         Some(sub) => format!("{}.{}.{sub}", v.major_number(), v.minor_number()),
         None => format!("{}.{}", v.major_number(), v.minor_number()),
     })
-}
-
-/// Whether kernel and CRIU can track changed memory (soft-dirty bits). Never try a pre-dump without asking:
-/// CRIU aborts where the kernel lacks them.
-///
-/// # Errors
-/// [`Error`] if it cannot be run.
-pub fn can_track_memory(criu: &Path) -> Result<bool, Error> {
-    let mut worker = Worker::spawn(criu, "feature query", Duration::from_secs(10))?;
-    let mut request = Criu_req::new();
-    request.set_type(Criu_req_type::FEATURE_CHECK);
-    let mut wanted = Criu_features::new();
-    wanted.set_mem_track(true);
-    request.features = Some(wanted).into();
-    worker.write(&request)?;
-    let reply = worker.receive()?;
-    worker.finish();
-    Ok(reply.features.mem_track())
 }
 
 /// What dump and restore have in common.

@@ -22,6 +22,7 @@ pub use cgroup::{CgroupLayout, Cgroups};
 pub use cpu::Cpu;
 pub use kernel::{Kernel, Sysctls};
 pub use storage::{ImageSpace, StateDir};
+pub(crate) use sys::has_soft_dirty_bits;
 
 use crate::process::Rlimit;
 

@@ -130,7 +130,7 @@ impl Backend {
         if cfg!(target_arch = "x86_64") && write_protection().is_ok() {
             return Some(Self::WriteProtection);
         }
-        soft_dirty::is_supported().then_some(Self::SoftDirty)
+        crate::host::has_soft_dirty_bits().then_some(Self::SoftDirty)
     }
 
     /// Its name, for people and for CRIU.

@@ -255,12 +255,16 @@ fn idmapped_mounts(f: &Facts) -> Check {
 
 /// Pre-copy rounds need to know what was written since the last.
 fn dirty_tracking(f: &Facts) -> Check {
-    match f.host.kernel.pagemap_scan {
-        true => ok("dirty-tracking", "PAGEMAP_SCAN"),
-        false => warn(
+    let kernel = &f.host.kernel;
+    match (kernel.pagemap_scan, kernel.soft_dirty) {
+        (true, _) => ok("dirty-tracking", "asynchronous write protection"),
+        (false, true) => {
+            ok("dirty-tracking", "soft-dirty bits: pods stand still for a moment in each round of pre-copy")
+        }
+        (false, false) => warn(
             "dirty-tracking",
             "none: all memory is copied while the pod is frozen",
-            "use a kernel of version 6.7 or later",
+            "use a kernel of version 6.7 or later, or one with CONFIG_MEM_SOFT_DIRTY",
         ),
     }
 }

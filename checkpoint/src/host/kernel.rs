@@ -31,7 +31,7 @@ impl Kernel {
             number: number(&release),
             version: uname.version().to_string_lossy().into_owned(),
             arch: uname.machine().to_string_lossy().into_owned(),
-            soft_dirty: sys::soft_dirty(),
+            soft_dirty: sys::has_soft_dirty_bits(),
             pagemap_scan: sys::pagemap_scan(),
             release,
         }

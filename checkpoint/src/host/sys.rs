@@ -25,7 +25,7 @@ pub(super) fn clock() -> Result<Clock, HostError> {
 
 /// A page that was just written has its soft-dirty bit (55) set, if the kernel has such a bit
 /// (Documentation/admin-guide/mm/soft-dirty.rst).
-pub(super) fn soft_dirty() -> bool {
+pub(crate) fn has_soft_dirty_bits() -> bool {
     let page = rustix::param::page_size();
     let fresh = vec![1u8; 2 * page];
     let index = (fresh.as_ptr() as usize + page) / page;

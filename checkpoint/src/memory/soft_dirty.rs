@@ -4,7 +4,6 @@
 //! They are read and cleared in two steps, so nobody may write in between: the processes stand still for both.
 
 use std::fs::{self, File};
-use std::hint::black_box;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -19,23 +18,6 @@ const FILE: u64 = 1 << 61;
 const SOFT_DIRTY: u64 = 1 << 55;
 /// Entries read at once: those of 32 MiB.
 const ENTRIES: usize = 8192;
-
-/// Whether the running kernel has such bits: many are built without.
-pub(super) fn is_supported() -> bool {
-    // One page in it is nobody else's.
-    let mut memory = vec![1; 3 * PAGE as usize];
-    let first = memory.as_ptr().addr();
-    let at = first.next_multiple_of(PAGE as usize) - first;
-    let page = (first + at) as u64..(first + at) as u64 + PAGE;
-    let mut tried = || -> io::Result<bool> {
-        let pagemap = File::open("/proc/self/pagemap")?;
-        clear(std::process::id().cast_signed())?;
-        let before = written(&pagemap, &page, false)?;
-        black_box(&mut memory)[at] = 2;
-        Ok(before.is_empty() && !written(&pagemap, &page, false)?.is_empty())
-    };
-    tried().unwrap_or(false)
-}
 
 /// Pages of a range that belong to the process alone and were written since its bits were cleared, or all of them.
 pub(super) fn written(pagemap: &File, range: &Range<u64>, all: bool) -> io::Result<Ranges> {
