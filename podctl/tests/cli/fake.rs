@@ -82,7 +82,10 @@ pub fn pod(name: &str) -> Value {
 
 pub fn report() -> Value {
     json!({
-        "pod": "web", "from": "a", "to": "b", "mode": "stop-copy", "blackout_ms": 312.0,
+        "pod": "web", "from": "a", "to": "b", "mode": "stop-copy", "tracker": "soft-dirty", "total_ms": 1840.0,
+        "predicted": { "expected": { "blackout_ms": 280.0, "total_ms": 2000.0 },
+                       "model": { "blackout_ms": 300.0, "total_ms": 2100.0 } },
+        "blackout_ms": 312.0,
         "phases": { "preflight_ms": 1.0, "prepare_ms": 2.0, "freeze_ms": 4.0, "dump_ms": 150.0, "transfer_ms": 60.0,
                     "restore_ms": 90.0, "announce_ms": 8.0 },
         "bytes": { "memory": 268_000_000, "files": 4_000_000, "wire": 272_000_000 }, "rounds": 1,
