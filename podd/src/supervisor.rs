@@ -424,7 +424,11 @@ impl Daemon {
             restarts: record.restarts,
             host: self.config.host.clone(),
             epoch: record.epoch,
-            health: if matches!(record.state, PodState::Running { .. }) { pod.health() } else { None },
+            health: match &record.state {
+                // It has just come, and nobody has asked yet.
+                PodState::Running { .. } => pod.health().or(record.spec.health.as_ref().map(|_| HealthView::STARTING)),
+                _ => None,
+            },
         }
     }
 }

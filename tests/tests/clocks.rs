@@ -8,7 +8,7 @@ use tests::lab::{eventually, rootfs};
 use tests::workload::migrate;
 
 /// Reads CLOCK_REALTIME, MONOTONIC and BOOTTIME all the time, and says by how many ns each went on across a gap of more
-/// than 40 ms, and how long the three readings took.
+/// than 10 ms, and how long the three readings took.
 const SCRIPT: &str = "\
 import time
 def read():
@@ -19,7 +19,7 @@ last, took = read()
 while True:
     now, takes = read()
     passed = [n - l for n, l in zip(now, last)]
-    if max(passed) > 40e6 or min(passed) < 0:
+    if max(passed) > 10e6 or min(passed) < 0:
         print(*passed, took + takes, flush=True)
     last, took = now, takes
     time.sleep(0.001)
@@ -45,8 +45,8 @@ fn clocks_go_on_by_exactly_the_blackout() {
             let lines =
                 log.lines().skip(before).map(|l| -> Vec<i64> { l.split(' ').map(|n| n.parse().unwrap()).collect() });
             gap = lines.max_by_key(|l| l[0]).unwrap_or_default();
-            // On a busy machine it may have stood still at other times too.
-            gap.first().is_some_and(|real| *real as f64 > blackout * 0.7e6)
+            // On a busy machine it may have stood still at other times too, and podd may hear late that it has gone on.
+            gap.first().is_some_and(|real| *real as f64 > blackout * 0.4e6)
         });
         let [real, monotonic, boottime, reading] = gap[..] else { panic!("{gap:?}") };
         let apart = [monotonic - real, boottime - real];

@@ -133,7 +133,7 @@ fn criu_dies() {
     for round in 0..rounds {
         let in_the_dump = [0, 2, 5, 10, 15, 20, 25, 30].map(|ms| (CriuOf::Dump, ms));
         let ahead = [0, 2, 10].map(|ms| (CriuOf::Ahead, ms));
-        let in_the_restore = [10, 20, 30, 40].map(|ms| (CriuOf::Restore, ms));
+        let in_the_restore = [2, 5, 10, 15].map(|ms| (CriuOf::Restore, ms));
         let of_the_target = ahead.into_iter().chain(in_the_restore).filter(|_| round == 0);
         for (whose, after_ms) in in_the_dump.into_iter().chain(of_the_target) {
             // A fast CRIU may end before its time has come.

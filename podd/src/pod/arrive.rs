@@ -505,12 +505,12 @@ fn settle_in(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration) -> 
     if migration.step != Step::Committed {
         return Ok(());
     }
-    migration.step = Step::Running;
-    daemon.journal(migration, None)?;
     let record = claim.record();
     if let PodState::Running { init, .. } = record.state {
         watch(daemon, &record.id, init);
     }
+    migration.step = Step::Running;
+    daemon.journal(migration, None)?;
     let images = flight(daemon, &migration.id);
     tokio::task::spawn_blocking(move || std::fs::remove_dir_all(images));
     Ok(())
