@@ -49,7 +49,7 @@ fn the_phases_are_what_a_client_sees() {
     }
     // The median: on a machine that is busy with other tests, a client may not be awake when its answer comes.
     off.sort_by(f64::total_cmp);
-    assert!(off[off.len() / 2] < 10.0, "client and podd differ by {off:?} ms");
+    assert!(off[off.len() / 2] < 20.0, "client and podd differ by {off:?} ms");
     let shown = lab.podctl("a", &["history", "--predictions"]).must().out;
     assert_eq!(shown.lines().filter(|line| line.starts_with("redis")).count(), 3, "{shown}");
 }
