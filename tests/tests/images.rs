@@ -127,7 +127,7 @@ fn files_in_memory_are_the_same_afterwards() {
         chmod 4750 file; chmod 0 empty; chown 1000:33 file deep link; chown 65534:65534 deep/er
         touch -d 2001-02-03T04:05:06Z deep file; touch -h -d 2002-02-03T04:05:06Z link; touch -d 1970-01-01T00:00:00Z sticky";
     const NOT_SIMPLE: &str = "cd /dev/shm; head -c 400000 /dev/urandom >large; ln file hard; mkfifo -m 600 fifo
-        : >$(printf %0150d 1); touch -d 1960-01-01 old; mkdir ~/m 2>/dev/null; :";
+        : >$(printf %0150d 1); touch -d 1960-01-01 old";
     const LOOK: &str = "cd /dev; find . -xdev /dev/shm \\( -type f -o -type l -o -type d -o -type p \\) \
         -printf '%p %y %m %U:%G %n %l %Ts\\n' | sort; find /dev/shm -type f | sort | xargs -d '\\n' sha256sum";
     let lab = Lab::up(1);

@@ -1,7 +1,7 @@
 //! Plain CRIU: dump to a tmpfs, copy to the other place, restore.
 
 use super::Contender;
-use super::host::{Failure, MARK, PLACES, Server, bash, criu, fill, phases, shut_down};
+use super::host::{Failure, MARK, PLACES, Server, bash, criu, fill, phases, restored_pid, shut_down};
 use crate::Lab;
 use crate::lab::rootfs;
 
@@ -62,8 +62,7 @@ impl Contender for Criu<'_> {
         let script = format!("{MARK}{GO}");
         let printed = bash(self.lab, "criu", &script, &[&criu().to_string_lossy(), &self.pid, &from, &to])?;
         self.at = 1 - self.at;
-        let pid = printed.lines().find_map(|line| line.strip_prefix("pid "));
-        self.pid = pid.ok_or_else(|| Failure("criu restore wrote no PID".to_owned()))?.trim().to_owned();
+        self.pid = restored_pid(&printed)?;
         Ok(phases(&printed))
     }
 

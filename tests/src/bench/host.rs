@@ -149,6 +149,12 @@ pub fn phases(printed: &str) -> Vec<(String, f64)> {
     marks.windows(2).map(|pair| (pair[1].0.to_owned(), (pair[1].1 - pair[0].1) * 1000.0)).collect()
 }
 
+/// The server's new PID, of a script that printed `pid NUMBER`.
+pub fn restored_pid(printed: &str) -> Result<String, Failure> {
+    let pid = printed.lines().find_map(|line| line.strip_prefix("pid "));
+    pid.map(|pid| pid.trim().to_owned()).ok_or_else(|| Failure("criu restore wrote no PID".to_owned()))
+}
+
 /// For [`phases`].
 pub const MARK: &str = "mark() { echo \"mark $1 $EPOCHREALTIME\"; }\n";
 

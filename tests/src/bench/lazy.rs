@@ -1,7 +1,7 @@
 //! CRIU's lazy pages by hand, between two hosts: the server lives in a network namespace of its own, whose twin is ready
 //! on the other host. It stands still while its state is dumped and copied; its memory follows while it runs again.
 
-use super::host::{Failure, MARK, Server, bash, criu, fill, phases, shut_down};
+use super::host::{Failure, MARK, Server, bash, criu, fill, phases, restored_pid, shut_down};
 use super::{Contender, criu as plain};
 use crate::Lab;
 use crate::lab::rootfs;
@@ -104,8 +104,7 @@ impl Contender for Lazy<'_> {
         let ip = format!("10.77.0.{}", self.at + 1);
         let printed = bash(self.lab, "lazy pages", &script, &[&criu().to_string_lossy(), &self.pid, &from, &to, &ip])?;
         self.at = 1 - self.at;
-        let pid = printed.lines().find_map(|line| line.strip_prefix("pid "));
-        self.pid = pid.ok_or_else(|| Failure("criu restore wrote no PID".to_owned()))?.trim().to_owned();
+        self.pid = restored_pid(&printed)?;
         Ok(phases(&printed))
     }
 
