@@ -4,6 +4,7 @@
 //! processes, and moves bytes in formats that check themselves. `podd` decides; this crate does.
 
 pub mod baseline;
+mod bpf;
 pub mod clocks;
 pub mod compat;
 pub mod criu;
@@ -12,6 +13,7 @@ pub mod guard;
 pub mod host;
 pub mod image;
 pub mod memory;
+pub mod network_lock;
 pub mod process;
 mod sys;
 pub mod waits;

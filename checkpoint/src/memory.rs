@@ -261,8 +261,8 @@ impl Tracker {
             let prefix = |name: &str| format!("pre{}-{name}", round.number);
             let mut offset = 0;
             let name = prefix(&pages_name);
-            for piece in written.pieces(PIECE) {
-                let data = memory.read(piece);
+            for ranges in written.pieces(arm::RANGES, PIECE) {
+                let data = memory.read(&ranges);
                 let length = data.len() as u64;
                 emit(Piece { name: name.clone(), offset, data })?;
                 offset += length;
@@ -396,21 +396,19 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Puts files of rounds, named `preN-NAME` in a dump's folder, where CRIU looks for them. Repeatable.
+/// Puts files of the rounds up to this one, named `preN-NAME` in a dump's folder, where CRIU looks for them. Rounds in which
+/// nothing was worth copying are there, too. Repeatable.
 ///
 /// # Errors
 /// I/O errors.
-pub fn unfold(images: &Path) -> io::Result<()> {
+pub fn unfold(images: &Path, rounds: u32) -> io::Result<()> {
+    (1..=rounds).try_for_each(|number| fs::create_dir_all(images.join(format!("pre{number}"))))?;
     for entry in fs::read_dir(images)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         if let Some(place) = place(&name) {
-            let path = images.join(place);
-            fs::create_dir_all(path.parent().unwrap_or(images))?;
-            fs::rename(images.join(&name), path)?;
+            fs::rename(images.join(&name), images.join(place))?;
         }
     }
-    let there = |number: &u32| images.join(format!("pre{number}")).is_dir();
-    let rounds = (1..).take_while(there).count() as u32;
     (1..=rounds).try_for_each(|number| link(images, number))
 }
 

@@ -266,31 +266,59 @@ mod bpf {
 /// # Errors
 /// The kernel has no such iterators, or its verifier does not let the program pass.
 pub(crate) fn bpf_iterator(program: &[u64], function: u32) -> nix::Result<OwnedFd> {
-    const BPF_PROG_LOAD: libc::c_long = 5;
-    const BPF_LINK_CREATE: libc::c_long = 28;
     const BPF_PROG_TYPE_TRACING: u32 = 26;
     const BPF_TRACE_ITER: u32 = 28;
-    let load = bpf::Load {
+    let kind = bpf::Load {
         program_type: BPF_PROG_TYPE_TRACING,
-        instruction_count: u32::try_from(program.len()).unwrap_or(u32::MAX),
-        instructions: program.as_ptr() as u64,
-        // Helpers that read the kernel's memory are for such programs alone.
-        license: c"Dual BSD/GPL".as_ptr() as u64,
         attach_type: BPF_TRACE_ITER,
         attach_btf_id: function,
         ..Default::default()
     };
+    let program = bpf_program(kind, program)?;
+    bpf_link(&program, &bpf::Link { attach_type: BPF_TRACE_ITER, ..Default::default() })
+}
+
+/// Has a program look at each packet that sockets of a cgroup receive, and at each that they send, as long as both descriptors are
+/// open: 1 lets it pass, 0 drops it.
+///
+/// # Errors
+/// The kernel does not offer it.
+pub(crate) fn filter_packets(program: &[u64], cgroup: &File) -> nix::Result<[OwnedFd; 2]> {
+    const BPF_PROG_TYPE_CGROUP_SKB: u32 = 8;
+    const BPF_CGROUP_INET_INGRESS: u32 = 0;
+    const BPF_CGROUP_INET_EGRESS: u32 = 1;
+    let program = bpf_program(bpf::Load { program_type: BPF_PROG_TYPE_CGROUP_SKB, ..Default::default() }, program)?;
+    let target = cgroup.as_raw_fd().cast_unsigned();
+    let link = |attach_type| bpf_link(&program, &bpf::Link { target, attach_type, ..Default::default() });
+    Ok([link(BPF_CGROUP_INET_INGRESS)?, link(BPF_CGROUP_INET_EGRESS)?])
+}
+
+/// Loads a program of this kind.
+fn bpf_program(kind: bpf::Load, program: &[u64]) -> nix::Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_long = 5;
+    let load = bpf::Load {
+        instruction_count: u32::try_from(program.len()).unwrap_or(u32::MAX),
+        instructions: program.as_ptr() as u64,
+        // Helpers that read the kernel's memory are for such programs alone.
+        license: c"Dual BSD/GPL".as_ptr() as u64,
+        ..kind
+    };
     // SAFETY: the kernel reads as many instructions as it is told that there are, and a string that ends.
-    let loaded = unsafe { bpf_call(BPF_PROG_LOAD, &load) }?;
-    let program = u32::try_from(loaded.as_raw_fd()).unwrap_or(u32::MAX);
+    unsafe { bpf_call(BPF_PROG_LOAD, &load) }
+}
+
+/// Has a program run; until the descriptor is closed.
+fn bpf_link(program: &OwnedFd, link: &bpf::Link) -> nix::Result<OwnedFd> {
+    const BPF_LINK_CREATE: libc::c_long = 28;
+    let link = bpf::Link { program: program.as_raw_fd().cast_unsigned(), ..*link };
     // SAFETY: it points to nothing.
-    unsafe { bpf_call(BPF_LINK_CREATE, &bpf::Link { program, attach_type: BPF_TRACE_ITER, ..Default::default() }) }
+    unsafe { bpf_call(BPF_LINK_CREATE, &link) }
 }
 
 /// One run of an iterator, to be read to its end.
 pub(crate) fn iterate(iterator: &OwnedFd) -> nix::Result<File> {
     const BPF_ITER_CREATE: libc::c_long = 33;
-    let link = u32::try_from(iterator.as_raw_fd()).unwrap_or(u32::MAX);
+    let link = iterator.as_raw_fd().cast_unsigned();
     // SAFETY: it points to nothing.
     unsafe { bpf_call(BPF_ITER_CREATE, &bpf::Iterator { link, flags: 0 }) }.map(File::from)
 }

@@ -11,6 +11,7 @@ use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
+use super::PAGE;
 use crate::guard::{Borrowed, as_tracer};
 
 /// A userfaultfd for the memory of another process. All its threads stand still for the fraction of a millisecond in which one
@@ -49,6 +50,9 @@ fn system_call_of_vdso(pid: Pid) -> io::Result<u64> {
     Ok(start + at as u64)
 }
 
+/// As many parts of another process's memory can be read at once (`IOV_MAX`).
+pub(super) const RANGES: usize = 1024;
+
 /// The memory of a process.
 pub(super) struct Memory {
     pid: Pid,
@@ -60,18 +64,18 @@ impl Memory {
         Ok(Self { pid: Pid::from_raw(pid), file: File::open(format!("/proc/{pid}/mem"))? })
     }
 
-    /// All of a range of whole pages. What is not mapped any more is zero: nobody will ask for it.
-    pub(super) fn read(&self, range: Range<u64>) -> Vec<u8> {
-        let mut data = vec![0; (range.end - range.start) as usize];
-        let remote = RemoteIoVec { base: range.start as usize, len: data.len() };
-        let read = process_vm_readv(self.pid, &mut [IoSliceMut::new(&mut data)], &[remote]).unwrap_or(0);
+    /// All of these ranges of whole pages, at most [`RANGES`], one after the other. What is not mapped any more is zero: nobody will
+    /// ask for it.
+    pub(super) fn read(&self, ranges: &[Range<u64>]) -> Vec<u8> {
+        let length = |range: &Range<u64>| (range.end - range.start) as usize;
+        let mut data = vec![0; ranges.iter().map(length).sum()];
+        let remote: Vec<RemoteIoVec> =
+            ranges.iter().map(|range| RemoteIoVec { base: range.start as usize, len: length(range) }).collect();
+        let read = process_vm_readv(self.pid, &mut [IoSliceMut::new(&mut data)], &remote).unwrap_or(0);
         if read < data.len() {
             // Page by page, and by the way that is open also where the process has taken its own right to read away.
-            let from = read / super::PAGE as usize * super::PAGE as usize;
-            for (page, address) in data[from..]
-                .chunks_mut(super::PAGE as usize)
-                .zip((range.start + from as u64..).step_by(super::PAGE as usize))
-            {
+            let addresses = ranges.iter().flat_map(|range| range.clone().step_by(PAGE as usize));
+            for (page, address) in data.chunks_mut(PAGE as usize).zip(addresses).skip(read / PAGE as usize) {
                 if self.file.read_exact_at(page, address).is_err() {
                     page.fill(0);
                 }

@@ -28,24 +28,54 @@ impl Ranges {
         self.0.splice(from..to, std::iter::once(start..end));
     }
 
+    /// In time that grows with how many ranges there are, as all that follows: writes here and there make a hundred thousand.
     pub(super) fn add_all(&mut self, other: &Self) {
-        other.iter().for_each(|range| self.add(range));
+        let mut all: Vec<Range<u64>> = self.iter().chain(other.iter()).collect();
+        // (Of two runs in order: this finds them.)
+        all.sort_by_key(|range| range.start);
+        let mut joined = Self(Vec::with_capacity(all.len()));
+        all.into_iter().for_each(|range| joined.add(range));
+        *self = joined;
     }
 
     pub(super) fn remove(&mut self, old: &Range<u64>) {
-        if old.is_empty() {
-            return;
-        }
-        let parts = |range: Range<u64>| [range.start..range.end.min(old.start), range.start.max(old.end)..range.end];
-        self.0 = self.iter().flat_map(parts).filter(|range| !range.is_empty()).collect();
+        *self = self.without(&Self(vec![old.clone()]));
     }
 
-    /// Each range in pieces of at most this many bytes.
-    pub(super) fn pieces(&self, most: u64) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.iter().flat_map(move |range| {
-            let end = range.end;
-            range.step_by(most as usize).map(move |start| start..end.min(start + most))
-        })
+    pub(super) fn without(&self, others: &Self) -> Self {
+        let mut left = Self::default();
+        let mut others = others.0.as_slice();
+        for mut range in self.iter() {
+            while let Some((other, rest)) = others.split_first().filter(|(other, _)| other.start < range.end) {
+                left.add(range.start..other.start.min(range.end));
+                range.start = range.start.max(other.end);
+                if other.end > range.end {
+                    break;
+                }
+                others = rest;
+            }
+            left.add(range);
+        }
+        left
+    }
+
+    /// Groups of at most this many ranges with at most this many bytes in all; larger ranges are divided.
+    pub(super) fn pieces(&self, most: usize, bytes: u64) -> Vec<Vec<Range<u64>>> {
+        let mut groups: Vec<Vec<Range<u64>>> = Vec::new();
+        let mut room = 0;
+        for mut range in self.iter() {
+            while !range.is_empty() {
+                if room == 0 || groups.last().is_none_or(|group| group.len() == most) {
+                    groups.push(Vec::new());
+                    room = bytes;
+                }
+                let end = range.end.min(range.start + room);
+                room -= end - range.start;
+                groups.last_mut().into_iter().for_each(|group| group.push(range.start..end));
+                range.start = end;
+            }
+        }
+        groups
     }
 }
 
@@ -58,11 +88,10 @@ const PRESENT: u64 = 1 << 2;
 pub(super) fn map(id: u32, written: &Ranges, copied: &Ranges) -> Vec<u8> {
     /// `IMG_COMMON_MAGIC` and `PAGEMAP_MAGIC` (criu/include/magic.h).
     const MAGIC: [u32; 2] = [0x5456_4319, 0x5608_4025];
-    let mut earlier = copied.clone();
-    written.iter().for_each(|range| earlier.remove(&range));
+    let earlier = copied.without(written);
     let mut entries: Vec<(Range<u64>, u64)> = written.iter().map(|range| (range, PRESENT)).collect();
     entries.extend(earlier.iter().map(|range| (range, IN_PARENT)));
-    entries.sort_unstable_by_key(|(range, _)| range.start);
+    entries.sort_by_key(|(range, _)| range.start);
 
     let mut image: Vec<u8> = MAGIC.iter().flat_map(|word| word.to_le_bytes()).collect();
     message(&mut image, &[(1, id.into())]);
@@ -95,6 +124,15 @@ mod tests {
         ranges
     }
 
+    /// Numbers below another one, the same in each run.
+    fn seeded() -> impl FnMut(u64) -> u64 {
+        let mut seed = 7u64;
+        move |n| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % n
+        }
+    }
+
     #[test]
     fn what_touches_becomes_one() {
         assert_eq!(ranges(&[4..6, 0..2, 2..4]), ranges(&[0..3, 3..6]));
@@ -113,15 +151,31 @@ mod tests {
         assert_eq!(ranges.0, []);
     }
 
+    #[test]
+    fn many_at_once_are_the_same_as_one_by_one() {
+        let mut random = seeded();
+        let mut some = |n: u64| {
+            let all: Vec<Range<u64>> = (0..n).map(|_| random(300)).map(|start| start..start + 1 + start % 7).collect();
+            ranges(&all)
+        };
+        for n in 0..200 {
+            let (first, second) = (some(n % 40), some(n % 23));
+            let mut added = first.clone();
+            second.iter().for_each(|range| added.add(range));
+            let kept = first.iter().flatten().filter(|at| !second.iter().any(|range| range.contains(at)));
+            let kept: Vec<Range<u64>> = kept.map(|at| at..at + 1).collect();
+            let mut at_once = first.clone();
+            at_once.add_all(&second);
+            assert_eq!(at_once, added, "{first:?} and {second:?}");
+            assert_eq!(first.without(&second), ranges(&kept), "{first:?} without {second:?}");
+        }
+    }
+
     /// Against the plainest way to do it.
     #[test]
     fn ranges_are_sets_of_numbers() {
         use std::collections::BTreeSet;
-        let mut seed = 7u64;
-        let mut below = |n: u64| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (seed >> 33) % n
-        };
+        let mut below = seeded();
         let (mut ranges, mut set) = (Ranges::default(), BTreeSet::new());
         for _ in 0..5000 {
             let start = below(200);
@@ -140,6 +194,8 @@ mod tests {
 
     #[test]
     fn pieces_are_bounded() {
-        assert_eq!(ranges(&[0..5, 7..8]).pieces(2).collect::<Vec<_>>(), [0..2, 2..4, 4..5, 7..8]);
+        assert_eq!(ranges(&[0..5, 7..8, 9..12]).pieces(2, 4), [vec![0..4], vec![4..5, 7..8], vec![9..12]]);
+        assert_eq!(ranges(&[0..5, 7..8, 9..12]).pieces(9, 4), [vec![0..4], vec![4..5, 7..8, 9..11], vec![11..12]]);
+        assert!(ranges(&[]).pieces(2, 4).is_empty());
     }
 }

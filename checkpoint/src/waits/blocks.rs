@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
 use super::btf::Btf;
+use crate::bpf::{DOUBLE, WORD, add, call, copy, exit, if_equal, load, set, store, store_value};
 use crate::sys;
 
 /// Until when which call waits, in nanoseconds of the host's CLOCK_MONOTONIC.
@@ -104,12 +105,11 @@ impl Places {
         let mut code = vec![
             load(DOUBLE, 6, 1, task),
             // Last of all comes one call without a task.
-            instruction(0x15, 6, 0, 0, 0),
+            if_equal(6, 0, 0),
             load(DOUBLE, 7, 1, meta),
             load(DOUBLE, 7, 7, 0),
             load(WORD, 1, 6, self.pid as i16),
-            // *(u64 *)(data) = r1
-            instruction(0x7b, FRAME, 1, data, 0),
+            store(FRAME, data, 1),
             copy(1, FRAME),
             add(1, i32::from(data) + 8),
             set(2, data_size - 8),
@@ -118,13 +118,8 @@ impl Places {
             call(PROBE_READ_KERNEL),
         ];
         let (parts, _) = format.as_chunks::<4>();
-        // *(u32 *)(format + 4 * n) = part
-        code.extend(
-            parts
-                .iter()
-                .zip((format_at..).step_by(4))
-                .map(|(p, at)| instruction(0x62, FRAME, 0, at, i32::from_ne_bytes(*p))),
-        );
+        let parts = parts.iter().zip((format_at..).step_by(4));
+        code.extend(parts.map(|(part, at)| store_value(FRAME, at, i32::from_ne_bytes(*part))));
         code.extend([
             copy(1, 7),
             copy(2, FRAME),
@@ -137,8 +132,8 @@ impl Places {
         ]);
         // To `r0 = 0; exit`.
         let end = code.len() as i16 - 2;
-        code[1] = instruction(0x15, 6, 0, end, 0);
-        code.extend([set(0, 0), instruction(0x95, 0, 0, 0, 0)]);
+        code[1] = if_equal(6, 0, end);
+        code.extend([set(0, 0), exit()]);
         code
     }
 
@@ -161,39 +156,4 @@ impl Places {
         };
         Some((tid, block))
     }
-}
-
-const DOUBLE: u8 = 0x79;
-const WORD: u8 = 0x61;
-
-/// `struct bpf_insn` (include/uapi/linux/bpf.h).
-fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
-    let [low, high] = offset.to_le_bytes();
-    let [a, b, c, d] = value.to_le_bytes();
-    u64::from_ne_bytes([code, from << 4 | to, low, high, a, b, c, d])
-}
-
-/// `to = *(from + offset)`
-fn load(size: u8, to: u8, from: u8, offset: i16) -> u64 {
-    instruction(size, to, from, offset, 0)
-}
-
-/// `to = from`
-fn copy(to: u8, from: u8) -> u64 {
-    instruction(0xbf, to, from, 0, 0)
-}
-
-/// `to = value`
-fn set(to: u8, value: i32) -> u64 {
-    instruction(0xb7, to, 0, 0, value)
-}
-
-/// `to += value`
-fn add(to: u8, value: i32) -> u64 {
-    instruction(0x07, to, 0, 0, value)
-}
-
-/// `r0 = helper(r1 ... r5)`
-fn call(helper: i32) -> u64 {
-    instruction(0x85, 0, 0, 0, helper)
 }

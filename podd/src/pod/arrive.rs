@@ -33,6 +33,8 @@ use crate::sys::process::ProcessId;
 /// Time for a CRIU to start, and to load a round of memory.
 const LISTEN_LIMIT: Duration = Duration::from_secs(20);
 const LOAD_LIMIT: Duration = Duration::from_secs(120);
+/// Rounds of memory that are taken from a source: more than any sends.
+const MOST_ROUNDS: u32 = 64;
 
 /// Serves one connection of another podd until it ends.
 ///
@@ -195,7 +197,7 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
     let _ = std::fs::remove_dir_all(&images);
     std::fs::create_dir_all(&images).attempt("make room in memory for the image")?;
     let mut open = BTreeMap::new();
-    let mut nursery = None;
+    let (mut nursery, mut rounds) = (None, 0);
     let (files, clocks, timers) = loop {
         match peer.receive().await? {
             Message::Layer { digest } if record.layers.contains(&digest) => {
@@ -211,9 +213,10 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
                 let data = peer.receive_data().await?;
                 store_chunk(&images, &mut open, &name, offset, &data)?;
             }
-            Message::Round { number } => {
+            Message::Round { number } if number == rounds + 1 && number <= MOST_ROUNDS => {
                 open.clear();
-                memory::unfold(&images).attempt("put the pod's memory in place")?;
+                rounds = number;
+                memory::unfold(&images, rounds).attempt("put the pod's memory in place")?;
                 nursery = load(daemon, &record, &images, nursery, number).await?;
                 peer.send(&Message::Stored).await?;
             }
@@ -231,7 +234,6 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
             return Err(ApiError::failed(format!("the image file {name} came with {have} of {size} bytes")));
         }
     }
-    memory::unfold(&images).attempt("put the pod's memory in place")?;
     let begun = Instant::now();
     // The files must be safe before the pod can be ours; that the disk works on them while CRIU restores hides the wait. So it
     // does with the journal: a pod that is not restored when this podd ends is one that the source still has.

@@ -113,6 +113,7 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
         cgroup_procs: cgroup.procs_files().collect(),
     };
     let mut leaving = None;
+    let mut silence = None;
     let mut on_hook = |hook: criu::Hook<'_>| match (hook.name, hook.root_pid) {
         // Until now the writable layer was still being received, perhaps.
         (criu::ALL_THERE, _) => root::assemble(config).map_err(|e| e.to_string()),
@@ -121,6 +122,8 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
             // a moment without readers of the lists, so it goes on beside.
             let (hierarchies, criu) = (hierarchies.clone(), hook.criu_pid);
             leaving = Some(std::thread::spawn(move || Cgroup::expel(&hierarchies, criu)));
+            // Kernels that cannot do this: half-closed connections within the pod must be made within a second of each other.
+            silence = cgroup.lock_network().ok();
             let known = network::neighbours::noted(images);
             network::make_link(&config.link, pid, config.network.as_ref(), &known).map_err(|e| e.to_string())
         }
@@ -130,6 +133,7 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
         ("pre-resume", _) => {
             let left = leaving.take().and_then(|thread| thread.join().ok());
             let left = left.unwrap_or_else(|| Cgroup::expel(&hierarchies, hook.criu_pid));
+            silence = None;
             left.and_then(|()| cgroup.request_freeze()).map_err(|e| e.to_string())
         }
         _ => Ok(()),

@@ -9,6 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use checkpoint::network_lock::NetworkLock;
+
 use crate::pod::spec::Limits;
 
 /// The controllers that limits need.
@@ -152,6 +154,14 @@ impl Cgroup {
     /// The files into which a PID is written to move a process here.
     pub fn procs_files(&self) -> impl Iterator<Item = PathBuf> + '_ {
         std::iter::once(&self.v2).chain(self.v1.values()).map(|folder| folder.join("cgroup.procs"))
+    }
+
+    /// Has sockets that are made here neither send nor receive (see there), if the kernel can do that.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn lock_network(&self) -> io::Result<NetworkLock> {
+        NetworkLock::new(&self.v2)
     }
 
     /// Moves a process here.

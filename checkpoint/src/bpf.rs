@@ -1,0 +1,59 @@
+//! Instructions of small BPF programs (`struct bpf_insn` in include/uapi/linux/bpf.h; docs.kernel.org, "BPF Instruction Set").
+//!
+//! No compiler is needed for a dozen of them. `sys` loads the programs.
+
+/// Of [`load`]: 64 bits.
+pub(crate) const DOUBLE: u8 = 0x79;
+/// Of [`load`]: 32 bits.
+pub(crate) const WORD: u8 = 0x61;
+
+fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
+    let [low, high] = offset.to_le_bytes();
+    let [a, b, c, d] = value.to_le_bytes();
+    u64::from_ne_bytes([code, from << 4 | to, low, high, a, b, c, d])
+}
+
+/// `to = *(from + offset)`
+pub(crate) fn load(size: u8, to: u8, from: u8, offset: i16) -> u64 {
+    instruction(size, to, from, offset, 0)
+}
+
+/// `*(u64 *)(to + offset) = from`
+pub(crate) fn store(to: u8, offset: i16, from: u8) -> u64 {
+    instruction(0x7b, to, from, offset, 0)
+}
+
+/// `*(u32 *)(to + offset) = value`
+pub(crate) fn store_value(to: u8, offset: i16, value: i32) -> u64 {
+    instruction(0x62, to, 0, offset, value)
+}
+
+/// `to = from`
+pub(crate) fn copy(to: u8, from: u8) -> u64 {
+    instruction(0xbf, to, from, 0, 0)
+}
+
+/// `to = value`
+pub(crate) fn set(to: u8, value: i32) -> u64 {
+    instruction(0xb7, to, 0, 0, value)
+}
+
+/// `to += value`
+pub(crate) fn add(to: u8, value: i32) -> u64 {
+    instruction(0x07, to, 0, 0, value)
+}
+
+/// Leaves out so many instructions if `register == value`.
+pub(crate) fn if_equal(register: u8, value: i32, leave_out: i16) -> u64 {
+    instruction(0x15, register, 0, leave_out, value)
+}
+
+/// `r0 = helper(r1 ... r5)`
+pub(crate) fn call(helper: i32) -> u64 {
+    instruction(0x85, 0, 0, 0, helper)
+}
+
+/// Returns `r0`.
+pub(crate) fn exit() -> u64 {
+    instruction(0x95, 0, 0, 0, 0)
+}
