@@ -48,6 +48,8 @@ use pages::Ranges;
 
 /// Smaller mappings are not worth a registration, in bytes.
 const WORTH_IT: u64 = 256 << 10;
+/// The same of what a [`Nursery`] cannot load: copies of files, and stacks. A restore has to read the rounds for them.
+const WORTH_READING: u64 = 16 << 20;
 /// Read and sent in pieces of at most this, in bytes.
 const PIECE: u64 = 1 << 20;
 const PAGE: u64 = 4096;
@@ -362,15 +364,16 @@ fn worthwhile(process: &Process) -> io::Result<Vec<Range<u64>>> {
         return Ok(Vec::new());
     }
     let wanted = MMPermissions::READ | MMPermissions::WRITE | MMPermissions::PRIVATE;
-    let kinds = |path: &MMapPath| match path {
-        MMapPath::Anonymous | MMapPath::Heap | MMapPath::Stack | MMapPath::Other(_) => true,
+    let least = |path: &MMapPath| match path {
+        MMapPath::Anonymous | MMapPath::Heap | MMapPath::Other(_) => WORTH_IT,
         // Huge pages have a file's name, and CRIU takes no earlier copy of them.
-        MMapPath::Path(path) => !path.starts_with("/anon_hugepage") && !path.starts_with("/memfd:"),
-        _ => false,
+        MMapPath::Path(path) if path.starts_with("/anon_hugepage") || path.starts_with("/memfd:") => u64::MAX,
+        MMapPath::Path(_) | MMapPath::Stack => WORTH_READING,
+        _ => u64::MAX,
     };
-    let maps = maps.iter().filter(|map| map.perms.contains(wanted) && kinds(&map.pathname));
-    let ranges = maps.map(|map| map.address.0..map.address.1);
-    Ok(ranges.filter(|range| range.end - range.start >= WORTH_IT).collect())
+    let maps = maps.iter().filter(|map| map.perms.contains(wanted));
+    let maps = maps.filter(|map| map.address.1 - map.address.0 >= least(&map.pathname));
+    Ok(maps.map(|map| map.address.0..map.address.1).collect())
 }
 
 /// Whether a dump has only what was written after the last round.

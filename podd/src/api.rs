@@ -376,9 +376,12 @@ pub struct Phases {
 
 /// Bytes a kind.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Bytes {
-    /// Memory pages.
+    /// Memory pages; one that was written to meanwhile counts again.
     pub memory: u64,
+    /// Those of them that went over while the pod stood still.
+    pub frozen: u64,
     /// Files of layers and writable layer.
     pub files: u64,
     /// All that went over the wire.

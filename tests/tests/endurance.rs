@@ -92,6 +92,12 @@ fn two_hundred_moves() {
         let text = lab.ok(host, &["exec", "small", "--", "cat", "/tmp/n"]);
         text.trim().parse().expect("a number")
     };
+    // Mappings of the pod's processes.
+    let mappings = |host: &str| -> usize {
+        let text = lab.ok(host, &["exec", "small", "--", "cat", "/proc/1/maps", "/proc/2/maps"]);
+        text.lines().count()
+    };
+    let born_with = mappings("a");
     let mut early = Vec::new();
     let mut before = count("a");
     for number in 1..=MOVES {
@@ -124,6 +130,7 @@ fn two_hundred_moves() {
         let difference = traces::difference(&early.traces, &late.traces);
         assert!(difference.is_empty(), "{host} does not look as before:\n{difference}");
     }
+    assert_eq!(mappings("a"), born_with, "a restore leaves no mappings behind");
     let moves = lab.json("a", &["migrations"]);
     let ended = moves.as_array().map_or(0, |all| all.iter().filter(|m| m["error"].is_null()).count());
     assert_eq!(ended, 200, "every move is in the journal, none with an error");

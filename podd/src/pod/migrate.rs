@@ -673,6 +673,7 @@ impl<'a> Run<'a> {
                 *offset += got as u64;
                 if name.starts_with("pages-") {
                     self.bytes.memory += got as u64;
+                    self.bytes.frozen += got as u64;
                 }
             }
             self.say("memory", self.bytes.memory, 0);

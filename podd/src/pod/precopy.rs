@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use checkpoint::memory::{Backend, Piece, Round, Tracker};
 use tokio::sync::mpsc;
 
+use super::freeze::milliseconds;
 use super::migrate::Run;
 use super::state::PodRecord;
 use crate::api::ApiError;
@@ -14,11 +15,13 @@ use crate::error::{Attempt, Result};
 use crate::peer::{Message, unexpected};
 
 /// A round of less than this is followed by the freeze, in bytes: the dump takes that along in some milliseconds.
-const SETTLED: u64 = 4 << 20;
+const SETTLED: u64 = 1 << 20;
 /// Time for all processes to stand still while their soft-dirty bits are read.
 const STILL_LIMIT: Duration = Duration::from_secs(5);
 /// Rounds, at most.
-const ROUNDS: u32 = 8;
+const ROUNDS: u32 = 24;
+/// The target keeps all rounds in memory: at most so many times the first one.
+const ROOM: u64 = 3;
 
 /// What has gone ahead. The kernel follows the pod's writes as long as this lives.
 #[derive(Debug, Default)]
@@ -57,14 +60,23 @@ impl Run<'_> {
     pub(super) async fn send_memory_ahead(&mut self, record: &PodRecord, images: &Path) -> Result<Ahead> {
         let Some(backend) = self.daemon.follows_writes() else { return Ok(Ahead::default()) };
         let mut ahead = Ahead { tracker: Some(Tracker::new(backend)), ..Ahead::default() };
-        let mut last = u64::MAX;
+        let (mut first, mut last) = (None, u64::MAX);
         for _ in 0..ROUNDS {
-            let round;
-            (ahead, round) = self.send_round(ahead, record, images).await?;
+            let (begun, round) = (Instant::now(), self.send_round(&mut ahead, record, images).await?);
             ahead.rounds = round.number;
             ahead.bytes += round.bytes;
-            // The target keeps all rounds in memory: each must be worth its room.
-            if round.bytes < SETTLED || round.bytes > last / 2 {
+            tracing::debug!(
+                pod = record.spec.name,
+                round.number,
+                round.bytes,
+                ms = milliseconds(begun),
+                "memory ahead"
+            );
+            let first = *first.get_or_insert(round.bytes);
+            // What is written during a round of this size is the next one. (Where those get no smaller, the pod writes as fast
+            // as we copy.)
+            let shrinks = round.bytes < last / 10 * 9;
+            if round.bytes < SETTLED || !shrinks || ahead.bytes + round.bytes > ROOM * first {
                 break;
             }
             last = round.bytes;
@@ -72,7 +84,7 @@ impl Run<'_> {
         Ok(ahead)
     }
 
-    async fn send_round(&mut self, mut ahead: Ahead, record: &PodRecord, images: &Path) -> Result<(Ahead, Round)> {
+    async fn send_round(&mut self, ahead: &mut Ahead, record: &PodRecord, images: &Path) -> Result<Round> {
         let (queue, mut pieces) = mpsc::channel::<Piece>(8);
         let (cgroup, images) = (self.daemon.cgroup(&record.id), images.to_owned());
         let mut tracker = ahead.tracker.take().ok_or_else(|| ApiError::failed("an earlier round failed"))?;
@@ -94,7 +106,7 @@ impl Run<'_> {
         ahead.tracker = Some(tracker);
         let round = round.attempt("copy the pod's memory")?;
         match self.peer.ask(&Message::Round { number: round.number }).await? {
-            Message::Stored => Ok((ahead, round)),
+            Message::Stored => Ok(round),
             other => Err(unexpected(&other)),
         }
     }
