@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use checkpoint::memory::{Backend, Piece, Round, Tracker};
 use tokio::sync::mpsc;
 
-use super::freeze::milliseconds;
 use super::migrate::Run;
 use super::state::PodRecord;
 use crate::api::ApiError;
@@ -20,8 +19,10 @@ const SETTLED: u64 = 1 << 20;
 const STILL_LIMIT: Duration = Duration::from_secs(5);
 /// Rounds, at most.
 const ROUNDS: u32 = 24;
-/// The target keeps all rounds in memory: at most so many times the first one.
-const ROOM: u64 = 3;
+/// The target keeps all rounds in memory: at most so many times the first one. Nor do they take longer than that.
+pub(super) const ROOM: u32 = 3;
+/// Unless it is this long.
+const TIME: Duration = Duration::from_secs(1);
 
 /// What has gone ahead. The kernel follows the pod's writes as long as this lives.
 #[derive(Debug, Default)]
@@ -60,23 +61,20 @@ impl Run<'_> {
     pub(super) async fn send_memory_ahead(&mut self, record: &PodRecord, images: &Path) -> Result<Ahead> {
         let Some(backend) = self.daemon.follows_writes() else { return Ok(Ahead::default()) };
         let mut ahead = Ahead { tracker: Some(Tracker::new(backend)), ..Ahead::default() };
-        let (mut first, mut last) = (None, u64::MAX);
+        let begun = Instant::now();
+        let (mut most, mut last) = ((u64::MAX, Duration::MAX), u64::MAX);
         for _ in 0..ROUNDS {
-            let (begun, round) = (Instant::now(), self.send_round(&mut ahead, record, images).await?);
+            let round = self.send_round(&mut ahead, record, images).await?;
             ahead.rounds = round.number;
             ahead.bytes += round.bytes;
-            tracing::debug!(
-                pod = record.spec.name,
-                round.number,
-                round.bytes,
-                ms = milliseconds(begun),
-                "memory ahead"
-            );
-            let first = *first.get_or_insert(round.bytes);
-            // What is written during a round of this size is the next one. (Where those get no smaller, the pod writes as fast
-            // as we copy.)
-            let shrinks = round.bytes < last / 10 * 9;
-            if round.bytes < SETTLED || !shrinks || ahead.bytes + round.bytes > ROOM * first {
+            let took = begun.elapsed();
+            tracing::debug!(pod = record.spec.name, round.number, round.bytes, ?took, "memory ahead");
+            if round.number == 1 {
+                most = (round.bytes.saturating_mul(ROOM.into()), (took * ROOM).max(TIME));
+            }
+            // What is written during a round is the next one: where they get no smaller, the pod writes as fast as we copy.
+            let shrinks = round.bytes < last / 5 * 4;
+            if round.bytes < SETTLED || !shrinks || ahead.bytes + round.bytes > most.0 || took > most.1 {
                 break;
             }
             last = round.bytes;

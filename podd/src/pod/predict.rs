@@ -7,6 +7,7 @@ use std::time::Duration;
 use checkpoint::memory::{Activity, Tracker};
 
 use super::journal::{Migration, Role};
+use super::precopy::ROOM;
 use super::state::PodRecord;
 use crate::api::{Prediction, Times};
 use crate::error::Result;
@@ -93,12 +94,13 @@ fn model(facts: &Facts) -> Times {
     const SENT: f64 = 0.25 * GB;
     let (memory, left, files) = (facts.ahead.bytes as f64, facts.left as f64, facts.files as f64);
     // Namespaces, mounts, descriptors; each process; page tables; what is dumped, sent and read while the pod stands still.
-    let late = left + facts.ahead.written_per_s as f64 * 0.02;
+    // The last round takes some 50 ms, however small it is.
+    let late = left + facts.ahead.written_per_s as f64 * 0.05;
     let small = (memory - facts.huge as f64).max(0.0);
     let blackout_ms = 45.0 + 2.0 * facts.processes as f64 + 60.0 * small / GB + 1000.0 * late / (2.0 * SENT);
-    // Each round sends what was written during the one before, up to eight of them.
+    // Each round sends what was written during the one before; all of them together no more than this.
     let again = (facts.ahead.written_per_s as f64 / SENT).min(0.9);
-    let rounds = (1.0 - again.powi(8)) / (1.0 - again);
+    let rounds = (1.0 / (1.0 - again)).min(f64::from(ROOM));
     let total_ms = 300.0 + 1000.0 * (memory * rounds + files) / SENT + blackout_ms;
     Times { blackout_ms, total_ms }
 }

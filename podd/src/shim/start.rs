@@ -112,8 +112,9 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
             .collect(),
         cgroup_procs: cgroup.procs_files().collect(),
     };
+    // Kernels that cannot do this: half-closed connections within the pod must be made within a second of each other.
+    let mut silence = cgroup.lock_network().ok();
     let mut leaving = None;
-    let mut silence = None;
     let mut on_hook = |hook: criu::Hook<'_>| match (hook.name, hook.root_pid) {
         // Until now the writable layer was still being received, perhaps.
         (criu::ALL_THERE, _) => root::assemble(config).map_err(|e| e.to_string()),
@@ -122,8 +123,6 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
             // a moment without readers of the lists, so it goes on beside.
             let (hierarchies, criu) = (hierarchies.clone(), hook.criu_pid);
             leaving = Some(std::thread::spawn(move || Cgroup::expel(&hierarchies, criu)));
-            // Kernels that cannot do this: half-closed connections within the pod must be made within a second of each other.
-            silence = cgroup.lock_network().ok();
             let known = network::neighbours::noted(images);
             network::make_link(&config.link, pid, config.network.as_ref(), &known).map_err(|e| e.to_string())
         }

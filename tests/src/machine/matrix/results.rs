@@ -267,8 +267,8 @@ machines share two processors: they compare nothing but themselves.
             text.push_str("All pairs of the series above were run.\n");
         }
         text.push_str(
-            "\nNot part of the matrix: Node.js and Java (there is no root file system for them yet); real hosts with different\n\
-             processors (all machines have the same emulated one); moves between versions of podd.\n",
+            "\nNot part of the matrix: Java; real hosts with different processors (all machines have the same emulated one); moves\n\
+             between versions of podd.\n",
         );
     }
 }
