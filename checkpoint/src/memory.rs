@@ -252,9 +252,13 @@ impl Tracker {
         let mut round = Round { number: self.rounds, bytes: 0 };
         let folder = images.join(format!("pre{}", round.number));
         fs::create_dir_all(&folder)?;
+        let mut lost = Vec::new();
         for (id, ((pid, tracked), written)) in self.processes.iter_mut().zip(written).enumerate() {
-            // It may have ended.
-            let Ok(memory) = arm::Memory::of(*pid) else { continue };
+            // It has ended. (Or not: what was written is not copied then, and its memory goes with the dump.)
+            let Ok(memory) = arm::Memory::of(*pid) else {
+                lost.push(*pid);
+                continue;
+            };
             let map = pages::map(id as u32 + 1, &written, &tracked.copied);
             let (map_name, pages_name) = (format!("pagemap-{}.img", tracked.own), format!("pages-{}.img", id + 1));
             fs::write(folder.join(&map_name), &map)?;
@@ -263,7 +267,7 @@ impl Tracker {
             let prefix = |name: &str| format!("pre{}-{name}", round.number);
             let mut offset = 0;
             let name = prefix(&pages_name);
-            for ranges in written.pieces(arm::RANGES, PIECE) {
+            for ranges in written.pieces(PIECE) {
                 let data = memory.read(&ranges);
                 let length = data.len() as u64;
                 emit(Piece { name: name.clone(), offset, data })?;
@@ -279,6 +283,7 @@ impl Tracker {
             round.bytes += offset;
             tracked.copied.add_all(&written);
         }
+        self.processes.retain(|pid, _| !lost.contains(pid));
         link(images, round.number)?;
         Ok(round)
     }
@@ -342,7 +347,8 @@ impl Tracked {
     fn soft_dirty(&mut self) -> Ranges {
         let mut written = Ranges::default();
         let found = self.armed.iter().try_for_each(|range| {
-            written.add_all(&soft_dirty::written(&self.pagemap, &range, !self.seen)?);
+            // One after the other, as they come in order.
+            soft_dirty::written(&self.pagemap, &range, !self.seen)?.iter().for_each(|range| written.add(range));
             Ok::<_, io::Error>(())
         });
         self.seen = found.and_then(|()| soft_dirty::clear(self.pid)).is_ok();

@@ -50,9 +50,6 @@ fn system_call_of_vdso(pid: Pid) -> io::Result<u64> {
     Ok(start + at as u64)
 }
 
-/// As many parts of another process's memory can be read at once (`IOV_MAX`).
-pub(super) const RANGES: usize = 1024;
-
 /// The memory of a process.
 pub(super) struct Memory {
     pid: Pid,
@@ -64,7 +61,7 @@ impl Memory {
         Ok(Self { pid: Pid::from_raw(pid), file: File::open(format!("/proc/{pid}/mem"))? })
     }
 
-    /// All of these ranges of whole pages, at most [`RANGES`], one after the other. What is not mapped any more is zero: nobody will
+    /// All of these ranges of whole pages, at most 1024 (`IOV_MAX`), one after the other. What is not mapped any more is zero: nobody will
     /// ask for it.
     pub(super) fn read(&self, ranges: &[Range<u64>]) -> Vec<u8> {
         let length = |range: &Range<u64>| (range.end - range.start) as usize;

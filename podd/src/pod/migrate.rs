@@ -374,12 +374,20 @@ impl StopWatch {
     }
 }
 
+/// What was free on the target before the move, in bytes.
+pub(super) struct Room {
+    pub memory: u64,
+    /// Of that, for images.
+    pub images: u64,
+}
+
 /// What one move, or a rehearsal, has gathered so far.
 pub struct Run<'a> {
     pub(super) daemon: &'a Arc<Daemon>,
     tell: &'a Tell,
     begun: Instant,
     predicted: Prediction,
+    pub(super) room: Room,
     phases: Phases,
     bytes: Bytes,
     rounds: u32,
@@ -426,6 +434,7 @@ impl<'a> Run<'a> {
             tell,
             begun,
             predicted,
+            room: Room { memory: facts.facts.memory.available, images: facts.facts.image_space.free_bytes },
             phases: Phases { preflight_ms: milliseconds(begun), ..Phases::default() },
             bytes: Bytes::default(),
             rounds: 1,

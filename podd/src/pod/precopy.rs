@@ -19,10 +19,12 @@ const SETTLED: u64 = 1 << 20;
 const STILL_LIMIT: Duration = Duration::from_secs(5);
 /// Rounds, at most.
 const ROUNDS: u32 = 24;
-/// The target keeps all rounds in memory: at most so many times the first one. Nor do they take longer than that.
+/// The target keeps all rounds in memory: together they should be no more than so many times the first one, and no longer.
 pub(super) const ROOM: u32 = 3;
-/// Unless it is this long.
+/// They may always take this long together.
 const TIME: Duration = Duration::from_secs(1);
+/// Memory of the target that is left alone, in bytes.
+const HEADROOM: u64 = 64 << 20;
 
 /// What has gone ahead. The kernel follows the pod's writes as long as this lives.
 #[derive(Debug, Default)]
@@ -70,7 +72,9 @@ impl Run<'_> {
             let took = begun.elapsed();
             tracing::debug!(pod = record.spec.name, round.number, round.bytes, ?took, "memory ahead");
             if round.number == 1 {
-                most = (round.bytes.saturating_mul(ROOM.into()), (took * ROOM).max(TIME));
+                // Beside the rounds, the target has the pod's memory itself.
+                let free = self.room.images.min(self.room.memory.saturating_sub(round.bytes)).saturating_sub(HEADROOM);
+                most = (round.bytes.saturating_mul(ROOM.into()).min(free), (took * ROOM).max(TIME));
             }
             // What is written during a round is the next one: where they get no smaller, the pod writes as fast as we copy.
             let shrinks = round.bytes < last / 5 * 4;

@@ -112,9 +112,8 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
             .collect(),
         cgroup_procs: cgroup.procs_files().collect(),
     };
-    // Kernels that cannot do this: half-closed connections within the pod must be made within a second of each other.
-    let mut silence = cgroup.lock_network().ok();
     let mut leaving = None;
+    let mut silence = None;
     let mut on_hook = |hook: criu::Hook<'_>| match (hook.name, hook.root_pid) {
         // Until now the writable layer was still being received, perhaps.
         (criu::ALL_THERE, _) => root::assemble(config).map_err(|e| e.to_string()),
@@ -123,8 +122,16 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
             // a moment without readers of the lists, so it goes on beside.
             let (hierarchies, criu) = (hierarchies.clone(), hook.criu_pid);
             leaving = Some(std::thread::spawn(move || Cgroup::expel(&hierarchies, criu)));
+            // Not earlier: CRIU makes connections of its own, to see what the kernel can do. Where this cannot be done, half-closed
+            // connections within the pod must be made within a second of each other.
+            silence = cgroup.lock_network().ok();
             let known = network::neighbours::noted(images);
             network::make_link(&config.link, pid, config.network.as_ref(), &known).map_err(|e| e.to_string())
+        }
+        // All connections are there; those that leave their repair mode now are to be heard.
+        ("network-unlock", _) => {
+            silence = None;
+            Ok(())
         }
         // Every process is restored and held by CRIU at the edge of user space. When CRIU has left the cgroup, the freezer is
         // shut, so that they stand still when CRIU lets go of them. Were they held by CRIU alone, its death would set them free
@@ -132,7 +139,6 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
         ("pre-resume", _) => {
             let left = leaving.take().and_then(|thread| thread.join().ok());
             let left = left.unwrap_or_else(|| Cgroup::expel(&hierarchies, hook.criu_pid));
-            silence = None;
             left.and_then(|()| cgroup.request_freeze()).map_err(|e| e.to_string())
         }
         _ => Ok(()),
