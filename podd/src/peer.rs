@@ -17,12 +17,13 @@ use tokio_rustls::TlsStream;
 use crate::api::HealthView;
 use crate::error::{Attempt, Result};
 use crate::pod::preflight::TargetFacts;
+use crate::shim::CRIU_LIMIT;
 use crate::store::Host;
 use crate::supervisor::Daemon;
 use crate::trust;
 
 /// Longest silence of a peer that is at work on something (a restore, a large file).
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = CRIU_LIMIT.saturating_add(Duration::from_secs(30));
 /// A reader may wait for its disk this long before the connection counts as dead.
 const STALL: Duration = Duration::from_secs(60);
 /// ... but not while a pod is frozen.

@@ -79,7 +79,7 @@ class Dirty(Check):
                 mapping[page * PAGE:page * PAGE + 8] = number(n)
                 mapping[page * PAGE + PAGE - 8:(page + 1) * PAGE] = number(n)
                 if n % 64 == 0:
-                    time.sleep(0.001)
+                    time.sleep(0.01)
                     try:
                         question = os.read(ask, 1)
                     except BlockingIOError:

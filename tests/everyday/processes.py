@@ -150,7 +150,7 @@ class Threads(Check):
                 self.turn = (n + 1) % self.COUNT
                 self.rounds += self.turn == 0
                 self.passed.notify_all()
-            threading.Event().wait(0.001)
+            threading.Event().wait(0.01)
 
     def step(self):
         with self.passed:

@@ -146,6 +146,25 @@ fn files_in_memory_are_the_same_afterwards() {
     }
 }
 
+/// An open file without a name is given one for as long as a restore takes (`criu-leftovers.patch`): a restore that was killed
+/// has left it, and the next one is not to fail at it.
+#[test]
+fn what_a_killed_restore_has_left_is_in_nobodys_way() {
+    let lab = Lab::up(1);
+    let script = "exec 3<>/gone; rm /gone; echo kept >&3; echo $$ >/pid; while :; do sleep 0.1; done";
+    lab.ok("a", &["run", "--name", "p", "--rootfs", &rootfs("busybox"), "--", "sh", "-c", script]);
+    let sh = |script: &str| lab.ok("a", &["exec", "p", "--", "sh", "-c", script]);
+    eventually("the file is open", Duration::from_secs(10), || sh("cat /pid 2>/dev/null || :") != "");
+    let about = &lab.json("a", &["inspect", "p"])[0];
+    let layer = about["writable_layer"].as_str().expect("a folder");
+    lab.ok("a", &["suspend", "p"]);
+    let left = Path::new(layer).join("gone.cr.1.ghost");
+    fs::write(&left, "half of it").expect("the layer can be written");
+    lab.ok("a", &["resume", "p"]);
+    assert_eq!(sh("cat /proc/$(cat /pid)/fd/3"), "kept\n");
+    assert!(!left.exists(), "{left:?}");
+}
+
 fn counted(lab: &Lab) -> u64 {
     redis(lab, "a", &["get", "n"]).parse().unwrap_or(0)
 }

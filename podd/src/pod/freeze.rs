@@ -11,7 +11,7 @@ use super::start::{announce, await_workers};
 use super::state::{PodRecord, PodState};
 use super::stop::not_running;
 use crate::error::{Attempt, Result};
-use crate::shim::{Request, client};
+use crate::shim::{CRIU_LIMIT, Request, client};
 use crate::supervisor::Daemon;
 use crate::sys::backlog;
 use crate::sys::hold::{Hold, deliver};
@@ -26,8 +26,6 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(2);
 const HANDSHAKE_LIMIT: Duration = Duration::from_millis(300);
 /// Time for a CRIU to get ready.
 const START_LIMIT: Duration = Duration::from_secs(20);
-/// Time for a dump.
-const DUMP_LIMIT: Duration = Duration::from_secs(300);
 /// Time for the shim to clean up after a dump that has failed.
 const PUT_BACK_LIMIT: Duration = Duration::from_secs(60);
 /// Deleted-but-open files up to this size travel inside the image, in bytes.
@@ -202,7 +200,7 @@ impl Dumper {
         let watched = tokio::task::block_in_place(|| watched(daemon, record));
         let request = Request::PrepareDump {
             images: images.to_owned(),
-            limit_s: DUMP_LIMIT.as_secs(),
+            limit_s: CRIU_LIMIT.as_secs(),
             ghost_limit: GHOST_LIMIT,
             watched: watched.clone(),
         };
@@ -223,7 +221,7 @@ impl Dumper {
         // For whoever takes the pod over, and for it to go on here.
         let noted = frozen.waits.note(&bundle).and_then(|()| frozen.waits.note(&self.images));
         noted.attempt("note what the pod waits for")?;
-        let dumped = self.shim.dump(DUMP_LIMIT + Duration::from_secs(10)).await;
+        let dumped = self.shim.dump(CRIU_LIMIT + Duration::from_secs(10)).await;
         if dumped.is_err() {
             keep_log(daemon, record, &self.images.join("dump.log"));
             // A shim that is late may still be putting the processes back: it answers when it has done. A dead one does not.

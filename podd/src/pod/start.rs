@@ -13,15 +13,15 @@ use super::spec::RestartPolicy;
 use super::state::{PodRecord, PodState};
 use crate::api::{ApiError, ExitStatus};
 use crate::error::{Attempt, Result};
-use crate::shim::{Mode, Request, ShimConfig, Status, client};
+use crate::shim::{CRIU_LIMIT, Mode, Request, ShimConfig, Status, client};
 use crate::supervisor::{Claim, Daemon, Doing, Pod};
 use crate::sys::network;
 use crate::sys::process::ProcessId;
 
 /// Time for a pod's init to start, or for CRIU to restore it.
-const BIRTH_LIMIT: Duration = Duration::from_secs(130);
+const BIRTH_LIMIT: Duration = CRIU_LIMIT.saturating_add(Duration::from_secs(10));
 /// Time for a CRIU that has lost its shim: as long as a dump may take.
-const ORPHAN_LIMIT: Duration = Duration::from_secs(310);
+const ORPHAN_LIMIT: Duration = CRIU_LIMIT.saturating_add(Duration::from_secs(10));
 /// Time for killed processes to be gone.
 pub const KILL_LIMIT: Duration = Duration::from_secs(20);
 

@@ -14,6 +14,7 @@ mod serve;
 mod start;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use checkpoint::baseline::KernelVersion;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,9 @@ use crate::sys::process::ProcessId;
 
 /// The time namespace's flag, which nix does not name.
 pub const CLONE_NEWTIME: i32 = 0x80;
+
+/// Time for a dump or a restore: what is slow (a cold disk) should come to its end, what hangs must not keep a pod frozen for ever.
+pub const CRIU_LIMIT: Duration = Duration::from_secs(600);
 
 /// Everything that a shim needs to know; `podd` writes it to `shim.json` in the bundle.
 #[derive(Clone, Debug, Serialize, Deserialize)]

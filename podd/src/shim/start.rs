@@ -16,14 +16,11 @@ use nix::unistd::{Pid, pipe2};
 use super::external;
 use super::first::become_init;
 use super::root::{self, ROOT, shown, step};
-use super::{CLONE_NEWTIME, ShimConfig};
+use super::{CLONE_NEWTIME, CRIU_LIMIT, ShimConfig};
 use crate::sys::cgroup::{Cgroup, Hierarchies};
 use crate::sys::namespaces::write_id_maps;
 use crate::sys::process::clone_into;
 use crate::sys::{limits, network};
-
-/// A restore that takes longer has gone wrong.
-const RESTORE_LIMIT: Duration = Duration::from_secs(120);
 
 /// Starts the pod's init in new namespaces; returns its PID once it has become the pod's own program.
 ///
@@ -143,7 +140,7 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
         }
         _ => Ok(()),
     };
-    let restored = criu::restore(&config.criu, &request, RESTORE_LIMIT, &mut on_hook).map_err(io::Error::other);
+    let restored = criu::restore(&config.criu, &request, CRIU_LIMIT, &mut on_hook).map_err(io::Error::other);
     let restored = restored.and_then(|pid| {
         cgroup.freeze(Duration::from_secs(10))?;
         step("correct the pod's timers", correct_timers(&cgroup.pids(), images))?;

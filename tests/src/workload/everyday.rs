@@ -1,6 +1,7 @@
 //! The program in `everyday/`: what ordinary programs of several users do all day, checking itself all the time.
 
 use std::collections::BTreeMap;
+use std::thread;
 use std::time::Duration;
 
 use super::Hosts;
@@ -8,6 +9,8 @@ use crate::lab::eventually;
 
 /// Time for rounds: some seconds each, and ten times as long on emulated machines.
 const ROUNDS: Duration = Duration::from_secs(300);
+/// Between two looks: each takes a good part of an emulated machine's time.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Starts it in a pod named `name` on `host`.
 pub fn everyday(lab: &impl Hosts, host: &str, name: &str, address: &str) {
@@ -43,6 +46,7 @@ pub fn rounds(lab: &impl Hosts, host: &str, name: &str) -> BTreeMap<String, u64>
 pub fn more_rounds(lab: &impl Hosts, host: &str, name: &str, more: u64) {
     let before = rounds(lab, host, name);
     eventually("all users go on", ROUNDS, || {
+        thread::sleep(LOOK);
         let now = rounds(lab, host, name);
         now.len() == 3 && now.iter().all(|(user, n)| *n >= before.get(user).unwrap_or(&0) + more)
     });
