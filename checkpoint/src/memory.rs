@@ -86,6 +86,8 @@ struct Tracked {
     /// Memory is registered as long as this is open; none: soft-dirty bits tell.
     userfaultfd: Option<OwnedFd>,
     armed: Ranges,
+    /// What of it is mapped files.
+    files: Ranges,
     copied: Ranges,
     /// All of its memory was asked for once, and its soft-dirty bits cleared.
     seen: bool,
@@ -126,7 +128,7 @@ impl Backend {
     pub fn of_kernel() -> Option<Self> {
         let write_protection = || -> io::Result<()> {
             sys::start_tracking(&sys::userfaultfd()?)?;
-            sys::written_pages(&File::open("/proc/self/pagemap")?, 0..PAGE, Some(&mut Vec::new()))?;
+            sys::written_pages(&File::open("/proc/self/pagemap")?, 0..PAGE, false, Some(&mut Vec::new()))?;
             Ok(())
         };
         if cfg!(target_arch = "x86_64") && write_protection().is_ok() {
@@ -213,15 +215,21 @@ impl Tracker {
         if tracked.userfaultfd.is_none() {
             tracked.armed = Ranges::default();
         }
-        for range in wanted {
+        tracked.files = Ranges::default();
+        for (range, anonymous) in wanted {
             // A mapping that is gone meanwhile, or is of a kind that cannot be, stays unregistered.
             let armed = match &tracked.userfaultfd {
                 Some(fd) => {
-                    let already = sys::written_pages(&tracked.pagemap, range.clone(), None).is_ok();
+                    // All of a mapping is, or nothing.
+                    let first = range.start..range.start + PAGE;
+                    let already = sys::written_pages(&tracked.pagemap, first, anonymous, None).is_ok();
                     already || sys::track(fd, &range).is_ok()
                 }
                 None => true,
             };
+            if armed && !anonymous {
+                tracked.files.add(range.clone());
+            }
             if armed {
                 tracked.armed.add(range);
             }
@@ -318,6 +326,7 @@ impl Tracked {
             pagemap,
             userfaultfd,
             armed: Ranges::default(),
+            files: Ranges::default(),
             copied: Ranges::default(),
             seen: false,
         })
@@ -333,7 +342,8 @@ impl Tracked {
         let mut lost = Vec::new();
         for range in self.armed.iter() {
             let mut found = Vec::new();
-            if sys::written_pages(&self.pagemap, range.clone(), Some(&mut found)).is_err() {
+            let anonymous = self.files.iter().all(|file| file.end <= range.start || range.end <= file.start);
+            if sys::written_pages(&self.pagemap, range.clone(), anonymous, Some(&mut found)).is_err() {
                 lost.push(range);
             }
             // Before a failure, too: these are protected now, and count as copied.
@@ -361,8 +371,9 @@ fn started(pid: i32) -> io::Result<u64> {
     Ok(Process::new(pid).and_then(|process| process.stat()).map_err(io::Error::other)?.starttime)
 }
 
-/// Mappings of a process that are followed: private memory that it can read and write, of some size.
-fn worthwhile(process: &Process) -> io::Result<Vec<Range<u64>>> {
+/// Mappings of a process that are followed: private memory that it can read and write, of some size; and whether they are
+/// anonymous.
+fn worthwhile(process: &Process) -> io::Result<Vec<(Range<u64>, bool)>> {
     let maps = process.maps().map_err(io::Error::other)?;
     // The kernel writes what asynchronous I/O brings whenever it comes, without asking the page tables again.
     let asynchronous = |path: &MMapPath| matches!(path, MMapPath::Path(path) if path.starts_with("/[aio]"));
@@ -379,7 +390,8 @@ fn worthwhile(process: &Process) -> io::Result<Vec<Range<u64>>> {
     };
     let maps = maps.iter().filter(|map| map.perms.contains(wanted));
     let maps = maps.filter(|map| map.address.1 - map.address.0 >= least(&map.pathname));
-    Ok(maps.map(|map| map.address.0..map.address.1).collect())
+    let is_file = |path: &MMapPath| matches!(path, MMapPath::Path(_));
+    Ok(maps.map(|map| (map.address.0..map.address.1, !is_file(&map.pathname))).collect())
 }
 
 /// Whether a dump has only what was written after the last round.

@@ -175,13 +175,15 @@ pub(crate) fn track(userfaultfd: &OwnedFd, range: &Range<u64>) -> io::Result<()>
 }
 
 /// Adds to `written` which pages in a range have been written since they were asked for last, in order; from now on they count
-/// as unwritten. Without `written` nothing changes.
+/// as unwritten. Without `written` nothing changes. In `anonymous` memory no page is a file's; to look at each of them takes longer
+/// than all the rest.
 ///
 /// # Errors
 /// EPERM: something in the range is not [followed](track). What comes before it has been added.
 pub(crate) fn written_pages(
     pagemap: &File,
     range: Range<u64>,
+    anonymous: bool,
     mut written: Option<&mut Vec<Range<u64>>>,
 ) -> io::Result<()> {
     const WRITTEN: u64 = 1 << 1;
@@ -192,6 +194,8 @@ pub(crate) fn written_pages(
     /// `PM_SCAN_WP_MATCHING` and `PM_SCAN_CHECK_WPASYNC`.
     const PROTECT: u64 = 1;
     const CHECK: u64 = 1 << 1;
+    // As CRIU chooses what to dump (criu/pagemap-cache.c).
+    let not = if anonymous { PFNZERO } else { FILE | PFNZERO };
     let mut regions = [memory::Region::default(); 512];
     let mut start = range.start;
     while start < range.end {
@@ -204,9 +208,8 @@ pub(crate) fn written_pages(
             vector: regions.as_mut_ptr() as u64,
             vector_length: regions.len() as u64,
             max_pages: 0,
-            // As CRIU chooses what to dump (criu/pagemap-cache.c).
-            inverted: FILE | PFNZERO,
-            all_of: FILE | PFNZERO | WRITTEN,
+            inverted: not,
+            all_of: not | WRITTEN,
             any_of: PRESENT | SWAPPED,
             told: WRITTEN,
         };

@@ -192,11 +192,11 @@ fn check(victim: &Victim, tracker: &Tracker, copy: &Copy) -> u64 {
         let mut written = Vec::new();
         if tracker.backend == Backend::SoftDirty {
             written.extend(soft_dirty::written(&tracked.pagemap, &range, false).unwrap().iter());
-        } else if sys::written_pages(&tracked.pagemap, range.clone(), None).is_err() {
+        } else if sys::written_pages(&tracked.pagemap, range.clone(), false, None).is_err() {
             // Not followed any more: all of it is for the dump.
             continue;
         } else {
-            sys::written_pages(&tracked.pagemap, range.clone(), Some(&mut written)).unwrap();
+            sys::written_pages(&tracked.pagemap, range.clone(), false, Some(&mut written)).unwrap();
         }
         for address in range.step_by(PAGE as usize) {
             let is_written = written.iter().any(|range| range.contains(&address));

@@ -109,7 +109,7 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
             .collect(),
         cgroup_procs: cgroup.procs_files().collect(),
     };
-    let mut leaving = None;
+    let (mut leaving, mut linking) = (None, None);
     let mut silence = None;
     let mut on_hook = |hook: criu::Hook<'_>| match (hook.name, hook.root_pid) {
         // Until now the writable layer was still being received, perhaps.
@@ -122,9 +122,16 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
             // Not earlier: CRIU makes connections of its own, to see what the kernel can do. Where this cannot be done, half-closed
             // connections within the pod must be made within a second of each other.
             silence = cgroup.lock_network().ok();
-            let known = network::neighbours::noted(images);
-            network::make_link(&config.link, pid, config.network.as_ref(), &known).map_err(|e| e.to_string())
+            // While CRIU mounts the pod's file systems. Nothing in the pod needs its addresses before that is done.
+            let (link, network, known) =
+                (config.link.clone(), config.network.clone(), network::neighbours::noted(images));
+            linking = Some(std::thread::spawn(move || network::make_link(&link, pid, network.as_ref(), &known)));
+            Ok(())
         }
+        ("post-setup-namespaces", _) => match linking.take().map(std::thread::JoinHandle::join) {
+            Some(Ok(made)) => made.map_err(|e| e.to_string()),
+            None | Some(Err(_)) => Err("the pod's link was not made".into()),
+        },
         // All connections are there; those that leave their repair mode now are to be heard.
         ("network-unlock", _) => {
             silence = None;
@@ -149,6 +156,7 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
     });
     if restored.is_err() {
         let _ = cgroup.kill(Duration::from_secs(10));
+        let _ = linking.map(std::thread::JoinHandle::join);
         let _ = network::remove_link(&config.link);
     }
     restored
