@@ -123,6 +123,8 @@ pub struct Restore<'a> {
     /// The `cgroup.procs` files of the cgroups in which the tree shall live. CRIU is started there, in a cgroup namespace
     /// that begins there, since it is told to leave cgroups alone and children inherit both.
     pub cgroup_procs: Vec<PathBuf>,
+    /// CRIU's own network namespace, if not ours. The tree's takes over from it how large its tables are.
+    pub network: Option<&'a File>,
 }
 
 /// A moment of a restore at which CRIU waits for us.
@@ -232,7 +234,8 @@ pub fn restore(
     opts.set_rst_sibling(true);
     opts.external.clone_from(&what.external);
     let waits = memory::is_prepared(what.images);
-    let mut worker = Worker::spawn_in(criu, "restore", if waits { WAIT_LIMIT } else { limit }, &what.cgroup_procs)?;
+    let first_limit = if waits { WAIT_LIMIT } else { limit };
+    let mut worker = Worker::spawn_in(criu, "restore", first_limit, &what.cgroup_procs, what.network)?;
     worker.send(Criu_req_type::RESTORE, Some(opts))?;
     loop {
         let reply = worker.receive()?;
@@ -347,10 +350,16 @@ struct Worker {
 
 impl Worker {
     fn spawn(criu: &Path, action: &'static str, limit: Duration) -> Result<Self, Error> {
-        Self::spawn_in(criu, action, limit, &[])
+        Self::spawn_in(criu, action, limit, &[], None)
     }
 
-    fn spawn_in(criu: &Path, action: &'static str, limit: Duration, cgroups: &[PathBuf]) -> Result<Self, Error> {
+    fn spawn_in(
+        criu: &Path,
+        action: &'static str,
+        limit: Duration,
+        cgroups: &[PathBuf],
+        network: Option<&File>,
+    ) -> Result<Self, Error> {
         let spawn_error = |source| Error::Spawn { path: criu.to_owned(), source };
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .map_err(|e| spawn_error(e.into()))?;
@@ -372,7 +381,8 @@ impl Worker {
                 File::options().write(true).open(path).map_err(|source| Error::Images { path: path.clone(), source })
             };
             let cgroups = cgroups.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-            sys::enter_cgroups(&mut command, cgroups);
+            let network = network.map(File::try_clone).transpose().map_err(spawn_error)?;
+            sys::enter(&mut command, cgroups, network);
         }
         let child = command.spawn().map_err(spawn_error)?;
         let pid = rustix::process::Pid::from_child(&child);

@@ -9,18 +9,22 @@ use std::process::Command;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::Pid;
 
-/// Has the command enter these cgroups (their open `cgroup.procs`) before it begins, in a cgroup namespace that begins there.
-pub(crate) fn enter_cgroups(command: &mut Command, cgroups: Vec<File>) {
+/// Has the command enter these cgroups (their open `cgroup.procs`) before it begins, in a cgroup namespace that begins there, and
+/// a network namespace.
+pub(crate) fn enter(command: &mut Command, cgroups: Vec<File>, network: Option<File>) {
     let enter = move || -> io::Result<()> {
+        if let Some(network) = &network {
+            setns(network, CloneFlags::CLONE_NEWNET)?;
+        }
         for mut procs in &cgroups {
             procs.write_all(b"0")?;
         }
         Ok(unshare(CloneFlags::CLONE_NEWCGROUP)?)
     };
-    // SAFETY: between fork and exec it makes write(2) and unshare(2) alone, and allocates nothing.
+    // SAFETY: between fork and exec it makes setns(2), write(2) and unshare(2) alone, and allocates nothing.
     unsafe { command.pre_exec(enter) };
 }
 

@@ -182,6 +182,12 @@ impl Config {
         self.run.join("pods").join(id)
     }
 
+    /// The network namespace from which those of pods are made.
+    #[must_use]
+    pub fn cradle(&self) -> PathBuf {
+        self.run.join("cradle")
+    }
+
     /// Durable folder of a pod: its writable layer.
     #[must_use]
     pub fn pod_state(&self, id: &str) -> PathBuf {

@@ -186,6 +186,7 @@ fn shim_config(daemon: &Daemon, record: &PodRecord, mode: Mode) -> Result<ShimCo
         kernel: record.oldest_kernel(),
         network: spec.network.clone(),
         link: network::outer_name(&record.id),
+        cradle: daemon.config.cradle(),
         volumes: spec.volumes.clone(),
         cap_add: spec.cap_add.clone(),
         allow_new_privileges: spec.allow_new_privileges,

@@ -108,6 +108,9 @@ fn prepare(config: Config, baseline: (Baseline, Cpu)) -> Result<Daemon, Box<dyn 
     }
     network::ensure_bridge(&config.network.bridge, config.network.uplink.as_deref())
         .map_err(|e| format!("cannot set up the bridge {}: {e}", config.network.bridge))?;
+    if let Err(e) = network::cradle::ensure(&config.cradle()) {
+        tracing::info!(error = %e, "pods share the host's table of connections: moves take some milliseconds more");
+    }
     let store = Sqlite::open(&config.state.join("podd.db"))?;
     let layers = LayerStore::open(&config.state.join("layers"))?;
     let hierarchies = Hierarchies::detect()?;

@@ -58,6 +58,8 @@ pub struct ShimConfig {
     pub network: Option<Network>,
     /// Name of the link's outer end.
     pub link: String,
+    /// The network namespace from which the pod's is made.
+    pub cradle: PathBuf,
     /// Host paths shown inside.
     pub volumes: Vec<Volume>,
     /// Capabilities beyond the default ones.

@@ -38,7 +38,7 @@ pub fn start(config: &ShimConfig) -> io::Result<i32> {
     // The time namespace must belong to the pod's user namespace (CRIU enters it from there), and it takes effect
     // only for children: so a helper enters the user namespace, and its child, which the shim adopts at birth
     // (CLONE_PARENT), becomes the pod's first process.
-    let helper = clone_into(CloneFlags::CLONE_NEWUSER.bits(), || {
+    let enter = || {
         let born = unshare(CloneFlags::from_bits_retain(CLONE_NEWTIME)).map_err(io::Error::from).and_then(|()| {
             clone_into((POD_NAMESPACES | CloneFlags::CLONE_PARENT).bits(), || {
                 let error = match become_init(config, Path::new(ROOT), &go_read) {
@@ -53,8 +53,9 @@ pub fn start(config: &ShimConfig) -> io::Result<i32> {
             Ok(()) => 0,
             Err(e) => e.raw_os_error().unwrap_or(1),
         }
-    });
-    let helper = step("make the pod's user namespace", helper)?;
+    };
+    let helper = network::cradle::within(&config.cradle, || clone_into(CloneFlags::CLONE_NEWUSER.bits(), enter));
+    let helper = step("make the pod's user namespace", helper.and_then(|born| born))?;
     // The closures, dropped by now, took our copies of the write ends with them.
     let mut pid = [0; size_of::<i32>()];
     let told = File::from(pid_read).read_exact(&mut pid);
@@ -100,6 +101,7 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
     // As above; here it would hold CRIU itself.
     cgroup.thaw()?;
     limits::lift_ceilings();
+    let cradle = network::cradle::open(&config.cradle);
     let request = criu::Restore {
         images,
         root: &root,
@@ -108,6 +110,7 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
             .map(external::External::for_restore)
             .collect(),
         cgroup_procs: cgroup.procs_files().collect(),
+        network: cradle.as_ref(),
     };
     let (mut leaving, mut linking) = (None, None);
     let mut silence = None;

@@ -4,6 +4,7 @@
 //! sending and retransmitting, and nothing leaves the host. (Setting the link down instead would tell applications
 //! and could make the kernel wait a second for the carrier.)
 
+pub mod cradle;
 pub mod neighbours;
 mod uplink;
 
@@ -92,7 +93,9 @@ pub fn make_link(outer: &str, pid: i32, network: Option<&Network>, known: &[Neig
         });
         result.map_err(|e| io::Error::other(format!("cannot make the link {outer}: {e}")))?;
     }
+    let limits = cradle::limits();
     in_network_of(pid, || {
+        cradle::set_limits(&limits);
         block_on(async |netlink| {
             let lo = index_of(&netlink, "lo").await?.ok_or_else(|| io::Error::other("no loopback"))?;
             let up = LinkUnspec::new_with_index(lo).up();
