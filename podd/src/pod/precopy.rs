@@ -19,6 +19,8 @@ const SETTLED: u64 = 1 << 20;
 const STILL_LIMIT: Duration = Duration::from_secs(5);
 /// Rounds, at most.
 const ROUNDS: u32 = 24;
+/// So many in a row that are no smaller than those before are enough.
+const IN_VAIN: u32 = 2;
 /// The target keeps all rounds in memory: together they should be no more than so many times the first one, and no longer.
 pub(super) const ROOM: u32 = 3;
 /// They may always take this long together.
@@ -64,7 +66,8 @@ impl Run<'_> {
         let Some(backend) = self.daemon.follows_writes() else { return Ok(Ahead::default()) };
         let mut ahead = Ahead { tracker: Some(Tracker::new(backend)), ..Ahead::default() };
         let begun = Instant::now();
-        let (mut most, mut last) = ((u64::MAX, Duration::MAX), u64::MAX);
+        let mut most = (u64::MAX, Duration::MAX);
+        let (mut least, mut in_vain) = (u64::MAX, 0);
         for _ in 0..ROUNDS {
             let round = self.send_round(&mut ahead, record, images).await?;
             ahead.rounds = round.number;
@@ -76,12 +79,14 @@ impl Run<'_> {
                 let free = self.room.images.min(self.room.memory.saturating_sub(round.bytes)).saturating_sub(HEADROOM);
                 most = (round.bytes.saturating_mul(ROOM.into()).min(free), (took * ROOM).max(TIME));
             }
-            // What is written during a round is the next one: where they get no smaller, the pod writes as fast as we copy.
-            let shrinks = round.bytes < last / 5 * 4;
-            if round.bytes < SETTLED || !shrinks || ahead.bytes + round.bytes > most.0 || took > most.1 {
+            // What is written during a round is the next one: where they get no smaller, the pod writes as fast as we copy. (One
+            // alone may have been held up.)
+            let shrinks = round.bytes < least / 5 * 4;
+            in_vain = if shrinks { 0 } else { in_vain + 1 };
+            least = least.min(round.bytes);
+            if round.bytes < SETTLED || in_vain == IN_VAIN || ahead.bytes + round.bytes > most.0 || took > most.1 {
                 break;
             }
-            last = round.bytes;
         }
         Ok(ahead)
     }

@@ -118,13 +118,13 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
         // Until now the writable layer was still being received, perhaps.
         (criu::ALL_THERE, _) => root::assemble(config).map_err(|e| e.to_string()),
         ("setup-namespaces", Some(pid)) => {
-            // CRIU leaves the cgroup now that the pod has a process there. That takes as long as all processors together need for
-            // a moment without readers of the lists, so it goes on beside.
-            let (hierarchies, criu) = (hierarchies.clone(), hook.criu_pid);
-            leaving = Some(std::thread::spawn(move || Cgroup::expel(&hierarchies, criu)));
             // Not earlier: CRIU makes connections of its own, to see what the kernel can do. Where this cannot be done, half-closed
             // connections within the pod must be made within a second of each other.
             silence = cgroup.lock_network().ok();
+            // CRIU leaves the cgroup now that the pod has a process there. That takes as long as all processors together need for
+            // a moment without readers of the lists, so it goes on beside; and until then no cgroup of the host can be changed.
+            let (hierarchies, criu) = (hierarchies.clone(), hook.criu_pid);
+            leaving = Some(std::thread::spawn(move || Cgroup::expel(&hierarchies, criu)));
             // While CRIU mounts the pod's file systems. Nothing in the pod needs its addresses before that is done.
             let (link, network, known) =
                 (config.link.clone(), config.network.clone(), network::neighbours::noted(images));
