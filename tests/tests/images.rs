@@ -154,7 +154,7 @@ fn what_a_killed_restore_has_left_is_in_nobodys_way() {
     let script = "exec 3<>/gone; rm /gone; echo kept >&3; echo $$ >/pid; while :; do sleep 0.1; done";
     lab.ok("a", &["run", "--name", "p", "--rootfs", &rootfs("busybox"), "--", "sh", "-c", script]);
     let sh = |script: &str| lab.ok("a", &["exec", "p", "--", "sh", "-c", script]);
-    eventually("the file is open", Duration::from_secs(10), || sh("cat /pid 2>/dev/null || :") != "");
+    eventually("the file is open", Duration::from_secs(10), || !sh("cat /pid 2>/dev/null || :").is_empty());
     let about = &lab.json("a", &["inspect", "p"])[0];
     let layer = about["writable_layer"].as_str().expect("a folder");
     lab.ok("a", &["suspend", "p"]);
