@@ -38,6 +38,8 @@ const READY_TO_DUMP: &str = "pre-dump";
 const WAIT_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// `CLONE_NEWNET`, the value that CRIU's `empty_ns` wants.
 const CLONE_NEWNET: u32 = 0x4000_0000;
+/// What CRIU does, for messages.
+const RESTORE: &str = "restore";
 /// A reply is a few hundred bytes; error texts add a little.
 const REPLY_MAX: usize = 64 * 1024;
 
@@ -235,13 +237,13 @@ pub fn restore(
     opts.external.clone_from(&what.external);
     let waits = memory::is_prepared(what.images);
     let first_limit = if waits { WAIT_LIMIT } else { limit };
-    let mut worker = Worker::spawn_in(criu, "restore", first_limit, &what.cgroup_procs, what.network)?;
+    let mut worker = Worker::spawn_in(criu, RESTORE, first_limit, &what.cgroup_procs, what.network)?;
     worker.send(Criu_req_type::RESTORE, Some(opts))?;
     loop {
         let reply = worker.receive()?;
         if reply.type_() != Criu_req_type::NOTIFY {
             worker.finish();
-            judge(&reply, "restore", &what.images.join("restore.log"))?;
+            judge(&reply, RESTORE, &what.images.join("restore.log"))?;
             return Ok(reply.restore.pid());
         }
         let hook = Hook { name: reply.notify.script(), root_pid: reply.notify.pid, criu_pid: worker.pid() };
@@ -478,10 +480,9 @@ impl Drop for Worker {
         if !self.reaped {
             let group = Pid::from_raw(self.pid());
             let _ = killpg(group, Signal::SIGKILL);
-            let dumps = self.watch.is_some();
             self.reap();
             // What it had forked is ours now, if we are a subreaper. (Of a restore, its caller takes care.)
-            while dumps && waitpid(Pid::from_raw(-group.as_raw()), None).is_ok() {}
+            while self.action != RESTORE && waitpid(Pid::from_raw(-group.as_raw()), None).is_ok() {}
         }
     }
 }

@@ -2,12 +2,12 @@
 //! times as long as a real machine, so nothing here asserts how long something takes.
 
 use serde_json::Value;
-use tests::lab::eventually;
+use tests::lab::{binary, eventually};
 use tests::machine::Lab;
 use tests::machine::harness::Counter;
 use tests::workload;
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const OLD: &str = "6.1";
@@ -148,6 +148,29 @@ fn about_the_processor(lab: &Lab, pod: &str, from: &str, to: &str) -> (String, S
     eprintln!("{pod} from {from} to {to}: {finding}");
     let text = |key: &str| finding[key].as_str().unwrap_or_default().to_owned();
     (text("verdict"), text("fact"))
+}
+
+/// Bad input, and hosts that lack something: one sentence with its cure, and no machine.
+#[test]
+fn what_a_lab_cannot_do_it_says_in_a_sentence() {
+    for (before, series, sentence, cure) in [
+        (":", "9.9", "no kernel of series `9.9` is to be had; ", "choose one of 6.1, "),
+        (":", "six", "no kernel of series `six` is to be had; ", "choose one of 6.1, "),
+        ("mount -t tmpfs none /dev/net", OLD, "/dev/net/tun is missing", "(modprobe tun)"),
+        ("PATH=/nowhere", OLD, "there is no qemu-system-x86_64 on this host; ", "apt-get install qemu-system-x86"),
+        ("mount -t tmpfs -o size=16m none $PODD_VM", OLD, " has 16 MiB free and needs ", "set PODD_VM to another disk"),
+    ] {
+        let folder = tempfile::tempdir().expect("there is room");
+        let script = format!("{before} && exec \"$0\" up m {series}");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script]).arg(binary("vm")).env("PODD_VM", folder.path());
+        let run = command.output().expect("unshare runs");
+        let said = String::from_utf8_lossy(&run.stderr);
+        assert_eq!(run.status.code(), Some(1), "{before}: {said}");
+        assert!(said.starts_with("vm: ") && said.trim().lines().count() == 1, "{said}");
+        assert!(said.contains(sentence) && said.contains(cure), "{said}");
+        assert!(!folder.path().join("m").exists(), "{before}: it left a machine");
+    }
 }
 
 #[test]
