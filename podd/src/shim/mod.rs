@@ -59,6 +59,7 @@ pub struct ShimConfig {
     /// Name of the link's outer end.
     pub link: String,
     /// The network namespace from which the pod's is made.
+    #[serde(default)]
     pub cradle: PathBuf,
     /// Host paths shown inside.
     pub volumes: Vec<Volume>,
