@@ -89,8 +89,13 @@ fn two_hundred_moves() {
     let script = "n=0; while :; do n=$((n+1)); echo $n >/tmp/n; sleep 0.05; done";
     lab.ok("a", &["run", "--name", "small", "--rootfs", &root, "--ip", "10.77.1.8/16", "--", "sh", "-c", script]);
     let count = |host: &str| -> u64 {
-        let text = lab.ok(host, &["exec", "small", "--", "cat", "/tmp/n"]);
-        text.trim().parse().expect("a number")
+        let mut number = None;
+        // The shell empties the file before it writes.
+        eventually("the pod counts", Duration::from_secs(10), || {
+            number = lab.ok(host, &["exec", "small", "--", "cat", "/tmp/n"]).trim().parse().ok();
+            number.is_some()
+        });
+        number.expect("a number")
     };
     // Mappings of the pod's processes.
     let mappings = |host: &str| -> usize {
