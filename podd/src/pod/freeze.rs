@@ -11,7 +11,7 @@ use super::start::{announce, await_workers};
 use super::state::{PodRecord, PodState};
 use super::stop::not_running;
 use crate::error::{Attempt, Result};
-use crate::shim::{CRIU_LIMIT, Request, client};
+use crate::shim::{CRIU_LIMIT, OUTCOME_LIMIT, Request, client};
 use crate::supervisor::Daemon;
 use crate::sys::backlog;
 use crate::sys::hold::{Hold, deliver};
@@ -221,7 +221,7 @@ impl Dumper {
         // For whoever takes the pod over, and for it to go on here.
         let noted = frozen.waits.note(&bundle).and_then(|()| frozen.waits.note(&self.images));
         noted.attempt("note what the pod waits for")?;
-        let dumped = self.shim.dump(CRIU_LIMIT + Duration::from_secs(10)).await;
+        let dumped = self.shim.dump(OUTCOME_LIMIT).await;
         if dumped.is_err() {
             keep_log(daemon, record, &self.images.join("dump.log"));
             // A shim that is late may still be putting the processes back: it answers when it has done. A dead one does not.

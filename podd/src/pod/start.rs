@@ -13,15 +13,11 @@ use super::spec::RestartPolicy;
 use super::state::{PodRecord, PodState};
 use crate::api::{ApiError, ExitStatus};
 use crate::error::{Attempt, Result};
-use crate::shim::{CRIU_LIMIT, Mode, Request, ShimConfig, Status, client};
+use crate::shim::{Mode, OUTCOME_LIMIT, Request, ShimConfig, Status, client};
 use crate::supervisor::{Claim, Daemon, Doing, Pod};
 use crate::sys::network;
 use crate::sys::process::ProcessId;
 
-/// Time for a pod's init to start, or for CRIU to restore it.
-const BIRTH_LIMIT: Duration = CRIU_LIMIT.saturating_add(Duration::from_secs(10));
-/// Time for a CRIU that has lost its shim: as long as a dump may take.
-const ORPHAN_LIMIT: Duration = CRIU_LIMIT.saturating_add(Duration::from_secs(10));
 /// Time for killed processes to be gone.
 pub const KILL_LIMIT: Duration = Duration::from_secs(20);
 
@@ -101,7 +97,7 @@ pub async fn end_birth(daemon: &Daemon, record: &PodRecord, mode: &Mode) -> Resu
         Mode::Start | Mode::Adopt { .. } => None,
     };
     let born = async {
-        match client::status(&daemon.config.bundle(&record.id), BIRTH_LIMIT).await? {
+        match client::status(&daemon.config.bundle(&record.id), OUTCOME_LIMIT).await? {
             Status::Alive { init } => Ok(init),
             // A command may be over before we look. A restored pod stands still, so its end is a failure.
             Status::Ended { init, .. } if starting => Ok(init),
@@ -128,7 +124,7 @@ pub async fn end_birth(daemon: &Daemon, record: &PodRecord, mode: &Mode) -> Resu
 /// It does not end.
 pub async fn await_workers(daemon: &Daemon, record: &PodRecord) -> io::Result<()> {
     let bundle = daemon.config.bundle(&record.id);
-    let deadline = tokio::time::Instant::now() + ORPHAN_LIMIT;
+    let deadline = tokio::time::Instant::now() + OUTCOME_LIMIT;
     while tokio::task::block_in_place(|| client::workers(&bundle)).is_ok_and(|w| !w.is_empty()) {
         if tokio::time::Instant::now() > deadline {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "a CRIU without a shim does not come to its end"));
@@ -156,7 +152,7 @@ async fn replace_dead_shim(daemon: &Daemon, record: &PodRecord, init: ProcessId)
     tracing::warn!(pod = record.spec.name, "the pod's shim was killed; another one takes its place");
     let config = shim_config(daemon, record, Mode::Adopt { init }).map_err(io::Error::other)?;
     client::launch(&config).await?;
-    match client::status(&bundle, BIRTH_LIMIT).await? {
+    match client::status(&bundle, OUTCOME_LIMIT).await? {
         Status::Alive { .. } | Status::Ended { .. } => Ok(()),
         Status::Failed { reason } => Err(io::Error::other(reason)),
     }

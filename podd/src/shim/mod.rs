@@ -30,6 +30,9 @@ pub const CLONE_NEWTIME: i32 = 0x80;
 /// Time for a dump or a restore: what is slow (a cold disk) should come to its end, what hangs must not keep a pod frozen for ever.
 pub const CRIU_LIMIT: Duration = Duration::from_secs(600);
 
+/// Time for a shim to tell how that went.
+pub const OUTCOME_LIMIT: Duration = CRIU_LIMIT.saturating_add(Duration::from_secs(10));
+
 /// Everything that a shim needs to know; `podd` writes it to `shim.json` in the bundle.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ShimConfig {

@@ -19,14 +19,19 @@ pub const ID_COUNT: u32 = 65_536;
 /// The process is gone, or `work`'s own.
 pub fn in_network_of<T: Send>(pid: i32, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+    on_own_thread(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        work()
+    })
+}
+
+/// Runs `work` on a thread of its own, which may change its namespaces.
+///
+/// # Errors
+/// `work`'s own.
+pub fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
-        scope
-            .spawn(move || {
-                setns(namespace, CloneFlags::CLONE_NEWNET)?;
-                work()
-            })
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the network thread panicked")))
+        scope.spawn(work).join().unwrap_or_else(|_| Err(io::Error::other("the network thread panicked")))
     })
 }
 

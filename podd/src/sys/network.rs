@@ -18,7 +18,7 @@ use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage}
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use self::neighbours::Neighbour;
-use super::namespaces::in_network_of;
+use super::namespaces::{in_network_of, on_own_thread};
 use crate::pod::spec::Network;
 
 /// An address with its prefix length.
@@ -97,13 +97,9 @@ pub fn make_link(outer: &str, pid: i32, network: Option<&Network>, known: &[Neig
     in_network_of(pid, || {
         cradle::set_limits(&limits);
         block_on(async |netlink| {
-            let lo = index_of(&netlink, "lo").await?.ok_or_else(|| io::Error::other("no loopback"))?;
-            let up = LinkUnspec::new_with_index(lo).up();
-            netlink.link().set(up.build()).execute().await.map_err(other)?;
+            set_up(&netlink, "lo").await?;
             let Some(network) = network else { return Ok(()) };
-            let eth0 = index_of(&netlink, "eth0").await?.ok_or_else(|| io::Error::other("no eth0"))?;
-            let up = LinkUnspec::new_with_index(eth0).up();
-            netlink.link().set(up.build()).execute().await.map_err(other)?;
+            let eth0 = set_up(&netlink, "eth0").await?;
             for text in &network.addresses {
                 add_address(&netlink, eth0, parse_cidr(text).map_err(io::Error::other)?).await?;
             }
@@ -237,6 +233,14 @@ fn is_no_device(e: &rtnetlink::Error) -> bool {
     matches!(e, rtnetlink::Error::NetlinkError(e) if e.raw_code() == -nix::libc::ENODEV)
 }
 
+/// Sets a link up; its index.
+async fn set_up(netlink: &Handle, name: &str) -> io::Result<u32> {
+    let index = index_of(netlink, name).await?.ok_or_else(|| io::Error::other(format!("there is no link {name}")))?;
+    let up = LinkUnspec::new_with_index(index).up();
+    netlink.link().set(up.build()).execute().await.map_err(other)?;
+    Ok(index)
+}
+
 async fn index_of(netlink: &Handle, name: &str) -> io::Result<Option<u32>> {
     Ok(link(netlink, name).await?.map(|l| l.header.index))
 }
@@ -282,9 +286,7 @@ fn is_link_local(message: &AddressMessage) -> bool {
 
 /// Talks to netlink in this thread's network namespace, on a thread of its own: callers may be inside a runtime.
 fn here<T: Send>(work: impl AsyncFnOnce(Handle) -> io::Result<T> + Send) -> io::Result<T> {
-    std::thread::scope(|scope| {
-        scope.spawn(|| block_on(work)).join().unwrap_or_else(|_| Err(io::Error::other("the network thread panicked")))
-    })
+    on_own_thread(|| block_on(work))
 }
 
 fn block_on<T>(work: impl AsyncFnOnce(Handle) -> io::Result<T>) -> io::Result<T> {

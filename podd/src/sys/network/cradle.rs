@@ -12,9 +12,10 @@ use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
-use rtnetlink::LinkUnspec;
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
-use super::{block_on, index_of, other};
+use super::{block_on, set_up};
+use crate::sys::namespaces::on_own_thread;
 
 /// Buckets: some connections in each, should there be a hundred thousand.
 const BUCKETS: &str = "16384";
@@ -34,18 +35,12 @@ pub fn ensure(at: &Path) -> io::Result<()> {
         return Ok(());
     }
     fs::write(at, "")?;
-    std::thread::scope(|scope| {
-        let make = || {
-            unshare(CloneFlags::CLONE_NEWNET)?;
-            fs::write(setting("tcp_child_ehash_entries"), BUCKETS)?;
-            // CRIU tries out what connections can do.
-            block_on(async |netlink| {
-                let lo = index_of(&netlink, "lo").await?.ok_or_else(|| io::Error::other("no loopback"))?;
-                netlink.link().set(LinkUnspec::new_with_index(lo).up().build()).execute().await.map_err(other)
-            })?;
-            Ok(mount(Some("/proc/thread-self/ns/net"), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
-        };
-        scope.spawn(make).join().unwrap_or_else(|_| Err(io::Error::other("the network thread panicked")))
+    on_own_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        fs::write(setting("tcp_child_ehash_entries"), BUCKETS)?;
+        // CRIU tries out what connections can do.
+        block_on(async |netlink| set_up(&netlink, "lo").await)?;
+        Ok(mount(Some("/proc/thread-self/ns/net"), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
     })
 }
 
@@ -53,10 +48,7 @@ pub fn ensure(at: &Path) -> io::Result<()> {
 #[must_use]
 pub fn open(at: &Path) -> Option<File> {
     let file = File::open(at).ok()?;
-    let kind = rustix::fs::fstatfs(&file).ok()?.f_type;
-    /// `NSFS_MAGIC` (linux/magic.h).
-    const NSFS: u64 = 0x6e73_6673;
-    (u64::try_from(kind) == Ok(NSFS)).then_some(file)
+    (fstatfs(&file).ok()?.filesystem_type() == NSFS_MAGIC).then_some(file)
 }
 
 /// Does some work in the namespace at this path, if there is one. The process must have one thread.
