@@ -22,8 +22,10 @@ import sockets
 import terminals
 import timers
 import watches
+from check import KINDS
 
 USERS = {"root": 0, "alice": 1000, "bob": 1001}
+PAUSE = 1 if KINDS else 0.02  # seconds between rounds
 STUCK = 900  # seconds for one round, also on emulated machines
 
 
@@ -58,7 +60,7 @@ def work(user, checks, report):
         checks = [check for check in checks if attempt(check, check.step)]
         number += 1
         say(f"ok {user} {number} {len(checks)}")
-        time.sleep(0.02)
+        time.sleep(PAUSE)
 
 
 def main():
@@ -66,6 +68,7 @@ def main():
     os.makedirs("/var/tmp/everyday", exist_ok=True)
     chain = pipes.Chain(USERS)  # its processes are of several users, so root makes it
     modules = [clocks, files, ipc, locks, memory, pipes, processes, signals, sockets, terminals, timers, watches]
+    modules = [module for module in modules if module.__name__ in KINDS or not KINDS]
     reports = {}
     for user, number in USERS.items():
         os.makedirs(f"/var/tmp/everyday/{user}", exist_ok=True)

@@ -7,7 +7,7 @@ import random
 import time
 import zlib
 
-from check import Check, call, child, libc, number, read_exactly, same
+from check import TICK, Check, call, child, libc, number, read_exactly, same
 
 PAGE = mmap.PAGESIZE
 libc.mmap.restype = ctypes.c_void_p
@@ -79,7 +79,7 @@ class Dirty(Check):
                 mapping[page * PAGE:page * PAGE + 8] = number(n)
                 mapping[page * PAGE + PAGE - 8:(page + 1) * PAGE] = number(n)
                 if n % 64 == 0:
-                    time.sleep(0.01)
+                    time.sleep(TICK / 5)
                     try:
                         question = os.read(ask, 1)
                     except BlockingIOError:

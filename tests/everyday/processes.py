@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 
-from check import PATIENCE, Check, libc, same
+from check import PATIENCE, TICK, Check, libc, same
 
 
 class Zombies(Check):
@@ -150,7 +150,7 @@ class Threads(Check):
                 self.turn = (n + 1) % self.COUNT
                 self.rounds += self.turn == 0
                 self.passed.notify_all()
-            threading.Event().wait(0.01)
+            threading.Event().wait(TICK / 5)
 
     def step(self):
         with self.passed:

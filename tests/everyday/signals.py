@@ -5,7 +5,7 @@ import select
 import signal
 import subprocess
 
-from check import Check, call, child, number, read_exactly, same, wait_until
+from check import TICK, Check, call, child, number, read_exactly, same, wait_until
 
 
 class Handler(Check):
@@ -47,7 +47,7 @@ class Trap(Check):
     """A shell script that traps, with children that come and go."""
 
     users = ("alice",)
-    SCRIPT = "n=0; trap 'n=$((n+1)); echo trapped $n' USR1; trap '' HUP; echo ready; while :; do sleep 0.05; done"
+    SCRIPT = "n=0; trap 'n=$((n+1)); echo trapped $n' USR1; trap '' HUP; echo ready; while :; do sleep %s; done" % TICK
 
     def prepare(self):
         self.shell = subprocess.Popen(["bash", "-c", self.SCRIPT], stdout=subprocess.PIPE)

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 
-from check import PATIENCE, Check, call, number, read_exactly, wait_until
+from check import PATIENCE, TICK, Check, call, number, read_exactly, wait_until
 
 
 class Timespec(ctypes.Structure):
@@ -51,7 +51,7 @@ class Itimer(Ticking):
     signal = signal.SIGALRM
 
     def arm(self):
-        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
 
 
 class ItimerVirtual(Ticking):
@@ -77,7 +77,7 @@ class PosixTimer(Ticking):
         self.id = ctypes.c_void_p()
         event = Event(value=None, signal=self.signal, notify=0)
         call("timer_create", self.clock, ctypes.byref(event), ctypes.byref(self.id))
-        call("timer_settime", self.id, 0, ctypes.byref(Timer(span(0.05), span(0.05))), None)
+        call("timer_settime", self.id, 0, ctypes.byref(Timer(span(TICK), span(TICK))), None)
 
     signal = signal.SIGRTMIN + 1
 
@@ -95,7 +95,7 @@ class TimerFd(Check):
 
     def prepare(self):
         self.quick = call("timerfd_create", 1, os.O_NONBLOCK)
-        call("timerfd_settime", self.quick, 0, ctypes.byref(Timer(span(0.05), span(0.05))), None)
+        call("timerfd_settime", self.quick, 0, ctypes.byref(Timer(span(TICK), span(TICK))), None)
         self.slow = {call("timerfd_create", clock, os.O_NONBLOCK): None for clock in (1, 7)}
         self.fired = 0
         for timer in self.slow:

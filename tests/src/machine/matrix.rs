@@ -25,7 +25,7 @@ use crate::lab::root;
 /// The machines of a pair.
 const HOSTS: [&str; 2] = ["a", "b"];
 /// Longer than any move: seconds.
-const MOVE: &str = "400";
+const MOVE: &str = "900";
 /// `AT_RSEQ_FEATURE_SIZE` (include/uapi/linux/auxvec.h).
 const AT_RSEQ_FEATURE_SIZE: u64 = 27;
 /// What every kernel restores, and the first one that restores larger ones (kernel/rseq.c).
@@ -54,7 +54,10 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<bool, Failure> {
     let kinds: Vec<Kind> = KINDS
         .into_iter()
-        .filter(|kind| options.pods.is_empty() || options.pods.iter().any(|name| name == kind.name))
+        .filter(|kind| match &options.pods[..] {
+            [] => !kind.extra,
+            names => names.iter().any(|name| name == kind.name),
+        })
         .collect();
     if let Some(name) = options.pods.iter().find(|name| KINDS.iter().all(|kind| kind.name != **name)) {
         let known: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();

@@ -12,11 +12,12 @@ const ROUNDS: Duration = Duration::from_secs(300);
 /// Between two looks: each takes a good part of an emulated machine's time.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Starts it in a pod named `name` on `host`.
-pub fn everyday(lab: &impl Hosts, host: &str, name: &str, address: &str) {
+/// Starts it in a pod named `name` on `host`; options: of `podctl run`.
+pub fn everyday(lab: &impl Hosts, host: &str, name: &str, address: &str, options: &[&str]) {
     let (layer, cidr) = (lab.rootfs("shell"), format!("{address}/16"));
     let volume = format!("{}:/opt/everyday:ro", lab.folder("tests/everyday"));
     let mut arguments = vec!["run", "--name", name, "--rootfs", &layer, "--ip", &cidr, "--volume", &volume];
+    arguments.extend(options);
     arguments.extend(["--hostname", "everyday", "-e", "PYTHONDONTWRITEBYTECODE=1", "--", "python3", "/opt/everyday"]);
     lab.ok(host, &arguments);
 }
@@ -36,7 +37,7 @@ pub fn rounds(lab: &impl Hosts, host: &str, name: &str) -> BTreeMap<String, u64>
         let round = round.parse().expect("rounds are numbered");
         let before = rounds.insert(user.to_owned(), round);
         assert_eq!(round, before.unwrap_or(0) + 1, "rounds of {user}");
-        assert!(checks.parse::<u32>().is_ok_and(|n| n > 5), "{line}");
+        assert!(checks.parse::<u32>().is_ok_and(|n| n > 0), "{line}");
     }
     rounds
 }

@@ -49,6 +49,8 @@ pub struct Kind {
     pub start: fn(Place<'_>),
     /// Puts it under load.
     pub load: fn(Place<'_>) -> Load,
+    /// It is run only if it is asked for by name: it takes an emulated machine many minutes to move.
+    pub extra: bool,
     /// Bytes of restartable sequences that its C library has really registered, of a pod that can tell.
     pub rseq: Option<fn(Place<'_>) -> u64>,
 }
@@ -60,12 +62,13 @@ impl Debug for Kind {
 }
 
 /// All kinds, the quick ones first.
-pub const KINDS: [Kind; 7] = [
+pub const KINDS: [Kind; 8] = [
     Kind {
         name: "redis",
         about: "a client counts over one connection; no acknowledged increment may be lost",
         start: redis,
         load: count,
+        extra: false,
         rseq: None,
     },
     Kind {
@@ -73,6 +76,7 @@ pub const KINDS: [Kind; 7] = [
         about: "a slow download with a SHA-256, and two kept connections that ask again and again",
         start: nginx,
         load: browse,
+        extra: false,
         rseq: None,
     },
     Kind {
@@ -80,6 +84,7 @@ pub const KINDS: [Kind; 7] = [
         about: "a threaded web server with sleeping threads, interval timers and queues; two kept connections",
         start: |place| python(place, &[]),
         load: ask_server,
+        extra: false,
         rseq: Some(rseq),
     },
     Kind {
@@ -87,6 +92,7 @@ pub const KINDS: [Kind; 7] = [
         about: "a JavaScript web server with timers, worker threads and compiled code; two kept connections",
         start: |place| server(place, "node", &[], &["node", "-e", NODE]),
         load: ask_server,
+        extra: false,
         rseq: None,
     },
     Kind {
@@ -94,13 +100,15 @@ pub const KINDS: [Kind; 7] = [
         about: "pgbench with two clients; each acknowledged transaction must be in the history, once",
         start: database,
         load: transact,
+        extra: false,
         rseq: None,
     },
     Kind {
-        name: "everyday",
-        about: "shells, pipes, terminals, locks, timers, sockets of three users, checking themselves",
-        start: everyday_programs,
+        name: "pipeline",
+        about: "shell pipelines and terminals of three users, with jobs, traps and locks, checking themselves",
+        start: |place| everyday_programs(place, &["-e", "EVERYDAY=pipes,terminals,locks,signals"]),
         load: rounds,
+        extra: false,
         rseq: None,
     },
     Kind {
@@ -108,7 +116,16 @@ pub const KINDS: [Kind; 7] = [
         about: "as python, with GLIBC_TUNABLES=glibc.pthread.rseq=1, against podd's default",
         start: |place| python(place, &WITH_RSEQ),
         load: ask_server,
+        extra: false,
         rseq: Some(rseq),
+    },
+    Kind {
+        name: "everyday",
+        about: "what pipeline does, and timers, sockets, files, memory: some 45 processes; only if asked for by name",
+        start: |place| everyday_programs(place, &[]),
+        load: rounds,
+        extra: true,
+        rseq: None,
     },
 ];
 
@@ -236,8 +253,8 @@ fn history(place: Place<'_>) -> u64 {
     count.parse().expect("a number")
 }
 
-fn everyday_programs(place: Place<'_>) {
-    everyday::everyday(place.lab, place.host, place.name, place.address);
+fn everyday_programs(place: Place<'_>, options: &[&str]) {
+    everyday::everyday(place.lab, place.host, place.name, place.address, options);
 }
 
 fn rounds(place: Place<'_>) -> Load {

@@ -249,7 +249,7 @@ machines share two processors: they compare nothing but themselves.
     fn absent(&self, text: &mut String, series: &[String]) {
         text.push_str("\n## Not run\n\n");
         let mut lines = 0;
-        for kind in KINDS {
+        for kind in KINDS.into_iter().filter(|kind| !kind.extra) {
             let mut pairs = Vec::new();
             for (i, a) in series.iter().enumerate() {
                 for b in &series[i + 1..] {
