@@ -75,6 +75,21 @@ pub enum Verb {
     /// List past and present moves.
     #[command(visible_alias = "history")]
     Migrations(cmd::migrations::Args),
+    /// Tell whether hosts need patching, one line a host.
+    Status(cmd::status::Args),
+    /// Tell why a host needs patching or not: the whole chain, advisory by advisory, and what it would cost its pods.
+    Why(cmd::why::Args),
+    /// List the advisories that a host has not ended.
+    Advisories(cmd::advisories::Args),
+    /// Look after the patching of hosts.
+    #[command(subcommand)]
+    Patch(cmd::patch::Verb),
+    /// Check and explain the policy for patching.
+    #[command(subcommand)]
+    Policy(cmd::policy::Verb),
+    /// Say whose word counts about what live patches cover.
+    #[command(subcommand)]
+    Livepatch(cmd::livepatch::Verb),
     /// Make this host part of a fleet.
     #[command(subcommand)]
     Host(cmd::host::Verb),

@@ -27,6 +27,9 @@
 //! | POST `/v1/host/invite` | [`HostInviteRequest`] | [`Invitation`] |
 //! | POST `/v1/host/join` | [`HostJoinRequest`] | [`HostView`] |
 //! | GET `/v1/migrations` | | `[MigrationView]` |
+//! | GET `/v1/status?host=NAME&fleet=bool&refresh=bool&why=bool` | | `[StatusView]` |
+//! | POST `/v1/patch/choose?host=NAME` | [`ChooseRequest`] | [`StatusView`] |
+//! | GET `/metrics` | | text, see [`crate::patch::metrics`] |
 //!
 //! A stream is NDJSON: one [`Event`] or [`LogLine`] a line. A failed request has a status of 4xx or 5xx and an
 //! [`ApiError`] body; a stream that fails half-way ends with [`Event::Error`].
@@ -37,6 +40,9 @@ use checkpoint::baseline::{Baseline, ReliesOn};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::patch::advisories::FeedState;
+use crate::patch::decide::Decision;
+use crate::patch::facts::Kernel;
 use crate::pod::spec::PodSpec;
 
 /// The API's version: the path prefix `/v1`.
@@ -386,6 +392,50 @@ pub struct Bytes {
     pub files: u64,
     /// All that went over the wire.
     pub wire: u64,
+}
+
+/// Whether a host needs patching, and what is known about it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatusView {
+    /// The host.
+    pub host: String,
+    /// Its clock, when this was said.
+    pub now: Timestamp,
+    /// When its facts were read; none: never yet.
+    pub facts_at: Option<Timestamp>,
+    /// The kernel that runs, if it is known.
+    pub kernel: Option<Kernel>,
+    /// Where advisories come from.
+    pub feeds: Vec<FeedState>,
+    /// What becomes of it, and why.
+    pub decision: Decision,
+    /// The time that its owner chose.
+    pub chosen: Option<Timestamp>,
+    /// Its owner wants it patched now.
+    pub at_once: bool,
+    /// How long each running pod would be silent in a move; only if that was asked for.
+    pub pods: Vec<PodSilence>,
+    /// What else its operators should know.
+    pub remarks: Vec<String>,
+}
+
+/// How long a pod would be silent in a move.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodSilence {
+    /// The pod.
+    pub pod: String,
+    /// Predicted, in ms.
+    pub blackout_ms: f64,
+}
+
+/// What the owner of a host wants: patched now, at a time, or as the policy says (neither).
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ChooseRequest {
+    /// Now.
+    pub at_once: bool,
+    /// Then.
+    pub at: Option<Timestamp>,
 }
 
 /// One past or present move, as journaled.

@@ -32,6 +32,14 @@ pub struct Config {
     pub network: NetworkConfig,
     /// What pods may count on.
     pub baseline: BaselineConfig,
+    /// The operators' policy for patching.
+    pub policy: PathBuf,
+    /// Folder with signed manifests of live patches, and with the keys that are trusted.
+    pub livepatch: PathBuf,
+    /// Whether the status of this host is looked at again and again, and not only when somebody asks.
+    pub watch: bool,
+    /// Address where Prometheus can read metrics; none: only on the API's socket.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// What the pods that are started on this host may count on; [`BaselineConfig::resolve`] says what it means.
@@ -66,6 +74,10 @@ impl Default for Config {
             criu: "/usr/local/libexec/podd/criu".into(),
             network: NetworkConfig::default(),
             baseline: BaselineConfig::default(),
+            policy: crate::patch::policy::PATH.into(),
+            livepatch: "/etc/podd/livepatch".into(),
+            watch: true,
+            metrics: None,
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod error;
 pub mod fault;
 pub mod layers;
+pub mod patch;
 pub mod peer;
 pub mod pod;
 pub mod recover;

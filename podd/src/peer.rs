@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
-use crate::api::HealthView;
+use crate::api::{ChooseRequest, HealthView, StatusView};
 use crate::error::{Attempt, Result};
 use crate::pod::preflight::TargetFacts;
 use crate::shim::CRIU_LIMIT;
@@ -164,6 +164,20 @@ pub enum Message {
     Round {
         /// Its number, from 1.
         number: u32,
+    },
+    /// Do you need patching? A podd of before this question hangs up.
+    AskStatus {
+        /// Read facts and advisories first.
+        refresh: bool,
+        /// Say how long each pod would be silent.
+        why: bool,
+    },
+    /// The owner of your host wants this.
+    Choose(ChooseRequest),
+    /// The answer to both.
+    Status {
+        /// A [`StatusView`] as JSON, since it grows.
+        json: String,
     },
 }
 
@@ -325,6 +339,29 @@ pub async fn baseline_of(daemon: &Daemon, host: &str) -> Option<Option<Baseline>
         Ok(Message::Baseline(baseline)) => Some(baseline),
         _ => None,
     })
+}
+
+/// Whether a host needs patching.
+///
+/// # Errors
+/// It does not answer, or its answer is not understood.
+pub async fn status_of(daemon: &Daemon, host: &str, refresh: bool, why: bool) -> Result<StatusView> {
+    told(Peer::call(daemon, host).await?, &Message::AskStatus { refresh, why }).await
+}
+
+/// Tells a host what its owner wants.
+///
+/// # Errors
+/// It does not answer, or refuses.
+pub async fn choose_for(daemon: &Daemon, host: &str, request: ChooseRequest) -> Result<StatusView> {
+    told(Peer::call(daemon, host).await?, &Message::Choose(request)).await
+}
+
+async fn told(mut peer: Peer, question: &Message) -> Result<StatusView> {
+    match peer.ask(question).await? {
+        Message::Status { json } => serde_json::from_str(&json).attempt("understand the other host's status"),
+        other => Err(unexpected(&other)),
+    }
 }
 
 /// Asks a host whether it has a pod, in whatever state.

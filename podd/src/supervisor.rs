@@ -12,6 +12,7 @@ use crate::api::{ApiError, HealthView, PodView};
 use crate::config::Config;
 use crate::error::Result;
 use crate::layers::LayerStore;
+use crate::patch::watch::Watch;
 use crate::pod::journal::Migration;
 use crate::pod::state::{PodRecord, PodState};
 use crate::store::{self, Host, Store};
@@ -37,6 +38,8 @@ pub struct Daemon {
     pub cpu: Cpu,
     /// Whether id-mapped mounts work in the state folder.
     pub id_mapped_mounts: bool,
+    /// What is known about patching it.
+    pub watch: Watch,
     criu: OnceLock<CriuFindings>,
     pods: RwLock<HashMap<String, Arc<Pod>>>,
 }
@@ -209,7 +212,8 @@ impl Daemon {
         let id_mapped_mounts = crate::sys::namespaces::id_mapped_mounts_work(&config.state);
         let criu = OnceLock::new();
         let pods = RwLock::default();
-        let daemon = Self { config, store, layers, hierarchies, boot, baseline, cpu, id_mapped_mounts, criu, pods };
+        let watch = Watch::default();
+        let daemon = Self { config, store, layers, hierarchies, boot, baseline, cpu, id_mapped_mounts, watch, criu, pods };
         for record in daemon.store.pods()? {
             daemon.insert(record);
         }

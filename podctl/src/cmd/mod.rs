@@ -1,5 +1,6 @@
 //! One file a verb: its flags and its one request.
 
+pub mod advisories;
 pub mod checkpoint;
 pub mod completion;
 pub mod create;
@@ -8,10 +9,13 @@ pub mod exec;
 pub mod host;
 pub mod inspect;
 pub mod kill;
+pub mod livepatch;
 pub mod logs;
 pub mod ls;
 pub mod migrate;
 pub mod migrations;
+pub mod patch;
+pub mod policy;
 pub mod preflight;
 pub mod rehearse;
 pub mod restore;
@@ -20,10 +24,12 @@ pub mod rm;
 pub mod run;
 pub mod start;
 pub mod stats;
+pub mod status;
 pub mod stop;
 pub mod suspend;
 pub mod top;
 pub mod version;
+pub mod why;
 
 use podd::api::{ApiError, PodView};
 use podd::client::{Client, path};
@@ -45,6 +51,12 @@ pub async fn run(cli: Cli, out: &Output) -> Outcome {
     if let Verb::Completion(args) = &cli.verb {
         // Needs no daemon, hence no contexts file without faults.
         return completion::run(args, out);
+    }
+    if let Verb::Policy(verb) = &cli.verb {
+        return policy::run(verb, out);
+    }
+    if let Verb::Livepatch(verb) = &cli.verb {
+        return livepatch::run(verb, out);
     }
     let socket = context::socket(cli.socket, cli.host.as_deref())?;
     let ctl = Podctl { daemon: Client::local(&socket), out };
@@ -71,6 +83,12 @@ pub async fn run(cli: Cli, out: &Output) -> Outcome {
         Verb::Doctor(_) => doctor::run(&ctl).await,
         Verb::Migrations(args) => migrations::run(args, &ctl).await,
         Verb::Host(verb) => host::run(verb, &ctl).await,
+        Verb::Status(args) => status::run(&args, &ctl).await,
+        Verb::Why(args) => why::run(&args, &ctl).await,
+        Verb::Advisories(args) => advisories::run(&args, &ctl).await,
+        Verb::Patch(verb) => patch::run(verb, &ctl).await,
+        Verb::Policy(verb) => policy::run(&verb, out),
+        Verb::Livepatch(verb) => livepatch::run(&verb, out),
         Verb::Completion(args) => completion::run(&args, out),
         Verb::Version(_) => version::run(&ctl).await,
     }

@@ -20,10 +20,11 @@ use super::rehearse;
 use super::start::{begin_birth, clear_up, end_birth, ended, give_birth, restart_later, watch};
 use super::state::{PodRecord, PodState};
 use super::stop::delete;
-use crate::api::ApiError;
+use crate::api::{ApiError, StatusView};
 use crate::error::{Attempt, Result};
 use crate::layers::Hold;
 use crate::peer::{Message, Peer, known, unexpected};
+use crate::server::status;
 use crate::shim::{Mode, Status, client};
 use crate::supervisor::{Claim, Daemon, Doing};
 use crate::sys::hold::deliver;
@@ -68,10 +69,22 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
                 peer.send(&pod.map_or(Message::Gone, |pod| Message::Health(daemon.view(&pod).health))).await?;
             }
             Message::AskBaseline => peer.send(&Message::Baseline(daemon.baseline.clone())).await?,
+            Message::AskStatus { refresh, why } => {
+                let answer = status::own(daemon, refresh, why).await;
+                peer.send(&answer.map_or_else(|e| refused(&e), |status| told(&status))).await?;
+            }
+            Message::Choose(request) => {
+                let answer = crate::patch::watch::choose(daemon, &request);
+                peer.send(&answer.map_or_else(|e| refused(&e), |status| told(&status))).await?;
+            }
             Message::AskHosts => peer.send(&Message::Hosts { hosts: daemon.store.hosts()? }).await?,
             other => return Err(unexpected(&other)),
         }
     }
+}
+
+fn told(status: &StatusView) -> Message {
+    Message::Status { json: serde_json::to_string(status).unwrap_or_default() }
 }
 
 fn refused(e: &ApiError) -> Message {

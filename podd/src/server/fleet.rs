@@ -11,6 +11,16 @@ use crate::error::Result;
 use crate::peer;
 use crate::supervisor::Daemon;
 
+/// Names of all hosts; of a host without a fleet: its own.
+///
+/// # Errors
+/// The store's.
+pub async fn names(daemon: &Arc<Daemon>) -> Result<Vec<String>> {
+    let _ = peer::learn_hosts(daemon).await;
+    let names: Vec<String> = daemon.store.hosts()?.into_iter().map(|host| host.name).collect();
+    Ok(if names.is_empty() { vec![daemon.config.host.clone()] } else { names })
+}
+
 /// All hosts that are known, each asked whether it is there; of a host without a fleet: none.
 ///
 /// # Errors

@@ -32,8 +32,8 @@ use crate::store::Host;
 use crate::supervisor::{Claim, Daemon, Doing};
 use crate::trust;
 
-type App = State<Arc<Daemon>>;
-type Answer = std::result::Result<Response, ApiError>;
+pub(super) type App = State<Arc<Daemon>>;
+pub(super) type Answer = std::result::Result<Response, ApiError>;
 
 /// All routes.
 pub fn router(daemon: Arc<Daemon>) -> axum::Router {
@@ -63,6 +63,7 @@ pub fn router(daemon: Arc<Daemon>) -> axum::Router {
         .route("/v1/host/invite", post(host_invite))
         .route("/v1/host/join", post(host_join))
         .route("/v1/migrations", get(migrations))
+        .merge(super::status::routes())
         .method_not_allowed_fallback(async || {
             let error = ApiError::usage("this path of the API has no such method");
             (StatusCode::METHOD_NOT_ALLOWED, Json(error))
@@ -114,7 +115,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
     }
 }
 
-fn json(value: impl Serialize) -> Answer {
+pub(super) fn json(value: impl Serialize) -> Answer {
     Ok(Json(value).into_response())
 }
 

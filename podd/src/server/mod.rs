@@ -4,6 +4,7 @@ mod exec;
 mod fleet;
 mod http;
 mod peers;
+pub mod status;
 
 use std::fs::File;
 use std::io;
@@ -20,6 +21,7 @@ use tokio::net::UnixListener;
 
 use crate::config::Config;
 use crate::layers::LayerStore;
+use crate::patch::watch::watch;
 use crate::recover::recover;
 use crate::store::Sqlite;
 use crate::supervisor::Daemon;
@@ -59,6 +61,17 @@ async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn 
     let warm = daemon.clone();
     tokio::task::spawn_blocking(move || warm.round_trip());
     let peers = tokio::spawn(peers::serve(daemon.clone()));
+    if daemon.config.watch {
+        tokio::spawn(watch(daemon.clone()));
+    }
+    if let Some(address) = daemon.config.metrics {
+        let served = status::serve_metrics(daemon.clone(), address);
+        tokio::spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!(%address, %error, "metrics cannot be served");
+            }
+        });
+    }
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         served = axum::serve(listener, http::router(daemon)) => served?,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 pub use sqlite::Sqlite;
 
+use crate::patch::decide::Record;
 use crate::pod::journal::Migration;
 use crate::pod::state::PodRecord;
 
@@ -76,4 +77,14 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`Error`].
     fn put_host(&self, host: &Host) -> Result<(), Error>;
+    /// What is remembered of this host for decisions about patching it.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn patch_record(&self) -> Result<Record, Error>;
+    /// Replaces that.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn put_patch_record(&self, record: &Record) -> Result<(), Error>;
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Error, Host, Store};
+use crate::patch::decide::Record;
 use crate::pod::journal::Migration;
 use crate::pod::state::PodRecord;
 
@@ -21,6 +22,7 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS pods (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS migrations (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS hosts (name TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS patching (id INTEGER PRIMARY KEY CHECK (id = 0), record TEXT NOT NULL) STRICT;
 ";
 
 /// A store in one file.
@@ -103,6 +105,15 @@ impl Store for Sqlite {
             "INSERT INTO hosts (name, record) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET record = excluded.record",
             params![host.name, json(host)?],
         )?;
+        Ok(())
+    }
+
+    fn patch_record(&self) -> Result<Record, Error> {
+        Ok(self.all("SELECT record FROM patching")?.pop().unwrap_or_default())
+    }
+
+    fn put_patch_record(&self, record: &Record) -> Result<(), Error> {
+        self.connection().execute("INSERT OR REPLACE INTO patching (id, record) VALUES (0, ?1)", params![json(record)?])?;
         Ok(())
     }
 }

@@ -4,6 +4,7 @@ pub mod announce;
 pub mod backlog;
 pub mod capabilities;
 pub mod cgroup;
+pub mod clock;
 pub mod hold;
 pub mod limits;
 pub mod mounts;

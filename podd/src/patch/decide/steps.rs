@@ -1,0 +1,189 @@
+//! What would end a host's exposures: the steps there are, and the mildest of them.
+
+use std::collections::BTreeSet;
+
+use super::exposure::{Exposure, LINUX, Standing, is_before};
+use super::missing::known;
+use super::{Mechanism, Question, Verdict};
+use crate::patch::facts::{Candidate, Facts, Kernel, Missing, StaleProcess};
+
+/// Sources of packages that only a boot brings into use.
+const BOOTED: [&str; 3] = [LINUX, "intel-microcode", "amd64-microcode"];
+/// Parts of the names of files that matter to pods and moves.
+const MATTERS: [&str; 7] = ["/libc.so", "/libc-", "/ld-linux", "/libssl", "/libcrypto", "/criu", "/podd"];
+
+/// What is to be done.
+pub(super) enum Due {
+    /// Nothing, or nothing that can be.
+    Nothing(Verdict),
+    /// This.
+    Step(Step),
+}
+
+/// A step.
+pub(super) struct Step {
+    pub(super) mechanism: Mechanism,
+    /// [Keys](Exposure::key) of the exposures that it ends, and of reasons that are none.
+    pub(super) ends: BTreeSet<String>,
+}
+
+pub(super) fn due(question: Question<'_>, exposures: &[Exposure], chain: &mut Vec<String>) -> Due {
+    match look(question, exposures, chain) {
+        Ok(due) => due,
+        Err(missing) => Due::Nothing(Verdict::Unknown { missing: vec![missing] }),
+    }
+}
+
+fn look(question: Question<'_>, exposures: &[Exposure], chain: &mut Vec<String>) -> Result<Due, Missing> {
+    let facts = question.facts;
+    let (kernel, candidate) = (known(&facts.kernel)?, known(&facts.candidate)?);
+    let codename = &known(&facts.system)?.codename;
+    chain.push(format!("the kernel {} of package version {} runs", kernel.release, kernel.version));
+    let is_newer = is_before(&kernel.version, &candidate.version)?;
+    chain.push(if is_newer {
+        format!("{} brings {} in version {}", candidate.metapackage, candidate.release, candidate.version)
+    } else {
+        format!("{} brings nothing newer than {}", candidate.metapackage, candidate.version)
+    });
+    let needs_boot = |exposure: &&Exposure| BOOTED.contains(&exposure.package.as_str());
+    let fixed: Vec<&Exposure> = exposures.iter().filter(|exposure| exposure.is_fixed()).collect();
+    let (boot, restart): (Vec<&Exposure>, Vec<&Exposure>) = fixed.into_iter().partition(needs_boot);
+    let mut boot: BTreeSet<String> = boot.into_iter().map(Exposure::key).collect();
+    let mut restart: BTreeSet<String> = restart.into_iter().map(Exposure::key).collect();
+    let covered: BTreeSet<&str> = exposures
+        .iter()
+        .filter_map(|exposure| match &exposure.standing {
+            Standing::Covered(patch) => Some(patch.as_str()),
+            Standing::Fixed(_) | Standing::Open => None,
+        })
+        .collect();
+    if is_newer && boot.is_empty() && covered.is_empty() {
+        // The archive can be ahead of the advisories.
+        if candidate.origins.iter().any(|origin| origin.is_security_of(codename)) {
+            chain.push("it is a security update, though no advisory that is known names it".to_owned());
+            boot.insert(format!("update {LINUX}"));
+        } else if question.policy.facts.any_update {
+            chain.push("no advisory names it, and the policy wants any update".to_owned());
+            boot.insert(format!("update {LINUX}"));
+        }
+    }
+    let stale: Vec<&StaleProcess> = known(&facts.stale)?.iter().filter(|process| matters(process)).collect();
+    if !stale.is_empty() {
+        let names: BTreeSet<&str> = stale.iter().map(|process| process.name.as_str()).collect();
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        chain.push(format!("{} process(es) run with files that were replaced: {names}", stale.len()));
+        restart.insert("restart".to_owned());
+    }
+    chain.push(format!(
+        "a newer kernel ends {}, newer programs end {}, live patches cover {} of {} exposure(s)",
+        boot.len(),
+        restart.len(),
+        exposures.iter().filter(|exposure| matches!(exposure.standing, Standing::Covered(_))).count(),
+        exposures.len()
+    ));
+    if boot.is_empty() && restart.is_empty() {
+        if let Some(verdict) = unfollowed(kernel, candidate, exposures)? {
+            return Ok(Due::Nothing(verdict));
+        }
+        let patches = covered.into_iter().map(str::to_owned).collect::<Vec<_>>();
+        return Ok(Due::Nothing(if patches.is_empty() { Verdict::Current } else { Verdict::Covered { patches } }));
+    }
+    let options = options(question, kernel, &boot);
+    chain.push(format!("what suffices, the mildest first: {}", names(&options)));
+    let forbidden = &question.policy.mechanisms.forbid;
+    let allowed: Vec<Mechanism> = options.iter().copied().filter(|option| !forbidden.contains(option)).collect();
+    let preferred = question.policy.mechanisms.prefer.iter().find(|mechanism| allowed.contains(mechanism));
+    let Some(mechanism) = preferred.or(allowed.first()).copied() else {
+        return Ok(Due::Nothing(Verdict::Blocked {
+            reason: format!("the policy forbids all that suffices ({})", names(&options)),
+            cure: "allow one of them in [mechanisms] of podd's policy".to_owned(),
+        }));
+    };
+    if mechanism >= Mechanism::InPlace
+        && !boot.is_empty()
+        && let Some(verdict) = hindrance(facts, kernel, candidate)
+    {
+        return Ok(Due::Nothing(verdict));
+    }
+    let ends = match mechanism {
+        Mechanism::LivePatch => boot,
+        Mechanism::Restart => restart,
+        Mechanism::InPlace | Mechanism::Evacuate => boot.union(&restart).cloned().collect(),
+    };
+    Ok(Due::Step(Step { mechanism, ends }))
+}
+
+fn names(mechanisms: &[Mechanism]) -> String {
+    mechanisms.iter().map(|mechanism| mechanism.name()).collect::<Vec<_>>().join(", ")
+}
+
+fn matters(process: &StaleProcess) -> bool {
+    process.files.iter().any(|file| MATTERS.iter().any(|part| file.contains(part)))
+}
+
+/// Means that end all of these, the mildest first.
+fn options(question: Question<'_>, kernel: &Kernel, boot: &BTreeSet<String>) -> Vec<Mechanism> {
+    let ends_all = |advisories: &[String]| boot.iter().all(|key| advisories.iter().any(|id| *key == format!("{id} {LINUX}")));
+    let loaded = |name: &str| question.facts.live_patches.iter().any(|patch| patch.name == name);
+    let can_load = question.situation.covers.iter().any(|cover| {
+        let fits = cover.module.is_some() && cover.kernels.contains(&kernel.version);
+        fits && !loaded(&cover.patch) && ends_all(&cover.advisories)
+    });
+    let mut options = Vec::new();
+    if !boot.is_empty() && can_load {
+        options.push(Mechanism::LivePatch);
+    }
+    if boot.is_empty() {
+        options.push(Mechanism::Restart);
+    }
+    if question.situation.keeps_memory {
+        options.push(Mechanism::InPlace);
+    }
+    options.push(Mechanism::Evacuate);
+    options
+}
+
+/// Why a boot would not bring the newer kernel.
+fn hindrance(facts: &Facts, kernel: &Kernel, candidate: &Candidate) -> Option<Verdict> {
+    let blocked = |reason: String, cure: String| Some(Verdict::Blocked { reason, cure });
+    let installed = facts.installed.known()?.iter().find(|installed| installed.release == candidate.release);
+    let is_there = installed.is_some_and(|installed| installed.version == candidate.version);
+    let Candidate { metapackage, release, version, .. } = candidate;
+    if !is_there && candidate.installed.is_none() {
+        let reason = format!("{metapackage} is not installed, so no newer kernel than {} comes", kernel.release);
+        return blocked(reason, format!("apt-get install {metapackage}"));
+    }
+    if !is_there && candidate.held {
+        return blocked(format!("{metapackage} is held, so {version} does not come"), format!("apt-mark unhold {metapackage}"));
+    }
+    if let Some(held) = installed.filter(|installed| !is_there && installed.held) {
+        let reason = format!("{} is held in version {}, so {version} does not come", held.package, held.version);
+        return blocked(reason, format!("apt-mark unhold {}", held.package));
+    }
+    let next = facts.boot_default.known()?;
+    if is_there && next != release {
+        let reason = format!("{release} is installed, and the next boot takes {next}");
+        return blocked(reason, "run `update-grub`, and look at GRUB_DEFAULT in /etc/default/grub".to_owned());
+    }
+    None
+}
+
+/// A kernel that runs, has faults that are mended, and is newer than what apt follows: one that was tried, or whose source is gone.
+fn unfollowed(kernel: &Kernel, candidate: &Candidate, exposures: &[Exposure]) -> Result<Option<Verdict>, Missing> {
+    let mended = exposures.iter().filter(|exposure| {
+        exposure.package == LINUX && exposure.fixed_in.is_some() && exposure.standing == Standing::Open
+    });
+    let count = mended.count();
+    if count == 0 || !is_before(&candidate.version, &kernel.version)? {
+        return Ok(None);
+    }
+    let Candidate { metapackage, version, .. } = candidate;
+    Ok(Some(Verdict::Blocked {
+        reason: format!(
+            "the kernel {} that runs is newer than {version}, which {metapackage} follows; {count} of its faults are mended \
+             in kernels that do not come here",
+            kernel.version
+        ),
+        cure: format!("install {metapackage} from where the running kernel came, or boot the one that it follows"),
+    }))
+}

@@ -1,0 +1,256 @@
+//! The one way in which facts about a host are read: its files, its folders, and what a few of its programs say.
+//!
+//! [`ThisHost`] reads the running one. [`Recorder`] does, too, and keeps all that was asked for; a [`Recording`] answers from
+//! that, so that what was a host's state one day can be judged again in tests, whatever the host is today.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// No program gets longer, in seconds.
+const PATIENCE: &str = "60";
+/// Of a program's output, and of a file's lines: bytes.
+const MOST: u64 = 8 << 20;
+
+/// What a program said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// Its exit code; 127 if there is no such program.
+    pub code: i32,
+    /// Standard output.
+    pub out: String,
+}
+
+/// A host whose facts can be read. Nothing is ever changed by it.
+pub trait Reader: Sync {
+    /// Wall time.
+    fn now(&self) -> Timestamp;
+    /// Whether the kernel's clock is kept by a time service (`STA_UNSYNC`, adjtimex(2)).
+    fn is_synchronized(&self) -> Option<bool>;
+    /// The first so many bytes of a file.
+    ///
+    /// # Errors
+    /// I/O errors.
+    fn head(&self, path: &str, limit: u64) -> io::Result<String>;
+    /// Lines of a file that contain this.
+    ///
+    /// # Errors
+    /// I/O errors.
+    fn lines_with(&self, path: &str, part: &str) -> io::Result<Vec<String>>;
+    /// Names in a folder, in order.
+    ///
+    /// # Errors
+    /// I/O errors.
+    fn names(&self, folder: &str) -> io::Result<Vec<String>>;
+    /// Where a symbolic link leads.
+    ///
+    /// # Errors
+    /// I/O errors.
+    fn link(&self, path: &str) -> io::Result<String>;
+    /// Runs a program that only tells, in the C locale.
+    ///
+    /// # Errors
+    /// It cannot be run at all.
+    fn run(&self, command: &[&str]) -> io::Result<Said>;
+}
+
+/// A short file without the white space around it.
+///
+/// # Errors
+/// I/O errors.
+pub fn word(reader: &dyn Reader, path: &str) -> io::Result<String> {
+    Ok(reader.head(path, 4096)?.trim().to_owned())
+}
+
+/// The running host.
+#[derive(Clone, Copy, Debug)]
+pub struct ThisHost;
+
+impl Reader for ThisHost {
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
+    fn is_synchronized(&self) -> Option<bool> {
+        crate::sys::clock::is_synchronized()
+    }
+
+    fn head(&self, path: &str, limit: u64) -> io::Result<String> {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn lines_with(&self, path: &str, part: &str) -> io::Result<Vec<String>> {
+        let mut found = Vec::new();
+        let mut left = BufReader::new(File::open(path)?.take(MOST));
+        let mut line = Vec::new();
+        while left.read_until(b'\n', &mut line)? > 0 {
+            let text = String::from_utf8_lossy(&line);
+            if text.contains(part) {
+                found.push(text.trim_end().to_owned());
+            }
+            line.clear();
+        }
+        Ok(found)
+    }
+
+    fn names(&self, folder: &str) -> io::Result<Vec<String>> {
+        let mut names = fs::read_dir(folder)?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<Vec<String>>>()?;
+        names.sort();
+        Ok(names)
+    }
+
+    fn link(&self, path: &str) -> io::Result<String> {
+        Ok(fs::read_link(path)?.to_string_lossy().into_owned())
+    }
+
+    fn run(&self, command: &[&str]) -> io::Result<Said> {
+        // coreutils' timeout ends it; what it says beyond the limit ends it, too, by a closed pipe.
+        let mut child = Command::new("timeout")
+            .args(["--kill-after=5", PATIENCE])
+            .args(command)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let mut out = Vec::new();
+        let read = child.stdout.take().map_or(Ok(0), |stdout| stdout.take(MOST).read_to_end(&mut out));
+        let status = child.wait()?;
+        read?;
+        Ok(Said { code: status.code().unwrap_or(128), out: String::from_utf8_lossy(&out).into_owned() })
+    }
+}
+
+/// What was read of a host at one moment. Whatever is not in it was not there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recording {
+    /// What it is of, for people.
+    pub about: String,
+    /// Wall time of that host.
+    pub now: Timestamp,
+    /// See [`Reader::is_synchronized`].
+    pub synchronized: Option<bool>,
+    /// Beginnings of files.
+    pub files: BTreeMap<String, String>,
+    /// Lines of files that contained something.
+    pub lines: BTreeMap<String, Vec<String>>,
+    /// Folders.
+    pub folders: BTreeMap<String, Vec<String>>,
+    /// Symbolic links.
+    pub links: BTreeMap<String, String>,
+    /// Programs, by their words.
+    pub commands: BTreeMap<String, Said>,
+}
+
+impl Reader for Recording {
+    fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    fn is_synchronized(&self) -> Option<bool> {
+        self.synchronized
+    }
+
+    fn head(&self, path: &str, _limit: u64) -> io::Result<String> {
+        found(&self.files, path)
+    }
+
+    fn lines_with(&self, path: &str, _part: &str) -> io::Result<Vec<String>> {
+        found(&self.lines, path)
+    }
+
+    fn names(&self, folder: &str) -> io::Result<Vec<String>> {
+        found(&self.folders, folder)
+    }
+
+    fn link(&self, path: &str) -> io::Result<String> {
+        found(&self.links, path)
+    }
+
+    fn run(&self, command: &[&str]) -> io::Result<Said> {
+        let nothing = Said { code: 127, out: String::new() };
+        Ok(self.commands.get(&command.join(" ")).cloned().unwrap_or(nothing))
+    }
+}
+
+fn found<T: Clone>(kept: &BTreeMap<String, T>, key: &str) -> io::Result<T> {
+    kept.get(key).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Reads the running host and keeps what it was asked for.
+#[derive(Debug)]
+pub struct Recorder(Mutex<Recording>);
+
+impl Recorder {
+    /// One that was asked for nothing yet.
+    #[must_use]
+    pub fn new(about: &str) -> Self {
+        let recording = Recording {
+            about: about.to_owned(),
+            now: ThisHost.now(),
+            synchronized: ThisHost.is_synchronized(),
+            ..Recording::default()
+        };
+        Self(Mutex::new(recording))
+    }
+
+    /// All that was read.
+    #[must_use]
+    pub fn finish(self) -> Recording {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep<T>(&self, answer: io::Result<T>, put: impl FnOnce(&mut Recording, &T)) -> io::Result<T> {
+        answer.inspect(|answer| put(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner), answer))
+    }
+}
+
+impl Reader for Recorder {
+    fn now(&self) -> Timestamp {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).now
+    }
+
+    fn is_synchronized(&self) -> Option<bool> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).synchronized
+    }
+
+    fn head(&self, path: &str, limit: u64) -> io::Result<String> {
+        self.keep(ThisHost.head(path, limit), |kept, text| {
+            kept.files.insert(path.to_owned(), text.clone());
+        })
+    }
+
+    fn lines_with(&self, path: &str, part: &str) -> io::Result<Vec<String>> {
+        self.keep(ThisHost.lines_with(path, part), |kept, lines| {
+            kept.lines.insert(path.to_owned(), lines.clone());
+        })
+    }
+
+    fn names(&self, folder: &str) -> io::Result<Vec<String>> {
+        self.keep(ThisHost.names(folder), |kept, names| {
+            kept.folders.insert(folder.to_owned(), names.clone());
+        })
+    }
+
+    fn link(&self, path: &str) -> io::Result<String> {
+        self.keep(ThisHost.link(path), |kept, to| {
+            kept.links.insert(path.to_owned(), to.clone());
+        })
+    }
+
+    fn run(&self, command: &[&str]) -> io::Result<Said> {
+        self.keep(ThisHost.run(command), |kept, said| {
+            kept.commands.insert(command.join(" "), said.clone());
+        })
+    }
+}

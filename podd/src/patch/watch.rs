@@ -1,0 +1,279 @@
+//! Reads facts and advisories of this host again and again, and answers what follows from them.
+//!
+//! What is remembered between decisions (since when a fix can be had, what the owner wants) is in the store. Facts are not: they
+//! are read again. What cannot be read keeps its last good state, and says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::advisories::{self, Advisories};
+use super::cover::{self, Manifest};
+use super::decide::{Decision, LINUX, Question, Record, Situation, Verdict, decide};
+use super::facts::{Facts, Missing, advisories_of};
+use super::policy::Policy;
+use super::reader::ThisHost;
+use crate::api::{ApiError, ChooseRequest, PodSilence, StatusView};
+use crate::error::{Attempt, Result};
+use crate::pod::predict;
+use crate::pod::state::PodState;
+use crate::supervisor::Daemon;
+
+/// After podd's start, the host has other things to do.
+const AT_FIRST: Duration = Duration::from_secs(60);
+/// Advisories are asked for again after this; at once if that failed, or they come from elsewhere now.
+const ADVISED: SignedDuration = SignedDuration::from_hours(6);
+
+/// What was read last.
+#[derive(Debug, Default)]
+pub struct Watch {
+    known: Mutex<Option<Arc<Known>>>,
+    policy: Mutex<Option<Arc<Policy>>>,
+    /// Held while it is read.
+    turn: AsyncMutex<()>,
+}
+
+#[derive(Debug)]
+struct Known {
+    facts: Facts,
+    advisories: Advisories,
+    manifests: Vec<Manifest>,
+    /// When the feeds were asked, and which.
+    advised: (Timestamp, advisories::Config),
+}
+
+/// Reads again and again, for as long as podd runs.
+pub async fn watch(daemon: Arc<Daemon>) {
+    tokio::time::sleep(AT_FIRST).await;
+    let mut before = String::new();
+    loop {
+        match look(&daemon, false).await {
+            Err(error) => tracing::warn!(error = error.message, "the status of this host cannot be told"),
+            Ok(()) => {
+                let status = status(&daemon).map(|status| status.decision.verdict);
+                let verdict = status.as_ref().map_or("unknown", Verdict::name).to_owned();
+                if verdict != before {
+                    tracing::info!(verdict, before, "status of this host");
+                    before = verdict;
+                }
+            }
+        }
+        let (policy, _) = policy(&daemon);
+        let pause = policy.map_or(AT_FIRST, |policy| policy.facts.interval.0.unsigned_abs());
+        tokio::time::sleep(pause.max(AT_FIRST)).await;
+    }
+}
+
+/// Reads all now; whoever comes meanwhile waits for that. `ask` has the feeds asked, too.
+///
+/// # Errors
+/// The store's.
+pub async fn look(daemon: &Arc<Daemon>, ask: bool) -> Result<()> {
+    let came = Timestamp::now();
+    let _turn = daemon.watch.turn.lock().await;
+    if !ask && known(daemon).is_some_and(|known| known.facts.at >= came) {
+        return Ok(());
+    }
+    let looking = daemon.clone();
+    tokio::task::spawn_blocking(move || read(&looking, ask)).await.attempt("read the facts of this host")?
+}
+
+fn known(daemon: &Daemon) -> Option<Arc<Known>> {
+    daemon.watch.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn read(daemon: &Daemon, ask: bool) -> Result<()> {
+    let facts = Facts::read(&ThisHost);
+    let config = policy(daemon).0.map(|policy| policy.advisories.clone()).unwrap_or_default();
+    let advised = known(daemon).filter(|known| !ask && is_fresh(known, &config)).map(|known| known.advised.clone());
+    let advisories = advise(daemon, &config, &facts, advised.is_none());
+    let advised = advised.unwrap_or((Timestamp::now(), config));
+    let manifests = cover::manifests(&daemon.config.livepatch);
+    let known = Arc::new(Known { facts, advisories, manifests, advised });
+    *daemon.watch.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
+    remember(daemon)
+}
+
+fn is_fresh(known: &Known, config: &advisories::Config) -> bool {
+    let (at, of) = &known.advised;
+    let age = Timestamp::now().duration_since(*at);
+    let healthy = known.advisories.feeds.iter().all(|feed| feed.problem.is_none());
+    of == config && healthy && age < ADVISED && !age.is_negative()
+}
+
+/// Advisories about what is here, of the releases that it comes from.
+fn advise(daemon: &Daemon, config: &advisories::Config, facts: &Facts, ask: bool) -> Advisories {
+    let mut all = Advisories { list: Vec::new(), feeds: Vec::new() };
+    let Some(codename) = facts.system.known().filter(|system| system.id == "debian").map(|system| &system.codename) else {
+        return all;
+    };
+    let mut wanted: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for package in facts.packages.known().into_iter().flatten() {
+        wanted.entry(codename.clone()).or_default().insert(package.source.clone());
+    }
+    let kernel = facts.kernel.known().and_then(|kernel| advisories_of(&kernel.version, codename));
+    let kernel = kernel.map_or(codename.as_str(), |(release, _)| release);
+    wanted.entry(kernel.to_owned()).or_default().insert(LINUX.to_owned());
+    let (cache, now) = (daemon.config.state.join("advisories"), Timestamp::now());
+    for (release, packages) in wanted {
+        if ask {
+            // What failed is told by `read`, too.
+            let _ = advisories::refresh(config, &cache, &release, now);
+        }
+        let Advisories { list, feeds } = advisories::read(config, &cache, &release, &packages, now);
+        all.list.extend(list);
+        all.feeds.extend(feeds);
+    }
+    all
+}
+
+/// The operators' policy, and why it is not the one in the file. None: there never was a good one.
+fn policy(daemon: &Daemon) -> (Option<Arc<Policy>>, Option<String>) {
+    let mut last = daemon.watch.policy.lock().unwrap_or_else(PoisonError::into_inner);
+    match Policy::load(&daemon.config.policy, Timestamp::now()) {
+        Ok(policy) => {
+            let policy = Arc::new(policy);
+            *last = Some(policy.clone());
+            (Some(policy), None)
+        }
+        Err(error) => (last.clone(), Some(error.to_string())),
+    }
+}
+
+/// Notes since when each fix can be had, and forgets those that are in use.
+fn remember(daemon: &Daemon) -> Result<()> {
+    let mut record = daemon.store.patch_record()?;
+    let decision = decision(daemon, &record);
+    if matches!(decision.verdict, Verdict::Unknown { .. }) {
+        // Nothing is forgotten because it could not be seen once.
+        return Ok(());
+    }
+    let fixes = decision.fixes();
+    let before = record.clone();
+    record.seen.retain(|key, _| fixes.contains(key));
+    let now = Timestamp::now();
+    for key in fixes {
+        record.seen.entry(key).or_insert(now);
+    }
+    if record.seen.is_empty() {
+        // What the owner wanted was about what is done now.
+        (record.chosen, record.at_once) = (None, false);
+    }
+    if record != before {
+        daemon.store.put_patch_record(&record)?;
+    }
+    Ok(())
+}
+
+fn decision(daemon: &Daemon, record: &Record) -> Decision {
+    let unknown = |what: &str, cure: &str| Decision::unknown(Missing { what: what.to_owned(), cure: cure.to_owned() });
+    let Some(known) = known(daemon) else {
+        return unknown("the facts of this host have not been read yet", "ask again with `podctl status --refresh`");
+    };
+    let (policy, problem) = policy(daemon);
+    let Some(policy) = policy else {
+        let problem = problem.unwrap_or_default();
+        let (what, cure) = problem.split_once("\n  cure: ").unwrap_or((&problem, "correct it"));
+        return unknown(what, cure);
+    };
+    let windows = match policy.windows() {
+        Ok(windows) => windows,
+        Err(why) => return unknown(&why, "correct it in podd's policy"),
+    };
+    let situation = Situation { keeps_memory: false, covers: cover::covers(&known.manifests) };
+    decide(Question {
+        facts: &known.facts,
+        advisories: &known.advisories,
+        policy: &policy,
+        windows: &windows,
+        record,
+        situation: &situation,
+        now: Timestamp::now(),
+    })
+}
+
+/// Whether this host needs patching.
+///
+/// # Errors
+/// The store's.
+pub fn status(daemon: &Daemon) -> Result<StatusView> {
+    let record = daemon.store.patch_record()?;
+    let known = known(daemon);
+    let mut remarks: Vec<String> = policy(daemon).1.into_iter().map(|why| format!("the last good policy holds: {why}")).collect();
+    if let Some(known) = &known {
+        let hints = &known.facts.reboot_hints;
+        if !hints.is_empty() {
+            remarks.push(format!("packages that asked for a reboot: {}", hints.join(", ")));
+        }
+        for manifest in known.manifests.iter().filter(|manifest| manifest.problem.is_some()) {
+            let problem = manifest.problem.as_deref().unwrap_or_default();
+            remarks.push(format!("{} does not count: {problem}", manifest.path.display()));
+        }
+    }
+    Ok(StatusView {
+        host: daemon.config.host.clone(),
+        now: Timestamp::now(),
+        facts_at: known.as_ref().map(|known| known.facts.at),
+        kernel: known.as_ref().and_then(|known| known.facts.kernel.known().cloned()),
+        feeds: known.map(|known| known.advisories.feeds.clone()).unwrap_or_default(),
+        decision: decision(daemon, &record),
+        chosen: record.chosen,
+        at_once: record.at_once,
+        pods: Vec::new(),
+        remarks,
+    })
+}
+
+/// The same, without what it is exposed to: that can be long.
+///
+/// # Errors
+/// The store's.
+pub fn brief(daemon: &Daemon) -> Result<StatusView> {
+    let mut status = status(daemon)?;
+    status.decision.exposures.clear();
+    Ok(status)
+}
+
+/// The whole, and how long each running pod would be silent in a move.
+///
+/// # Errors
+/// The store's.
+pub fn explained(daemon: &Daemon) -> Result<StatusView> {
+    let running = daemon.pods().into_iter().map(|pod| pod.record());
+    let running = running.filter(|record| matches!(record.state, PodState::Running { .. }));
+    let silence = |record: crate::pod::state::PodRecord| {
+        let expected = predict::expected(daemon, &record, "", 0)?.expected;
+        Ok(PodSilence { pod: record.spec.name, blackout_ms: expected.blackout_ms })
+    };
+    Ok(StatusView { pods: running.map(silence).collect::<Result<_>>()?, ..status(daemon)? })
+}
+
+/// What the owner of this host wants: patched now, at a time, or as the policy says (neither).
+///
+/// # Errors
+/// The time does not do; or the store's.
+pub fn choose(daemon: &Daemon, request: &ChooseRequest) -> Result<StatusView> {
+    let now = Timestamp::now();
+    if let Some(at) = request.at {
+        let status = status(daemon)?;
+        let cure = "`podctl why` tells the deadline; `podctl patch start-now` is always possible";
+        if at < now {
+            return Err(ApiError::usage(format!("{at} is past")).cure(cure));
+        }
+        if let Some(deadline) = status.decision.deadline.filter(|deadline| at > *deadline) {
+            return Err(ApiError::conflict(format!("{at} is after the deadline, {deadline}")).cure(cure));
+        }
+        let windows = policy(daemon).0.and_then(|policy| policy.windows().ok());
+        let until = at.checked_add(SignedDuration::from_mins(1)).unwrap_or(at);
+        if windows.is_some_and(|windows| windows.next(at, until).is_none()) {
+            return Err(ApiError::conflict(format!("{at} is in no window")).cure("`podctl policy explain` lists them"));
+        }
+    }
+    let mut record = daemon.store.patch_record()?;
+    (record.at_once, record.chosen) = (request.at_once, request.at);
+    daemon.store.put_patch_record(&record)?;
+    brief(daemon)
+}
