@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use podd::patch::facts::Facts;
+use podd::patch::reader::Recorder;
 
 /// Runs pods, moves them between hosts, keeps their records.
 #[derive(Parser)]
@@ -33,6 +35,11 @@ enum Command {
         /// Where.
         folder: PathBuf,
     },
+    /// Print all that the status service reads of this host, for a report about a wrong verdict.
+    RecordFacts {
+        /// What the host is, in a few words.
+        about: String,
+    },
     /// Run a command inside a pod (started by the daemon).
     #[command(hide = true)]
     Enter,
@@ -47,6 +54,7 @@ fn main() -> ExitCode {
         Command::Serve { config } => podd::server::main(config.as_deref()).map_err(|e| e.to_string()),
         Command::Shim { bundle } => podd::shim::main(&bundle).map_err(|e| e.to_string()),
         Command::ProbeIdMaps { folder } => podd::sys::namespaces::probe_id_maps(&folder).map_err(|e| e.to_string()),
+        Command::RecordFacts { about } => record_facts(&about).map_err(|e| e.to_string()),
         Command::Enter => podd::pod::exec::enter().map_err(|e| e.to_string()),
     };
     match result {
@@ -57,4 +65,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn record_facts(about: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let recorder = Recorder::new(about);
+    let _ = Facts::read(&recorder);
+    let text = serde_json::to_string_pretty(&recorder.finish())?;
+    use std::io::Write;
+    Ok(writeln!(std::io::stdout(), "{text}")?)
 }

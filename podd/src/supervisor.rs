@@ -213,7 +213,8 @@ impl Daemon {
         let criu = OnceLock::new();
         let pods = RwLock::default();
         let watch = Watch::default();
-        let daemon = Self { config, store, layers, hierarchies, boot, baseline, cpu, id_mapped_mounts, watch, criu, pods };
+        let daemon =
+            Self { config, store, layers, hierarchies, boot, baseline, cpu, id_mapped_mounts, watch, criu, pods };
         for record in daemon.store.pods()? {
             daemon.insert(record);
         }

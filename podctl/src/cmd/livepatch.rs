@@ -46,7 +46,8 @@ pub fn run(verb: &Verb, out: &Output) -> Outcome {
         Verb::Trust(TrustArgs { key, folder }) => {
             let name = trust(folder, key).map_err(|error| {
                 let text = error.to_string();
-                let (message, cure) = text.split_once("\n  cure: ").map_or((text.as_str(), None), |(m, c)| (m, Some(c)));
+                let (message, cure) =
+                    text.split_once("\n  cure: ").map_or((text.as_str(), None), |(m, c)| (m, Some(c)));
                 failed(message.to_owned(), cure)
             })?;
             out.show(&name, |name| format!("manifests that {name} signs count from now on"));

@@ -47,7 +47,9 @@ pub(super) fn in_words(hosts: &[StatusView]) -> String {
     let rows = hosts.iter().map(|host| {
         let decision = &host.decision;
         let (verdict, start) = match &decision.verdict {
-            Verdict::Wait { until, mechanism, .. } => (format!("wait, then {}", mechanism.verdict()), when(*until, host.now)),
+            Verdict::Wait { until, mechanism, .. } => {
+                (format!("wait, then {}", mechanism.verdict()), when(*until, host.now))
+            }
             Verdict::Due { .. } => (decision.verdict.name().to_owned(), "now".to_owned()),
             other => (other.name().to_owned(), String::new()),
         };
@@ -99,7 +101,11 @@ pub(super) mod tests {
             host: "a".into(),
             now,
             facts_at: Some(now),
-            kernel: Some(Kernel { release: "6.1.0-47-amd64".into(), flavour: "amd64".into(), version: "6.1.170-3".into() }),
+            kernel: Some(Kernel {
+                release: "6.1.0-47-amd64".into(),
+                flavour: "amd64".into(),
+                version: "6.1.170-3".into(),
+            }),
             feeds: Vec::new(),
             decision,
             chosen: None,

@@ -28,7 +28,11 @@ pub async fn run(args: &Args, ctl: &Podctl<'_>) -> Outcome {
 }
 
 /// The whole of one host.
-pub(super) async fn one(ctl: &Podctl<'_>, host: Option<&str>, refresh: bool) -> Result<StatusView, podd::api::ApiError> {
+pub(super) async fn one(
+    ctl: &Podctl<'_>,
+    host: Option<&str>,
+    refresh: bool,
+) -> Result<StatusView, podd::api::ApiError> {
     let query = match host {
         Some(_) => query(host, refresh, true),
         None => format!("/v1/status?refresh={refresh}&why=true"),
@@ -80,7 +84,8 @@ fn verdict(status: &StatusView) -> String {
         Verdict::Leave { signs } => format!("pods should leave: {}", signs.join("; ")),
         Verdict::Blocked { reason, cure } => format!("blocked: {reason}\n  cure: {cure}"),
         Verdict::Unknown { missing } => {
-            let lines = missing.iter().map(|missing| format!("\n  missing: {}\n  cure: {}", missing.what, missing.cure));
+            let lines =
+                missing.iter().map(|missing| format!("\n  missing: {}\n  cure: {}", missing.what, missing.cure));
             format!("unknown{}", lines.collect::<String>())
         }
         Verdict::Current => "current".to_owned(),

@@ -67,7 +67,8 @@ pub enum Error {
 #[must_use]
 pub fn manifests(folder: &Path) -> Vec<Manifest> {
     let keys = keys(&folder.join(TRUSTED));
-    let mut paths: Vec<PathBuf> = files(folder).into_iter().filter(|path| path.extension().is_some_and(|e| e == "json")).collect();
+    let mut paths: Vec<PathBuf> =
+        files(folder).into_iter().filter(|path| path.extension().is_some_and(|e| e == "json")).collect();
     paths.sort();
     paths.into_iter().map(|path| manifest(path, &keys)).collect()
 }
@@ -86,15 +87,16 @@ pub fn trust(folder: &Path, key: &Path) -> Result<String, Error> {
     let text = read(key)?;
     public_key(&text).ok_or_else(|| Error::Key(key.to_owned()))?;
     let name = key.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let (folder, file) = (folder.join(TRUSTED), folder.join(TRUSTED).join(format!("{name}.pem")));
-    let write = |source| Error::File { what: "write", path: file.clone(), source };
-    fs::create_dir_all(&folder).map_err(write)?;
-    let mut new = tempfile::NamedTempFile::new_in(&folder).map_err(write)?;
-    std::io::Write::write_all(&mut new, &text).map_err(write)?;
-    new.as_file().sync_all().map_err(write)?;
-    fs::rename(new.path(), &file).map_err(write)?;
-    let _ = new.into_temp_path().keep();
-    File::open(&folder).and_then(|folder| folder.sync_all()).map_err(write)?;
+    let folder = folder.join(TRUSTED);
+    let (file, fresh) = (folder.join(format!("{name}.pem")), folder.join(format!(".{name}.new")));
+    let write = || {
+        fs::create_dir_all(&folder)?;
+        fs::write(&fresh, &text)?;
+        File::open(&fresh)?.sync_all()?;
+        fs::rename(&fresh, &file)?;
+        File::open(&folder)?.sync_all()
+    };
+    write().map_err(|source| Error::File { what: "write", path: file.clone(), source })?;
     Ok(name)
 }
 
@@ -123,7 +125,8 @@ fn keys(folder: &Path) -> Vec<(String, Vec<u8>)> {
         let name = path.file_stem()?.to_string_lossy().into_owned();
         Some((name, public_key(&read(&path).ok()?)?))
     };
-    files(folder).into_iter().filter_map(key).collect()
+    let paths = files(folder).into_iter().filter(|path| path.extension().is_some_and(|end| end == "pem"));
+    paths.filter_map(key).collect()
 }
 
 fn public_key(pem: &[u8]) -> Option<Vec<u8>> {
@@ -194,7 +197,9 @@ mod tests {
         let found = manifests(folder.path());
         let problems: Vec<&str> = found.iter().map(|manifest| manifest.problem.as_deref().unwrap_or("none")).collect();
         assert_eq!((problems[0], found[0].signed_by.as_deref()), ("none", Some("vendor")));
-        for (problem, part) in problems[1..].iter().zip(["none of 1", "none of 1", "not understood", "none of 1", "not signed"]) {
+        for (problem, part) in
+            problems[1..].iter().zip(["none of 1", "none of 1", "not understood", "none of 1", "not signed"])
+        {
             assert!(problem.contains(part), "{problem}");
         }
         let advisories = vec!["CVE-2026-1".to_owned()];

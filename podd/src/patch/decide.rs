@@ -104,7 +104,7 @@ pub struct Decision {
     /// What becomes of the host.
     #[serde(flatten)]
     pub verdict: Verdict,
-    /// How bad it is, if a step is due.
+    /// How bad it is, if something is to be done.
     pub severity: Option<Severity>,
     /// Until when it must be done.
     pub deadline: Option<Timestamp>,
@@ -300,7 +300,8 @@ pub fn decide(question: Question<'_>) -> Decision {
     };
     let due = match steps::due(question, &exposures, &mut chain) {
         steps::Due::Nothing(verdict) => {
-            return Decision { exposures, ..Decision::plain(verdict, chain) };
+            let kept = exposures.iter().find(|exposure| exposure.is_fixed()).map(|exposure| exposure.severity);
+            return Decision { severity: kept, exposures, ..Decision::plain(verdict, chain) };
         }
         steps::Due::Step(step) => step,
     };

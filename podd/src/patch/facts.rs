@@ -160,8 +160,11 @@ fn system(reader: &dyn Reader) -> Fact<System> {
     let Ok(text) = reader.head("/etc/os-release", SHORT) else {
         return Fact::unknown("/etc/os-release cannot be read", "restore that file (package base-files)");
     };
-    let fields: BTreeMap<&str, &str> =
-        text.lines().filter_map(|line| line.split_once('=')).map(|(key, value)| (key, value.trim_matches('"'))).collect();
+    let fields: BTreeMap<&str, &str> = text
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(key, value)| (key, value.trim_matches('"')))
+        .collect();
     let field = |key| fields.get(key).copied().unwrap_or_default().to_owned();
     let architecture = reader.run(&["dpkg", "--print-architecture"]).unwrap_or_default().out.trim().to_owned();
     let version = if field("VERSION_ID").is_empty() { "testing".to_owned() } else { field("VERSION_ID") };

@@ -115,7 +115,7 @@ mod tests {
             remarks: Vec::new(),
         };
         let states = ["running", "running", "exited"].map(str::to_owned);
-        let said = text(&status, &states, &[40.0, 300.0]);
+        let said = text(&status, &states, &[31.25, 250.0]);
         for line in [
             "podd_facts_age_seconds 60",
             "podd_patch_verdict{verdict=\"unknown\"} 1",
@@ -125,7 +125,7 @@ mod tests {
             "podd_pods{state=\"running\"} 2",
             "podd_migration_blackout_seconds_bucket{le=\"0.05\"} 1",
             "podd_migration_blackout_seconds_bucket{le=\"+Inf\"} 2",
-            "podd_migration_blackout_seconds_sum 0.34",
+            "podd_migration_blackout_seconds_sum 0.28125",
             "# TYPE podd_migration_blackout_seconds histogram",
         ] {
             assert!(said.lines().any(|l| l == line), "{line}: {said}");

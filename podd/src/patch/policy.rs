@@ -292,7 +292,10 @@ impl Policy {
             return Err(("[limits] max-unavailable = 0 lets no host be patched".to_owned(), "make it 1 or more"));
         }
         if self.limits.headroom > 90 {
-            return Err((format!("[limits] headroom = {} leaves no room for pods", self.limits.headroom), "make it 90 or less"));
+            return Err((
+                format!("[limits] headroom = {} leaves no room for pods", self.limits.headroom),
+                "make it 90 or less",
+            ));
         }
         if self.notify.secret.is_some() && self.notify.webhook.is_none() {
             return Err(("[notify] has a secret and no webhook".to_owned(), "add webhook = \"https://...\""));

@@ -107,7 +107,8 @@ fn is_fresh(known: &Known, config: &advisories::Config) -> bool {
 /// Advisories about what is here, of the releases that it comes from.
 fn advise(daemon: &Daemon, config: &advisories::Config, facts: &Facts, ask: bool) -> Advisories {
     let mut all = Advisories { list: Vec::new(), feeds: Vec::new() };
-    let Some(codename) = facts.system.known().filter(|system| system.id == "debian").map(|system| &system.codename) else {
+    let Some(codename) = facts.system.known().filter(|system| system.id == "debian").map(|system| &system.codename)
+    else {
         return all;
     };
     let mut wanted: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -202,7 +203,8 @@ fn decision(daemon: &Daemon, record: &Record) -> Decision {
 pub fn status(daemon: &Daemon) -> Result<StatusView> {
     let record = daemon.store.patch_record()?;
     let known = known(daemon);
-    let mut remarks: Vec<String> = policy(daemon).1.into_iter().map(|why| format!("the last good policy holds: {why}")).collect();
+    let mut remarks: Vec<String> =
+        policy(daemon).1.into_iter().map(|why| format!("the last good policy holds: {why}")).collect();
     if let Some(known) = &known {
         let hints = &known.facts.reboot_hints;
         if !hints.is_empty() {

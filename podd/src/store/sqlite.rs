@@ -113,7 +113,8 @@ impl Store for Sqlite {
     }
 
     fn put_patch_record(&self, record: &Record) -> Result<(), Error> {
-        self.connection().execute("INSERT OR REPLACE INTO patching (id, record) VALUES (0, ?1)", params![json(record)?])?;
+        self.connection()
+            .execute("INSERT OR REPLACE INTO patching (id, record) VALUES (0, ?1)", params![json(record)?])?;
         Ok(())
     }
 }

@@ -230,6 +230,36 @@ pub fn fetch(cache: &Cache, asked: &str) -> Result<Kernel, Failure> {
     Err(Failure::UnknownKernel { asked: asked.to_owned(), offered })
 }
 
+/// Has the two newest kernels of a series on this host, the newest first.
+///
+/// # Errors
+/// The mirrors offer one alone, or none; or they cannot be fetched.
+pub fn fetch_two(cache: &Cache, series: &str) -> Result<[Kernel; 2], Failure> {
+    let catalog = catalog(cache)?;
+    let kernel = |package: &Package| {
+        let files = download(cache, package)?;
+        Ok(Kernel { series: series.to_owned(), package: package.clone(), files })
+    };
+    match catalog.of(series)[..] {
+        [newest, before, ..] => Ok([kernel(newest)?, kernel(before)?]),
+        _ => Err(Failure::Missing {
+            what: format!("the mirrors do not have two kernels of series {series}"),
+            cure: "let this host reach a Debian mirror that has both the release and its security updates".to_owned(),
+        }),
+    }
+}
+
+/// Has the package that follows the newest cloud kernel on this host, as it was when it brought this one.
+///
+/// # Errors
+/// It cannot be fetched.
+pub fn fetch_metapackage(cache: &Cache, kernel: &Kernel) -> Result<PathBuf, Failure> {
+    let Package { suite, version, .. } = kernel.package.clone();
+    let name = "linux-image-cloud-amd64".to_owned();
+    let package = Package { suite, name, version, parts: Vec::new(), missing: Vec::new() };
+    Ok(download(cache, &package)?.remove(0))
+}
+
 /// Has the newest `linux-base` on this host.
 ///
 /// # Errors

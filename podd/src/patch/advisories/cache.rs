@@ -211,6 +211,7 @@ pub(super) fn temporary(dir: &Path) -> Result<NamedTempFile> {
     tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(dir).map_err(Error::io("write into", dir))
 }
 
+#[expect(clippy::disallowed_methods, reason = "file and folder are synced here")]
 fn rename(file: NamedTempFile, path: &Path) -> Result<()> {
     file.as_file().sync_all().map_err(Error::io("sync", path))?;
     file.persist(path).map_err(|e| Error::io("write", path)(e.error))?;

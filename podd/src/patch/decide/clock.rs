@@ -26,7 +26,6 @@ pub(super) fn implausible(facts: &Facts, now: Timestamp) -> Option<String> {
     }
     let ends: Vec<Timestamp> = sources.iter().filter_map(|source| source.valid_until).collect();
     let last = ends.into_iter().max()?;
-    (facts.synchronized == Some(false) && now.duration_since(last) > FORGOTTEN).then(|| {
-        format!("the clock shows {now}, no time service keeps it, and all of apt's sources ended by {last}")
-    })
+    (facts.synchronized == Some(false) && now.duration_since(last) > FORGOTTEN)
+        .then(|| format!("the clock shows {now}, no time service keeps it, and all of apt's sources ended by {last}"))
 }

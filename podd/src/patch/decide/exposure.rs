@@ -126,14 +126,17 @@ fn without_rebuild(version: &str) -> String {
 
 impl Subject {
     fn exposure(&self, advisory: &Advisory) -> Result<Option<Exposure>, Missing> {
-        let Some(severity) = Severity::of(advisory.urgency, advisory.remote, advisory.exploited) else { return Ok(None) };
+        let Some(severity) = Severity::of(advisory.urgency, advisory.remote, advisory.exploited) else {
+            return Ok(None);
+        };
         let fix = &advisory.fixed;
         let affects = |version: &str| fix.affects(version).map_err(|error| incomparable(&error));
         if !affects(&self.compared)? {
             return Ok(None);
         }
         let fixed_in = fix.target(&self.compared).map_err(|error| incomparable(&error))?.map(str::to_owned);
-        let standing = if affects(&self.target_compared)? { Standing::Open } else { Standing::Fixed(self.target.clone()) };
+        let standing =
+            if affects(&self.target_compared)? { Standing::Open } else { Standing::Fixed(self.target.clone()) };
         Ok(Some(Exposure {
             id: advisory.id.clone(),
             package: self.source.clone(),

@@ -29,7 +29,10 @@ pub(super) fn decide(question: Question<'_>, chain: &mut Vec<String>) -> Option<
     let hindrance = if record.breaker_open {
         Some("the breaker is open".to_owned())
     } else if lately >= policy.hardware.per_day as usize {
-        Some(format!("{lately} host(s) were left for that within a day, and the policy allows {}", policy.hardware.per_day))
+        Some(format!(
+            "{lately} host(s) were left for that within a day, and the policy allows {}",
+            policy.hardware.per_day
+        ))
     } else {
         None
     };

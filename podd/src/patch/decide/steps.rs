@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::exposure::{Exposure, LINUX, Standing, is_before};
 use super::missing::known;
-use super::{Mechanism, Question, Verdict};
-use crate::patch::facts::{Candidate, Facts, Kernel, Missing, StaleProcess};
+use super::{Mechanism, Question, Severity, Verdict};
+use crate::patch::facts::{Candidate, Facts, Kernel, Missing, Package, StaleProcess};
 
 /// Sources of packages that only a boot brings into use.
 const BOOTED: [&str; 3] = [LINUX, "intel-microcode", "amd64-microcode"];
@@ -74,6 +74,10 @@ fn look(question: Question<'_>, exposures: &[Exposure], chain: &mut Vec<String>)
         chain.push(format!("{} process(es) run with files that were replaced: {names}", stale.len()));
         restart.insert("restart".to_owned());
     }
+    let kept = held(known(&facts.packages)?, [&mut boot, &mut restart]);
+    if let Some(Verdict::Blocked { reason, .. }) = &kept {
+        chain.push(reason.clone());
+    }
     chain.push(format!(
         "a newer kernel ends {}, newer programs end {}, live patches cover {} of {} exposure(s)",
         boot.len(),
@@ -82,35 +86,86 @@ fn look(question: Question<'_>, exposures: &[Exposure], chain: &mut Vec<String>)
         exposures.len()
     ));
     if boot.is_empty() && restart.is_empty() {
-        if let Some(verdict) = unfollowed(kernel, candidate, exposures)? {
+        if let Some(verdict) = kept.map_or_else(|| unfollowed(kernel, candidate, exposures), |kept| Ok(Some(kept)))? {
             return Ok(Due::Nothing(verdict));
         }
         let patches = covered.into_iter().map(str::to_owned).collect::<Vec<_>>();
         return Ok(Due::Nothing(if patches.is_empty() { Verdict::Current } else { Verdict::Covered { patches } }));
     }
-    let options = options(question, kernel, &boot);
+    let none = BTreeSet::new();
+    Ok(match mildest(question, &boot, &restart, chain) {
+        Ok(step) => Due::Step(step),
+        // What is blocked must be seen, unless something as bad can be ended without it.
+        Err(verdict)
+            if !boot.is_empty() && !restart.is_empty() && worst(exposures, &restart) >= worst(exposures, &boot) =>
+        {
+            let Verdict::Blocked { reason, .. } = &verdict else { return Ok(Due::Nothing(verdict)) };
+            chain.push(format!("{reason}; newer programs need no boot"));
+            match mildest(question, &none, &restart, chain) {
+                Ok(step) if step.mechanism == Mechanism::Restart => Due::Step(step),
+                _ => Due::Nothing(verdict),
+            }
+        }
+        Err(verdict) => Due::Nothing(verdict),
+    })
+}
+
+/// Of these keys; what is no exposure is of low severity.
+fn worst(exposures: &[Exposure], keys: &BTreeSet<String>) -> Severity {
+    let severities =
+        exposures.iter().filter(|exposure| keys.contains(&exposure.key())).map(|exposure| exposure.severity);
+    severities.max().unwrap_or(Severity::Low)
+}
+
+/// The mildest step that ends all of these; or why there is none.
+fn mildest(
+    question: Question<'_>,
+    boot: &BTreeSet<String>,
+    restart: &BTreeSet<String>,
+    chain: &mut Vec<String>,
+) -> Result<Step, Verdict> {
+    let options = options(question, boot);
     chain.push(format!("what suffices, the mildest first: {}", names(&options)));
     let forbidden = &question.policy.mechanisms.forbid;
     let allowed: Vec<Mechanism> = options.iter().copied().filter(|option| !forbidden.contains(option)).collect();
     let preferred = question.policy.mechanisms.prefer.iter().find(|mechanism| allowed.contains(mechanism));
     let Some(mechanism) = preferred.or(allowed.first()).copied() else {
-        return Ok(Due::Nothing(Verdict::Blocked {
+        return Err(Verdict::Blocked {
             reason: format!("the policy forbids all that suffices ({})", names(&options)),
             cure: "allow one of them in [mechanisms] of podd's policy".to_owned(),
-        }));
+        });
     };
     if mechanism >= Mechanism::InPlace
         && !boot.is_empty()
-        && let Some(verdict) = hindrance(facts, kernel, candidate)
+        && let Some(verdict) = hindrance(question.facts)
     {
-        return Ok(Due::Nothing(verdict));
+        return Err(verdict);
     }
     let ends = match mechanism {
-        Mechanism::LivePatch => boot,
-        Mechanism::Restart => restart,
-        Mechanism::InPlace | Mechanism::Evacuate => boot.union(&restart).cloned().collect(),
+        Mechanism::LivePatch => boot.clone(),
+        Mechanism::Restart => restart.clone(),
+        Mechanism::InPlace | Mechanism::Evacuate => boot.union(restart).cloned().collect(),
     };
-    Ok(Due::Step(Step { mechanism, ends }))
+    Ok(Step { mechanism, ends })
+}
+
+/// Takes away what packages would end that the operator keeps as they are; says so.
+fn held(packages: &[Package], sets: [&mut BTreeSet<String>; 2]) -> Option<Verdict> {
+    let held: Vec<&Package> =
+        packages.iter().filter(|package| package.held && package.candidate != package.installed).collect();
+    let mut kept = BTreeSet::new();
+    for set in sets {
+        set.retain(|key| {
+            let keeper = held.iter().find(|package| key.ends_with(&format!(" {}", package.source)));
+            kept.extend(keeper.map(|package| package.name.as_str()));
+            keeper.is_none()
+        });
+    }
+    let names = kept.into_iter().collect::<Vec<_>>().join(" ");
+    (!names.is_empty()).then(|| Verdict::Blocked {
+        reason: format!("{names} is held, so what ends its faults does not come"),
+        cure: format!("apt-mark unhold {names}"),
+    })
 }
 
 fn names(mechanisms: &[Mechanism]) -> String {
@@ -122,11 +177,13 @@ fn matters(process: &StaleProcess) -> bool {
 }
 
 /// Means that end all of these, the mildest first.
-fn options(question: Question<'_>, kernel: &Kernel, boot: &BTreeSet<String>) -> Vec<Mechanism> {
-    let ends_all = |advisories: &[String]| boot.iter().all(|key| advisories.iter().any(|id| *key == format!("{id} {LINUX}")));
+fn options(question: Question<'_>, boot: &BTreeSet<String>) -> Vec<Mechanism> {
+    let ends_all =
+        |advisories: &[String]| boot.iter().all(|key| advisories.iter().any(|id| *key == format!("{id} {LINUX}")));
     let loaded = |name: &str| question.facts.live_patches.iter().any(|patch| patch.name == name);
     let can_load = question.situation.covers.iter().any(|cover| {
-        let fits = cover.module.is_some() && cover.kernels.contains(&kernel.version);
+        let runs = question.facts.kernel.known().is_some_and(|kernel| cover.kernels.contains(&kernel.version));
+        let fits = cover.module.is_some() && runs;
         fits && !loaded(&cover.patch) && ends_all(&cover.advisories)
     });
     let mut options = Vec::new();
@@ -144,7 +201,8 @@ fn options(question: Question<'_>, kernel: &Kernel, boot: &BTreeSet<String>) -> 
 }
 
 /// Why a boot would not bring the newer kernel.
-fn hindrance(facts: &Facts, kernel: &Kernel, candidate: &Candidate) -> Option<Verdict> {
+fn hindrance(facts: &Facts) -> Option<Verdict> {
+    let (kernel, candidate) = (facts.kernel.known()?, facts.candidate.known()?);
     let blocked = |reason: String, cure: String| Some(Verdict::Blocked { reason, cure });
     let installed = facts.installed.known()?.iter().find(|installed| installed.release == candidate.release);
     let is_there = installed.is_some_and(|installed| installed.version == candidate.version);
@@ -154,7 +212,10 @@ fn hindrance(facts: &Facts, kernel: &Kernel, candidate: &Candidate) -> Option<Ve
         return blocked(reason, format!("apt-get install {metapackage}"));
     }
     if !is_there && candidate.held {
-        return blocked(format!("{metapackage} is held, so {version} does not come"), format!("apt-mark unhold {metapackage}"));
+        return blocked(
+            format!("{metapackage} is held, so {version} does not come"),
+            format!("apt-mark unhold {metapackage}"),
+        );
     }
     if let Some(held) = installed.filter(|installed| !is_there && installed.held) {
         let reason = format!("{} is held in version {}, so {version} does not come", held.package, held.version);

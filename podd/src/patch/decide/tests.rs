@@ -1,4 +1,5 @@
 mod laws;
+mod recorded;
 mod week;
 
 use jiff::{SignedDuration, Timestamp};
@@ -6,8 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 use super::*;
 use crate::patch::advisories::{Advisory, Feed, FeedState, Fix};
 use crate::patch::facts::{
-    Candidate, Disk, Fact, Hardware, InstalledKernel, Kernel, LivePatch, Microcode, Origin, Package, Release, StaleProcess,
-    System,
+    Candidate, Disk, Fact, Hardware, InstalledKernel, Kernel, LivePatch, Microcode, Origin, Package, Release,
+    StaleProcess, System,
 };
 
 /// The time of all these hosts.
@@ -122,7 +123,11 @@ fn host() -> Host {
             codename: text("bookworm"),
             architecture: text("amd64"),
         }),
-        kernel: Fact::Known(Kernel { release: text("6.1.0-47-amd64"), flavour: text("amd64"), version: text("6.1.170-3") }),
+        kernel: Fact::Known(Kernel {
+            release: text("6.1.0-47-amd64"),
+            flavour: text("amd64"),
+            version: text("6.1.170-3"),
+        }),
         installed: Fact::Known(vec![InstalledKernel {
             package: text("linux-image-6.1.0-47-amd64"),
             release: text("6.1.0-47-amd64"),
@@ -234,9 +239,13 @@ fn what_is_too_old_makes_it_unknown_and_its_age_is_told() {
     assert_eq!(said, "the advisories of tracker (/srv/advisories) are 5d old: the mirror answers 404");
     let never = host().with(|host| host.advisories.feeds[0].fetched = None);
     assert!(unknown(&never.decide())[0].contains("were never fetched"));
-    let none = host().with(|host| drop(host.advisories.feeds.remove(0)));
+    let none = host().with(|host| {
+        host.advisories.feeds.remove(0);
+    });
     assert_eq!(unknown(&none.decide()), ["no source of advisories is set"]);
-    let unsafe_sources = host().with(|host| drop(host.sources().pop()));
+    let unsafe_sources = host().with(|host| {
+        host.sources().pop();
+    });
     assert!(unknown(&unsafe_sources.decide())[0].starts_with("apt has no source of security updates for \"bookworm\""));
 }
 
@@ -272,11 +281,15 @@ fn a_newer_kernel_that_ends_advisories_is_due_by_the_worst_of_them() {
         let decision = host()
             .outdated(urgency)
             .with(|host| host.advisories.list.last_mut().expect("one").exploited = exploited)
-            .with(|host| drop(host.advise("CVE-2026-2", "6.1.171-1", Urgency::Unassigned)))
+            .with(|host| {
+                host.advise("CVE-2026-2", "6.1.171-1", Urgency::Unassigned);
+            })
             .decide();
         assert_eq!((decision.severity, decision.deadline), (Some(severity), Some(now() + time)));
         // The owner has time until the last day before it.
-        let Verdict::Wait { until, mechanism: Mechanism::Evacuate, .. } = decision.verdict else { panic!("{decision:#?}") };
+        let Verdict::Wait { until, mechanism: Mechanism::Evacuate, .. } = decision.verdict else {
+            panic!("{decision:#?}")
+        };
         assert!(until < now() + time && until + days(1) >= now() + time, "{until}");
         assert_eq!(decision.exit_code(), 10);
     }
@@ -285,7 +298,9 @@ fn a_newer_kernel_that_ends_advisories_is_due_by_the_worst_of_them() {
 #[test]
 fn the_deadline_counts_from_when_the_fix_was_seen_first() {
     let seen = |ago: SignedDuration| {
-        host().outdated(Urgency::High).with(|host| drop(host.record.seen.insert("CVE-2026-1 linux".to_owned(), now() - ago)))
+        host().outdated(Urgency::High).with(|host| {
+            host.record.seen.insert("CVE-2026-1 linux".to_owned(), now() - ago);
+        })
     };
     let decision = seen(days(6)).decide();
     assert_eq!(decision.deadline, Some(now() + days(1)));
@@ -298,9 +313,8 @@ fn the_deadline_counts_from_when_the_fix_was_seen_first() {
 #[test]
 fn windows_are_waited_for_and_a_missed_deadline_opens_none_unless_the_policy_says_so() {
     let saturday = "[[windows]]\nname = \"saturday\"\ndays = [\"sat\"]\nstart = \"02:00\"\nduration = \"4h\"\n";
-    let policy = |more: &str| {
-        Policy::parse(&format!("{saturday}{more}"), std::path::Path::new("p"), now()).expect("a policy")
-    };
+    let policy =
+        |more: &str| Policy::parse(&format!("{saturday}{more}"), std::path::Path::new("p"), now()).expect("a policy");
     // It is a Sunday; the last Saturday within the deadline is the next one.
     let waits = host().outdated(Urgency::High).with(|host| host.policy = policy(""));
     let Verdict::Wait { until, why, .. } = waits.decide().verdict else { panic!("it waits") };
@@ -390,7 +404,9 @@ fn live_patches_cover_what_a_trusted_manifest_says_and_nothing_else() {
         covered(loaded(true, false), cover("kpatch_1", "6.1.170-2", "CVE-2026-1")),
         covered(loaded(true, false), cover("kpatch_1", "6.1.170-3", "CVE-2026-2")),
         covered(loaded(true, false), cover("kpatch_2", "6.1.170-3", "CVE-2026-1")),
-        covered(loaded(true, false), right()).with(|host| drop(host.advise("CVE-2026-2", "6.1.171-1", Urgency::Low))),
+        covered(loaded(true, false), right()).with(|host| {
+            host.advise("CVE-2026-2", "6.1.171-1", Urgency::Low);
+        }),
     ];
     for host in uncovered {
         assert!(matches!(host.decide().verdict, Verdict::Wait { mechanism: Mechanism::Evacuate, .. }));
@@ -422,6 +438,43 @@ fn programs_with_replaced_libraries_are_restarted() {
 }
 
 #[test]
+fn what_needs_no_boot_is_done_though_the_boot_is_blocked_if_it_is_as_bad() {
+    let both = |kernel, openssl| {
+        host().outdated(kernel).with(|host| {
+            host.record.at_once = true;
+            host.advise("CVE-2026-9", "3.0.20-1~deb12u1", openssl).package = "openssl".to_owned();
+            let Fact::Known(packages) = &mut host.facts.packages else { panic!("packages") };
+            packages[0].candidate = "3.0.20-1~deb12u1".to_owned();
+        })
+    };
+    let blocking: [fn(&mut Host); 2] =
+        [|host| host.candidate().held = true, |host| host.policy.mechanisms.forbid = [Mechanism::Evacuate].into()];
+    for block in blocking {
+        let decision = both(Urgency::Low, Urgency::High).with(block).decide();
+        assert_eq!((decision.verdict, decision.severity), (due(Mechanism::Restart), Some(Severity::High)));
+        let ends: Vec<&str> = decision.ends.iter().map(String::as_str).collect();
+        assert_eq!(ends, ["CVE-2026-9 openssl"]);
+        let worse = both(Urgency::High, Urgency::Low).with(block).decide();
+        assert_eq!(worse.severity, Some(Severity::High));
+        assert!(!blocked(&worse).is_empty());
+    }
+}
+
+#[test]
+fn a_package_that_is_held_is_no_all_clear() {
+    let held = host().with(|host| {
+        host.advise("CVE-2026-9", "3.0.20-1~deb12u1", Urgency::High).package = "openssl".to_owned();
+        let Fact::Known(packages) = &mut host.facts.packages else { panic!("packages") };
+        packages[0].candidate = "3.0.20-1~deb12u1".to_owned();
+        packages[0].held = true;
+    });
+    assert_eq!(blocked(&held.decide()), "libssl3 is held, so what ends its faults does not come");
+    // The rest is done all the same.
+    let decision = held.outdated(Urgency::Low).decide();
+    assert!(matches!(decision.verdict, Verdict::Wait { mechanism: Mechanism::Evacuate, .. }), "{decision:#?}");
+}
+
+#[test]
 fn what_would_keep_the_newer_kernel_away_is_found_before() {
     let there = |host: &mut Host| {
         let newer = InstalledKernel {
@@ -438,7 +491,8 @@ fn what_would_keep_the_newer_kernel_away_is_found_before() {
     let alone = outdated().with(|host| host.candidate().installed = None).decide();
     assert!(blocked(&alone).starts_with("linux-image-amd64 is not installed"));
     // Both do not matter any more once it is there.
-    for change in [|host: &mut Host| host.candidate().held = true, |host: &mut Host| host.candidate().installed = None] {
+    for change in [|host: &mut Host| host.candidate().held = true, |host: &mut Host| host.candidate().installed = None]
+    {
         let ready = outdated().with(there).with(change).with(|host| {
             host.facts.boot_default = Fact::Known("6.1.0-48-amd64".to_owned());
         });

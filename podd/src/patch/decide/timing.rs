@@ -15,7 +15,8 @@ const AHEAD: SignedDuration = SignedDuration::from_hours(400 * 24);
 
 pub(super) fn decide(question: Question<'_>, step: Step, exposures: Vec<Exposure>, mut chain: Vec<String>) -> Decision {
     let Question { policy, record, now, .. } = question;
-    let ends = |key: &String| exposures.iter().find(|exposure| exposure.key() == *key).map(|exposure| exposure.severity);
+    let ends =
+        |key: &String| exposures.iter().find(|exposure| exposure.key() == *key).map(|exposure| exposure.severity);
     let seen = |key: &String| record.seen.get(key).copied().unwrap_or(now).min(now);
     let severities = step.ends.iter().map(|key| (key, ends(key).unwrap_or(Severity::Low)));
     let (mut severity, mut deadline, mut first) = (Severity::Low, Timestamp::MAX, now);
@@ -48,7 +49,13 @@ enum Wait {
     ForEver,
 }
 
-fn wait(question: Question<'_>, first: Timestamp, deadline: Timestamp, overdue: bool, chain: &mut Vec<String>) -> Option<Wait> {
+fn wait(
+    question: Question<'_>,
+    first: Timestamp,
+    deadline: Timestamp,
+    overdue: bool,
+    chain: &mut Vec<String>,
+) -> Option<Wait> {
     let Question { policy, windows, record, now, .. } = question;
     if record.at_once {
         chain.push("the owner wants it now".to_owned());

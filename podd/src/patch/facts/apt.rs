@@ -185,7 +185,8 @@ pub(super) fn candidate(reader: &dyn Reader, kernel: &Kernel, policies: &BTreeMa
 fn targets(reader: &dyn Reader) -> Vec<[String; 8]> {
     let fields = ["REPO_URI", "RELEASE", "COMPONENT", "ORIGIN", "LABEL", "SUITE", "CODENAME", "FILENAME"];
     let format = fields.map(|field| format!("$({field})")).join("|");
-    let said = reader.run(&["apt-get", "indextargets", "--format", &format, "Identifier: Packages"]).unwrap_or_default();
+    let said =
+        reader.run(&["apt-get", "indextargets", "--format", &format, "Identifier: Packages"]).unwrap_or_default();
     let split = |line: &str| <[String; 8]>::try_from(line.split('|').map(str::to_owned).collect::<Vec<_>>()).ok();
     said.out.lines().filter_map(split).collect()
 }

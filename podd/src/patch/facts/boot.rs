@@ -49,8 +49,9 @@ fn of_grub(reader: &dyn Reader, menu: &str) -> Fact<String> {
     let saved: BTreeMap<&str, &str> = environment.lines().filter_map(|line| line.split_once('=')).collect();
     let value = |name: &str| saved.get(name).copied().filter(|value| !value.is_empty());
     // The last one that stands in the file for the usual case: `set default="0"`.
-    let set = menu.lines().filter_map(|line| line.trim().strip_prefix("set default=")).map(|text| text.trim_matches('"'));
-    let set = set.filter(|text| *text != "${next_entry}").next_back().unwrap_or("0");
+    let mut set =
+        menu.lines().filter_map(|line| line.trim().strip_prefix("set default=")).map(|text| text.trim_matches('"'));
+    let set = set.rfind(|text| *text != "${next_entry}").unwrap_or("0");
     let chosen = value("next_entry").or(if set == "${saved_entry}" { value("saved_entry") } else { Some(set) });
     let chosen = chosen.unwrap_or("0");
     let entries = entries(menu);
@@ -85,12 +86,18 @@ fn entries(menu: &str) -> Vec<Entry> {
         let kind = line.split_whitespace().next().unwrap_or_default();
         if kind == "menuentry" || kind == "submenu" {
             let number = counts.last_mut().map_or(0, |count| std::mem::replace(count, *count + 1));
-            let names = [number.to_string(), quoted(line, 0), quoted(line.split("menuentry_id_option").nth(1).unwrap_or_default(), 0)];
+            let names = [
+                number.to_string(),
+                quoted(line, 0),
+                quoted(line.split("menuentry_id_option").nth(1).unwrap_or_default(), 0),
+            ];
             if kind == "submenu" {
                 path.push(names);
                 counts.push(0);
             } else {
-                let whole = |i: usize| path.iter().map(|names| &names[i]).chain([&names[i]]).cloned().collect::<Vec<_>>().join(">");
+                let whole = |i: usize| {
+                    path.iter().map(|names| &names[i]).chain([&names[i]]).cloned().collect::<Vec<_>>().join(">")
+                };
                 entries.push(Entry { place: whole(0), title: whole(1), id: whole(2), image: String::new() });
             }
             open.push(kind == "submenu");

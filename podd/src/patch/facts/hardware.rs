@@ -62,10 +62,12 @@ fn hot(reader: &dyn Reader) -> Vec<String> {
     let too_hot = |zone: &String| {
         let file = |name: &str| format!("{THERMAL}/{zone}/{name}");
         let now = number(reader, &file("temp"))?;
-        let critical = (0..16).find(|n| word(reader, &file(&format!("trip_point_{n}_type"))).is_ok_and(|kind| kind == "critical"));
+        let critical =
+            (0..16).find(|n| word(reader, &file(&format!("trip_point_{n}_type"))).is_ok_and(|kind| kind == "critical"));
         let limit = number(reader, &file(&format!("trip_point_{}_temp", critical?)))?;
         let name = word(reader, &file("type")).unwrap_or_else(|_| zone.clone());
-        (now > 0 && limit > 0 && now + 5000 > limit).then(|| format!("{name}: {} °C, {} °C is its limit", now / 1000, limit / 1000))
+        (now > 0 && limit > 0 && now + 5000 > limit)
+            .then(|| format!("{name}: {} °C, {} °C is its limit", now / 1000, limit / 1000))
     };
     zones.filter_map(|zone| too_hot(&zone)).collect()
 }
@@ -96,8 +98,11 @@ fn log(reader: &dyn Reader) -> Vec<String> {
         "Uncorrected error",
     ];
     let said = reader.run(&["dmesg", "--notime", "--level", "emerg,alert,crit,err"]).unwrap_or_default();
-    let is_sign = |line: &&str| SIGNS.iter().any(|sign| line.contains(sign)) && (!line.contains("XFS (") || line.contains("rror"));
-    let mut lines: Vec<String> = said.out.lines().filter(is_sign).map(|line| line.chars().take(200).collect()).collect();
+    let is_sign = |line: &&str| {
+        SIGNS.iter().any(|sign| line.contains(sign)) && (!line.contains("XFS (") || line.contains("rror"))
+    };
+    let mut lines: Vec<String> =
+        said.out.lines().filter(is_sign).map(|line| line.chars().take(200).collect()).collect();
     lines.dedup();
     lines.truncate(50);
     lines

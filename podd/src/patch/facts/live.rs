@@ -46,7 +46,8 @@ pub(super) fn microcode(reader: &dyn Reader) -> Fact<Microcode> {
         return Fact::unknown("this is a virtual machine: its processors' microcode is its host's", "patch that host");
     }
     let revision = |name: String| word(reader, &format!("{PROCESSORS}/{name}/microcode/version")).ok();
-    let mut revisions: Vec<String> = reader.names(PROCESSORS).unwrap_or_default().into_iter().filter_map(revision).collect();
+    let mut revisions: Vec<String> =
+        reader.names(PROCESSORS).unwrap_or_default().into_iter().filter_map(revision).collect();
     revisions.sort();
     revisions.dedup();
     if revisions.is_empty() {

@@ -48,7 +48,10 @@ fn what_is_wrong_is_said_in_a_sentence_with_its_line() {
         ("[[windows]]\nstart = \"02:00\"\ncron = \"0 2 * * *\"\nduration = \"1h\"", "either `cron`, or `start`"),
         ("[[windows]]\nstart = \"25:00\"\nduration = \"1h\"", "line 2"),
         ("[[windows]]\nstart = \"02:00\"\nduration = \"8d\"", "five minutes to seven days"),
-        ("[[windows]]\nstart = \"02:00\"\nduration = \"1h\"\nzone = \"Mars/Olympus\"", "there is no time zone \"Mars/Olympus\""),
+        (
+            "[[windows]]\nstart = \"02:00\"\nduration = \"1h\"\nzone = \"Mars/Olympus\"",
+            "there is no time zone \"Mars/Olympus\"",
+        ),
         ("[[windows]]\ncron = \"61 2 * * *\"\nduration = \"1h\"", "is not understood"),
         ("[[windows]]\ncron = \"0 2 30 2 *\"\nduration = \"1h\"", "no window is left"),
         ("[[exclusions]]\nfrom = \"2026-01-01\"\nto = \"9999-12-31\"", "no window is left"),
@@ -97,7 +100,8 @@ fn exclusions_take_away_their_days_and_no_more() {
         slots(&text, "2026-12-22T12:00:00Z", "2026-12-29T12:00:00Z").iter().map(|slot| slot.0.to_string()).collect();
     assert_eq!(days, ["2026-12-23T01:30:00Z", "2026-12-27T01:30:00Z", "2026-12-28T01:30:00Z", "2026-12-29T01:30:00Z"]);
     // What is left of a window on both sides of an excluded day.
-    let long = "[[windows]]\ndays = [\"fri\"]\nstart = \"20:00\"\nduration = \"60h\"\n[[exclusions]]\nfrom = \"2026-12-05\"\n";
+    let long =
+        "[[windows]]\ndays = [\"fri\"]\nstart = \"20:00\"\nduration = \"60h\"\n[[exclusions]]\nfrom = \"2026-12-05\"\n";
     let left = slots(long, "2026-12-04T00:00:00Z", "2026-12-10T00:00:00Z");
     let want = [("2026-12-04T20:00:00Z", "2026-12-05T00:00:00Z"), ("2026-12-06T00:00:00Z", "2026-12-07T08:00:00Z")];
     assert_eq!(left, want.map(|(start, end)| (at(start), at(end))));

@@ -4,6 +4,7 @@
 //! it begins the first time. It always lasts as long as it says.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cronexpr::{Crontab, MakeTimestamp};
 use jiff::civil::{Date, Time, Weekday};
@@ -18,6 +19,8 @@ const SHORTEST: SignedDuration = SignedDuration::from_mins(5);
 const DAY: SignedDuration = SignedDuration::from_hours(24);
 /// Looked at from near to far: a window mostly is within days.
 const AHEAD: [i64; 2] = [8, 64];
+/// So much more is found at once, for whoever asks later.
+const BEYOND: SignedDuration = SignedDuration::from_hours(14 * 24);
 
 /// A window: on `days` at `start`, or as `cron` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,7 +105,22 @@ struct Understood {
 #[derive(Clone, Debug)]
 enum When {
     Weekly { days: Vec<Weekday>, start: Time, zone: TimeZone },
-    Cron(Box<Crontab>),
+    Cron(Arc<Cron>),
+}
+
+/// It is looked at hour by hour, so what was found is kept.
+#[derive(Debug)]
+struct Cron {
+    crontab: Crontab,
+    found: Mutex<Found>,
+}
+
+/// All starts from one time until another.
+#[derive(Debug, Default)]
+struct Found {
+    from: Timestamp,
+    until: Timestamp,
+    starts: Vec<Timestamp>,
 }
 
 fn utc() -> String {
@@ -129,14 +147,22 @@ impl Windows {
     /// The slot that is open at `from`, or the first one after it, of those that begin before `until`.
     #[must_use]
     pub fn next(&self, from: Timestamp, until: Timestamp) -> Option<Slot> {
-        let near = AHEAD.into_iter().filter_map(|days| from.checked_add(DAY * days as i32).ok()).filter(|end| *end < until);
+        let near =
+            AHEAD.into_iter().filter_map(|days| from.checked_add(DAY * days as i32).ok()).filter(|end| *end < until);
         near.chain([until]).find_map(|until| self.slots(from, until).into_iter().next())
     }
 
     /// The last slot that begins in a time, or is open at its beginning.
     #[must_use]
     pub fn last(&self, from: Timestamp, until: Timestamp) -> Option<Slot> {
-        self.slots(from, until).into_iter().next_back()
+        let near = AHEAD
+            .into_iter()
+            .filter_map(|days| until.checked_sub(DAY * days as i32).ok())
+            .filter(|begin| *begin > from);
+        // One that is cut may have begun earlier.
+        let whole =
+            |begin: Timestamp| self.slots(begin, until).into_iter().next_back().filter(|slot| slot.start > begin);
+        near.into_iter().find_map(whole).or_else(|| self.slots(from, until).into_iter().next_back())
     }
 
     /// Slots that are open at some moment from `from` on, and begin before `until`; in order. One that is open already is cut.
@@ -165,7 +191,8 @@ impl Understood {
         let when = match (&window.cron, window.start) {
             (Some(cron), None) if window.days.is_empty() => {
                 let crontab = cronexpr::parse_crontab(&format!("{cron} {}", window.zone));
-                When::Cron(Box::new(crontab.map_err(|error| format!("cron = {cron:?} is not understood: {error}"))?))
+                let crontab = crontab.map_err(|error| format!("cron = {cron:?} is not understood: {error}"))?;
+                When::Cron(Arc::new(Cron { crontab, found: Mutex::default() }))
             }
             (None, Some(start)) => {
                 let all = [Day::Mon, Day::Tue, Day::Wed, Day::Thu, Day::Fri, Day::Sat, Day::Sun];
@@ -190,17 +217,27 @@ impl Understood {
                 let dates = dates.filter(|date| days.contains(&date.weekday()));
                 dates.filter_map(|date| zone.to_timestamp(date.to_datetime(*start)).ok()).collect()
             }
-            When::Cron(crontab) => {
-                let after = MakeTimestamp(earliest);
-                let found = crontab.iter_after(after).into_iter().flatten().map_while(Result::ok);
-                found.map(|zoned| zoned.timestamp()).take_while(|start| *start < until).collect()
-            }
+            When::Cron(cron) => cron.starts(earliest, until),
         };
         let slot = |start: Timestamp| {
             let end = start.checked_add(self.duration).ok()?;
             (start < until && end > from).then(|| Slot { start, end, window: self.name.clone() })
         };
         starts.into_iter().filter_map(slot).collect()
+    }
+}
+
+impl Cron {
+    fn starts(&self, from: Timestamp, until: Timestamp) -> Vec<Timestamp> {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if from < found.from || until > found.until || found.starts.is_empty() {
+            let beyond = until.checked_add(BEYOND).unwrap_or(until);
+            let after = self.crontab.iter_after(MakeTimestamp(from)).into_iter().flatten().map_while(Result::ok);
+            let starts = after.map(|zoned| zoned.timestamp()).take_while(|start| *start < beyond).collect();
+            *found = Found { from, until: beyond, starts };
+        }
+        let place = |at: Timestamp| found.starts.partition_point(|start| *start < at);
+        found.starts[place(from)..place(until)].to_vec()
     }
 }
 

@@ -94,11 +94,11 @@ fn configurations() {
     };
     assert_eq!(parse(""), Ok(Config::default()));
     let full = parse(
-        "tracker = \"https://mirror.example.org/json\"\nosv = \"/srv/{release}\"\nmax_age = \"3d 1h\"\nchecksum = true",
+        "tracker = \"https://mirror.example.org/json\"\nosv = \"/srv/{release}\"\nmax-age = \"3d 1h\"\nchecksum = true",
     );
     assert!(full.is_err(), "a day is no fixed time to jiff's SignedDuration: {full:?}");
     let full =
-        parse("tracker = \"http://[::1]:80/json\"\nosv = \"/srv/{release}\"\nmax_age = \"72h\"\ntimeout = \"PT2M\"")
+        parse("tracker = \"http://[::1]:80/json\"\nosv = \"/srv/{release}\"\nmax-age = \"72h\"\ntimeout = \"PT2M\"")
             .unwrap();
     assert_eq!((full.max_age, full.timeout), (SignedDuration::from_hours(72), SignedDuration::from_secs(120)));
     assert_eq!(toml::from_str::<Config>(&toml::to_string(&full).unwrap()).unwrap(), full);
@@ -115,10 +115,10 @@ fn configurations() {
         ("osv = \"\"", "is neither"),
         ("osv = \"/a\\nb\"", "is neither"),
         ("osv = \"https://me:secret@mirror/\"", "the address of osv has a user name in it\n  cure: "),
-        ("max_age = \"1s\"", "max_age = PT1S is not from PT1M to PT8760H\n  cure: "),
-        ("max_age = \"-1h\"", "max_age = -PT1H is not from"),
+        ("max-age = \"1s\"", "max-age = PT1S is not from PT1M to PT8760H\n  cure: "),
+        ("max-age = \"-1h\"", "max-age = -PT1H is not from"),
         ("timeout = \"25h\"", "timeout = PT25H is not from"),
-        ("connect_timeout = \"0s\"", "connect_timeout = PT0S is not from"),
+        ("connect-timeout = \"0s\"", "connect-timeout = PT0S is not from"),
     ] {
         let said = parse(text).unwrap_err();
         assert!(said.contains(words), "{said}");

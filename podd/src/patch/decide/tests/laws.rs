@@ -127,7 +127,7 @@ proptest! {
             None => advisory.exploited = true,
         }
         let (before, after) = (host.decide(), worse.decide());
-        prop_assert!(before.severity <= after.severity);
+        prop_assert!(before.severity <= after.severity, "{:#?}\n{:#?}", before, after);
         if let (Some(before), Some(after)) = (before.deadline, after.deadline) {
             prop_assert!(after <= before);
         }

@@ -74,6 +74,6 @@ fn a_week_of_a_thousand_hosts() {
             done.push(at);
         }
     }
-    assert!(done.len() > HOSTS / 3, "{}", done.len());
+    assert!(done.len() > HOSTS / 5, "{}", done.len());
     assert!(begun.elapsed().as_secs() < 10 || cfg!(debug_assertions), "{:?}", begun.elapsed());
 }
