@@ -17,40 +17,45 @@ fn asked(lab: &Lab, host: &str, arguments: &[&str]) -> (Value, i32) {
     (serde_json::from_str(&run.out).unwrap_or_else(|e| panic!("{run:?}: {e}")), run.code)
 }
 
+/// Of a host of which something is not known.
 fn missing(status: &Value) -> String {
     assert_eq!(status["decision"]["verdict"], "unknown", "{status:#}");
     status["decision"]["missing"].to_string()
 }
 
+/// No policy is there, so there are no advisories: nobody can know. If the clock of this very host is doubtful, too, that is
+/// said before.
+const NO_ALL_CLEAR: [i32; 2] = [12, 13];
+
 #[test]
 fn the_status_of_a_fleet_is_never_a_false_all_clear() {
     let lab = Lab::up(2);
-    // No policy, so no advisories: whatever the kernel is, nobody can know.
     let (fleet, code) = asked(&lab, "a", &["status"]);
     let hosts: Vec<&str> = fleet.as_array().into_iter().flatten().filter_map(|host| host["host"].as_str()).collect();
-    assert_eq!((hosts, code), (vec!["a", "b"], 12));
+    assert!(hosts == ["a", "b"] && NO_ALL_CLEAR.contains(&code), "{fleet:#}");
     for host in fleet.as_array().expect("a list") {
-        assert!(missing(host).contains("no source of advisories is set"), "{host:#}");
+        let verdict = host["decision"]["verdict"].as_str();
+        assert!(verdict == Some("blocked") || missing(host).contains("no source of advisories is set"), "{host:#}");
         assert!(host["facts_at"].is_string(), "whoever asks first has it read: {host:#}");
     }
     let lines = lab.podctl("a", &["status", "b"]);
-    assert!(lines.code == 12 && lines.out.lines().count() == 2 && lines.out.contains("unknown"), "{lines:?}");
+    assert!(lines.code == code && lines.out.lines().count() == 2, "{lines:?}");
     let why = lab.podctl("a", &["why", "b"]);
-    assert!(why.code == 12 && why.out.contains("missing: ") && why.out.contains("cure: "), "{why:?}");
+    assert!(why.code == code && why.out.contains("cure: "), "{why:?}");
     let check = lab.podctl("a", &["patch", "check", "--auto"]);
-    assert!(check.code == 12 && check.out.contains("unknown"), "it is quiet only if all is well: {check:?}");
+    assert!(check.code == code && check.out.lines().count() == 3, "it is quiet only if all is well: {check:?}");
     let stranger = lab.podctl("a", &["status", "nobody"]);
     assert!(stranger.code != 0 && stranger.err.contains("nobody"), "{stranger:?}");
 
     // A host that is away is unknown, and keeps no other one from being told.
     lab.script(&["cut", "b"]).must();
-    let (fleet, code) = asked(&lab, "a", &["status"]);
-    assert_eq!((fleet.as_array().map(Vec::len), code), (Some(2), 12));
+    let (fleet, _) = asked(&lab, "a", &["status"]);
+    assert_eq!(fleet.as_array().map(Vec::len), Some(2));
     assert!(missing(&fleet[1]).contains('b') && fleet[1]["facts_at"].is_null(), "{fleet:#}");
     lab.script(&["join", "b"]).must();
 
     // What the owner of a host wants, also from another host.
-    eventually("b answers again", Duration::from_secs(20), || lab.podctl("a", &["status", "b"]).code == 12);
+    eventually("b answers again", Duration::from_secs(20), || lab.podctl("a", &["status", "b"]).code == code);
     let (b, _) = asked(&lab, "a", &["patch", "start-now", "b"]);
     assert_eq!((b["host"].as_str(), b["at_once"].as_bool()), (Some("b"), Some(true)));
     assert_eq!(asked(&lab, "b", &["status", "b"]).0[0]["at_once"], true);
@@ -73,12 +78,13 @@ fn a_broken_policy_leaves_the_last_good_one_in_force() {
     let (status, code) = asked(&lab, "a", &["status", "a"]);
     assert!(code == 12 && missing(&status[0]).contains("is wrong in line 2"), "{status:#}");
     set(&format!("[advisories]\ntracker = \"{}\"\n", advisories.display()));
+    let problem = |status: &Value| status[0]["feeds"][0]["problem"].to_string();
     let (status, _) = asked(&lab, "a", &["status", "a", "--refresh"]);
-    assert!(missing(&status[0]).contains("the advisories of tracker"), "an empty folder: {status:#}");
+    assert!(problem(&status).contains("there is no *.json"), "an empty folder: {status:#}");
     set("[[windows]]\nstart = \"02:00\"\nduration = \"1h\"\nzone = \"Nowhere/Land\"\n");
     let (status, _) = asked(&lab, "a", &["status", "a", "--refresh"]);
     assert!(status[0]["remarks"].to_string().contains("the last good policy holds"), "{status:#}");
-    assert!(missing(&status[0]).contains("the advisories of tracker"), "{status:#}");
+    assert!(problem(&status).contains("there is no *.json"), "{status:#}");
 }
 
 #[test]
