@@ -164,6 +164,11 @@ mod tests {
     fn global_flags_may_stand_anywhere() {
         let cli = Cli::try_parse_from(["podctl", "host", "ls", "--json", "--host", "b"]).unwrap();
         assert!(cli.json && cli.host.as_deref() == Some("b"));
+        // A host that is asked about is not the one that is asked.
+        for verb in ["status b", "why b", "advisories b", "patch check b", "patch start-now b"] {
+            let cli = Cli::try_parse_from(format!("podctl {verb}").split(' ')).unwrap();
+            assert!(cli.host.is_none() && format!("{:?}", cli.verb).contains("of: Some(\"b\")"), "{cli:?}");
+        }
     }
 
     #[test]

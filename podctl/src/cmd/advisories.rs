@@ -7,14 +7,15 @@ use crate::error::{DONE, Outcome};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The host; without it, the one that is asked.
-    host: Option<String>,
+    #[arg(value_name = "HOST")]
+    of: Option<String>,
     /// Read facts and advisories anew first.
     #[arg(long)]
     refresh: bool,
 }
 
 pub async fn run(args: &Args, ctl: &Podctl<'_>) -> Outcome {
-    let status = one(ctl, args.host.as_deref(), args.refresh).await?;
+    let status = one(ctl, args.of.as_deref(), args.refresh).await?;
     ctl.out.show(&status.decision.exposures, |_| exposures(&status, usize::MAX));
     Ok(DONE)
 }

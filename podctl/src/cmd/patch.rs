@@ -25,7 +25,8 @@ pub enum Verb {
 Exit codes: 0 nothing to do, 10 a patch is due, 11 it is overdue, 12 unknown, 13 blocked; of several hosts the highest.")]
 pub struct CheckArgs {
     /// Tell of this host only, not of all of the fleet.
-    host: Option<String>,
+    #[arg(value_name = "HOST")]
+    of: Option<String>,
     /// Say nothing unless something is due, unknown or blocked.
     #[arg(long)]
     auto: bool,
@@ -34,7 +35,8 @@ pub struct CheckArgs {
 #[derive(Debug, clap::Args)]
 pub struct HostArgs {
     /// The host; without it, the one that is asked.
-    host: Option<String>,
+    #[arg(value_name = "HOST")]
+    of: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -42,13 +44,14 @@ pub struct ChooseArgs {
     /// When: in a window, and before the deadline, such as 2026-12-05T02:00:00Z.
     time: Timestamp,
     /// The host; without it, the one that is asked.
-    host: Option<String>,
+    #[arg(value_name = "HOST")]
+    of: Option<String>,
 }
 
 pub async fn run(verb: Verb, ctl: &Podctl<'_>) -> Outcome {
     match verb {
-        Verb::Check(CheckArgs { host, auto }) => {
-            let hosts: Vec<StatusView> = ctl.daemon.get(&query(host.as_deref(), false, false)).await?;
+        Verb::Check(CheckArgs { of, auto }) => {
+            let hosts: Vec<StatusView> = ctl.daemon.get(&query(of.as_deref(), false, false)).await?;
             let shown: Vec<StatusView> =
                 hosts.iter().filter(|host| !auto || host.decision.exit_code() != DONE).cloned().collect();
             if !(auto && shown.is_empty()) {
@@ -56,9 +59,9 @@ pub async fn run(verb: Verb, ctl: &Podctl<'_>) -> Outcome {
             }
             Ok(code(&hosts))
         }
-        Verb::StartNow(args) => choose(ctl, args.host, ChooseRequest { at_once: true, at: None }).await,
-        Verb::Choose(args) => choose(ctl, args.host, ChooseRequest { at_once: false, at: Some(args.time) }).await,
-        Verb::AsScheduled(args) => choose(ctl, args.host, ChooseRequest::default()).await,
+        Verb::StartNow(args) => choose(ctl, args.of, ChooseRequest { at_once: true, at: None }).await,
+        Verb::Choose(args) => choose(ctl, args.of, ChooseRequest { at_once: false, at: Some(args.time) }).await,
+        Verb::AsScheduled(args) => choose(ctl, args.of, ChooseRequest::default()).await,
     }
 }
 

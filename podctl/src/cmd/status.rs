@@ -16,14 +16,15 @@ Exit codes: 0 nothing to do, 10 a patch is due, 11 it is overdue, 12 unknown, 13
 Why it is so: podctl why HOST.")]
 pub struct Args {
     /// Tell of this host only, not of all of the fleet.
-    host: Option<String>,
+    #[arg(value_name = "HOST")]
+    of: Option<String>,
     /// Read facts and advisories anew first.
     #[arg(long)]
     refresh: bool,
 }
 
 pub async fn run(args: &Args, ctl: &Podctl<'_>) -> Outcome {
-    let hosts: Vec<StatusView> = ctl.daemon.get(&query(args.host.as_deref(), args.refresh, false)).await?;
+    let hosts: Vec<StatusView> = ctl.daemon.get(&query(args.of.as_deref(), args.refresh, false)).await?;
     ctl.out.show(&hosts, |hosts| in_words(hosts));
     Ok(code(&hosts))
 }

@@ -11,7 +11,8 @@ use crate::output::{printable, table, words};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The host; without it, the one that is asked.
-    host: Option<String>,
+    #[arg(value_name = "HOST")]
+    of: Option<String>,
     /// Show all advisories, not only the twenty worst.
     #[arg(long)]
     all: bool,
@@ -21,7 +22,7 @@ pub struct Args {
 const WORST: usize = 20;
 
 pub async fn run(args: &Args, ctl: &Podctl<'_>) -> Outcome {
-    let host = args.host.as_deref();
+    let host = args.of.as_deref();
     let status = one(ctl, host, false).await?;
     ctl.out.show(&status, |status| in_words(status, if args.all { usize::MAX } else { WORST }));
     Ok(code(&[status]))

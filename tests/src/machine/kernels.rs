@@ -230,19 +230,22 @@ pub fn fetch(cache: &Cache, asked: &str) -> Result<Kernel, Failure> {
     Err(Failure::UnknownKernel { asked: asked.to_owned(), offered })
 }
 
-/// Has the two newest kernels of a series on this host, the newest first.
+/// Has the newest kernels of a series of two suites on this host, the newer one first. (Of a suite's older kernels the
+/// metapackage is gone.)
 ///
 /// # Errors
-/// The mirrors offer one alone, or none; or they cannot be fetched.
+/// All suites have the same one, or none; or they cannot be fetched.
 pub fn fetch_two(cache: &Cache, series: &str) -> Result<[Kernel; 2], Failure> {
     let catalog = catalog(cache)?;
     let kernel = |package: &Package| {
         let files = download(cache, package)?;
         Ok(Kernel { series: series.to_owned(), package: package.clone(), files })
     };
-    match catalog.of(series)[..] {
-        [newest, before, ..] => Ok([kernel(newest)?, kernel(before)?]),
-        _ => Err(Failure::Missing {
+    let all = catalog.of(series);
+    let newest = all.first().copied();
+    match newest.and_then(|newest| Some((newest, all.iter().find(|package| package.suite != newest.suite)?))) {
+        Some((newest, other)) => Ok([kernel(newest)?, kernel(other)?]),
+        None => Err(Failure::Missing {
             what: format!("the mirrors do not have two kernels of series {series}"),
             cure: "let this host reach a Debian mirror that has both the release and its security updates".to_owned(),
         }),
