@@ -65,7 +65,7 @@ fn clocks_go_on_by_exactly_the_blackout() {
 const WAITS: &str = "\
 import ctypes, errno, os, select, signal, struct, subprocess, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
-DURATION = 4
+DURATION = 8
 fd = libc.timerfd_create(1, 0)
 quiet, never = os.pipe()
 lock = threading.Lock(); lock.acquire()
@@ -118,7 +118,7 @@ fn waits_end_once_and_on_time() {
         [("a", "b"), ("b", "a")].map(|(from, to)| migrate(&lab, "waits", from, to)["blackout_ms"].as_f64().unwrap());
     assert_eq!(lab.ok("a", &["logs", "waits"]).trim(), "ready", "the moves took longer than the waits");
     let mut log = String::new();
-    eventually("all have ended that do", Duration::from_secs(10), || {
+    eventually("all have ended that do", Duration::from_secs(15), || {
         log = lab.ok("a", &["logs", "waits"]);
         log.lines().count() == 11
     });
