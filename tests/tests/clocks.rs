@@ -60,7 +60,7 @@ fn clocks_go_on_by_exactly_the_blackout() {
     assert!(differences.iter().all(|d| *d < 20 * TOLERANCE_NS), "{differences:?}");
 }
 
-/// Waits of several kinds, each of 4 s, begun at one moment; says by how many ms each was late, and how often the timer
+/// Waits of several kinds, each of 8 s, begun at one moment; says by how many ms each was late, and how often the timer
 /// fired.
 const WAITS: &str = "\
 import ctypes, errno, os, select, signal, struct, subprocess, threading, time
