@@ -73,8 +73,11 @@ pub enum Verb {
     /// Check whether this host can run and move pods.
     Doctor(cmd::doctor::Args),
     /// List past and present moves.
-    #[command(visible_alias = "history")]
     Migrations(cmd::migrations::Args),
+    /// Print what happens on this host, and to its pods, as it happens.
+    Events(cmd::events::Args),
+    /// Tell what has happened on this host since its first day: when, who wanted it, and how it ended.
+    History(cmd::history::Args),
     /// Tell whether hosts need patching, one line a host.
     Status(cmd::status::Args),
     /// Tell why a host needs patching or not: the whole chain, advisory by advisory, and what it would cost its pods.

@@ -1,5 +1,5 @@
 //! The pod's init: PID 1 inside a pod. It starts the application, passes signals on to it, reaps what is left to it,
-//! keeps the log, and records how the application ended.
+//! keeps the log, records how the application ended, and listens to what the pod answers to podd (`events`).
 //!
 //! ```text
 //! /.podd/init --user USER[:GROUP[:SUPPLEMENTARY,...]] --cwd DIR --log-bytes N -- COMMAND [ARGUMENT...]
@@ -11,7 +11,7 @@
 //! application up, 126 the command cannot be executed, 127 there is no such command.
 //!
 //! It is checkpointed and restored along with the application, at any moment: so it has one thread, no timers, and no
-//! descriptors but files, two pipes and a signalfd. It is static, as the pod's libc is the application's business, and
+//! descriptors but files, two pipes, a signalfd and sockets of its own pod. It is static, as the pod's libc is the application's business, and
 //! uses no crates, as it is built without cargo (see `build.rs`).
 
 use std::fs;
@@ -22,6 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 mod app;
 mod args;
+mod events;
 mod lines;
 mod log;
 mod sys;
@@ -29,6 +30,7 @@ mod time;
 mod user;
 
 use args::Config;
+use events::Events;
 use lines::{Lines, Stream};
 use log::Log;
 
@@ -87,12 +89,23 @@ fn run(config: &Config, log: &mut Log) -> Result<Ended, String> {
         Some(pid) => pid,
     };
     drop((out_end, err_end));
+    let mut events = Events::open(Path::new(events::DIR), Path::new(DIR))
+        .inspect_err(|error| log.note(SystemTime::now(), &format!("no events are told in this pod: {error}")))
+        .ok();
 
     let mut outputs = [Output::new(Stream::Stdout, out), Output::new(Stream::Stderr, err)];
     let ended = loop {
         let wait = if log.has_dropped() { RETRY_MS } else { -1 };
-        let [signalled, ready @ ..] = sys::poll([Some(signals.as_raw_fd()), outputs[0].fd(), outputs[1].fd()], wait);
-        transfer(&mut outputs, ready, log);
+        let mut fds = [None; 3 + events::CONNECTIONS + 1];
+        fds[..3].copy_from_slice(&[Some(signals.as_raw_fd()), outputs[0].fd(), outputs[1].fd()]);
+        if let Some(events) = &events {
+            fds[3..].copy_from_slice(&events.descriptors());
+        }
+        let [signalled, out, err, asked @ ..] = sys::poll(fds, wait);
+        transfer(&mut outputs, [out, err], log);
+        if let Some(events) = &mut events {
+            events.serve(asked);
+        }
         if signalled {
             pass_on(&mut signals, app);
         }

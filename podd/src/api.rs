@@ -42,7 +42,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::patch::advisories::FeedState;
 use crate::patch::decide::Decision;
-use crate::patch::facts::Kernel;
+use crate::patch::facts::{Kernel, Missing};
+use crate::patch::notice::Notice;
 use crate::pod::spec::PodSpec;
 
 /// The API's version: the path prefix `/v1`.
@@ -284,6 +285,9 @@ pub struct PreflightRequest {
 pub struct MigrateRequest {
     /// Target host.
     pub to: String,
+    /// The pod is told so many seconds before, and may ask for more; none: it is not told. Not of a rehearsal.
+    #[serde(default)]
+    pub notice_s: Option<u64>,
 }
 
 /// Answer of `migrate`.
@@ -415,8 +419,31 @@ pub struct StatusView {
     pub at_once: bool,
     /// How long each running pod would be silent in a move; only if that was asked for.
     pub pods: Vec<PodSilence>,
+    /// What its pods were told.
+    #[serde(default)]
+    pub notices: Vec<Notice>,
     /// What else its operators should know.
     pub remarks: Vec<String>,
+}
+
+impl StatusView {
+    /// Of a host of which nothing is known, and why.
+    #[must_use]
+    pub fn unknown(host: &str, now: Timestamp, missing: Missing) -> Self {
+        Self {
+            host: host.to_owned(),
+            now,
+            facts_at: None,
+            kernel: None,
+            feeds: Vec::new(),
+            decision: Decision::unknown(missing),
+            chosen: None,
+            at_once: false,
+            pods: Vec::new(),
+            notices: Vec::new(),
+            remarks: Vec::new(),
+        }
+    }
 }
 
 /// How long a pod would be silent in a move.

@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::lines::Lines;
-use crate::api::{ApiError, ErrorKind, Event, LogLine, Progress};
+use crate::api::{ApiError, ErrorKind, Event, Progress};
 
 /// Largest answer, or line of a streamed answer, in bytes.
 const MAX_ANSWER: usize = 64 << 20;
@@ -117,12 +117,16 @@ impl Client {
         Err(self.cut_off("no result came"))
     }
 
-    /// GET of a log: hands every line to `on_line` until the daemon ends the stream or `on_line` answers false.
-    pub async fn lines(&self, path: &str, mut on_line: impl FnMut(LogLine) -> bool) -> Result<(), ApiError> {
+    /// GET of a log or of a journal: hands every line to `on_line` until the daemon ends the stream or `on_line` answers false.
+    pub async fn lines<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        mut on_line: impl FnMut(T) -> bool,
+    ) -> Result<(), ApiError> {
         let response = self.send(Method::GET, path, Bytes::new(), false).await?;
         let mut lines = Lines::new(response.into_body());
         while let Some(line) = lines.next().await.map_err(|e| self.cut_off(&e))? {
-            match self.decode::<LogLine>(&line) {
+            match self.decode::<T>(&line) {
                 Ok(line) => {
                     if !on_line(line) {
                         return Ok(());

@@ -75,7 +75,7 @@ impl Default for Config {
             network: NetworkConfig::default(),
             baseline: BaselineConfig::default(),
             policy: crate::patch::policy::PATH.into(),
-            livepatch: "/etc/podd/livepatch".into(),
+            livepatch: crate::patch::cover::FOLDER.into(),
             watch: true,
             metrics: None,
         }

@@ -45,6 +45,16 @@ impl ApiError {
         Self::new(ErrorKind::Unreachable, message)
     }
 
+    /// Of a text that may say what to do in its last line: `  cure: ..`.
+    #[must_use]
+    pub fn told(kind: ErrorKind, text: &str) -> Self {
+        let (message, cure) = match text.split_once("\n  cure: ") {
+            Some((message, cure)) => (message, Some(cure.to_owned())),
+            None => (text, None),
+        };
+        Self { kind, message: message.replace('\n', " "), cure }
+    }
+
     /// Adds what to do.
     #[must_use]
     pub fn cure(mut self, cure: impl Into<String>) -> Self {

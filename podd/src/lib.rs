@@ -7,6 +7,7 @@ pub mod client;
 pub mod config;
 pub mod doctor;
 pub mod error;
+pub mod events;
 pub mod fault;
 pub mod layers;
 pub mod patch;

@@ -6,12 +6,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use checkpoint::baseline::Baseline;
 use checkpoint::host::Cpu;
 use checkpoint::memory::{self, Understood};
+use jiff::Timestamp;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use crate::api::{ApiError, HealthView, PodView};
 use crate::config::Config;
 use crate::error::Result;
+use crate::events::{Bell, Entry, What};
 use crate::layers::LayerStore;
+use crate::patch::told::Told;
 use crate::patch::watch::Watch;
 use crate::pod::journal::Migration;
 use crate::pod::state::{PodRecord, PodState};
@@ -40,6 +43,10 @@ pub struct Daemon {
     pub id_mapped_mounts: bool,
     /// What is known about patching it.
     pub watch: Watch,
+    /// What its pods were told.
+    pub told: Told,
+    /// Rings at each event.
+    pub bell: Bell,
     criu: OnceLock<CriuFindings>,
     pods: RwLock<HashMap<String, Arc<Pod>>>,
 }
@@ -124,6 +131,8 @@ pub enum Doing {
     Restart,
     /// podd replaces its dead shim.
     ReplaceShim,
+    /// podd tells it what is coming.
+    Tell,
 }
 
 impl Doing {
@@ -145,12 +154,13 @@ impl Doing {
             Self::ClearUp => "cleared up",
             Self::Restart => "restarted",
             Self::ReplaceShim => "given a new shim",
+            Self::Tell => "told what is coming",
         }
     }
 
     /// podd does it of its own accord, and soon has done.
     fn is_upkeep(self) -> bool {
-        matches!(self, Self::ClearUp | Self::Restart | Self::ReplaceShim)
+        matches!(self, Self::ClearUp | Self::Restart | Self::ReplaceShim | Self::Tell)
     }
 }
 
@@ -212,9 +222,22 @@ impl Daemon {
         let id_mapped_mounts = crate::sys::namespaces::id_mapped_mounts_work(&config.state);
         let criu = OnceLock::new();
         let pods = RwLock::default();
-        let watch = Watch::default();
-        let daemon =
-            Self { config, store, layers, hierarchies, boot, baseline, cpu, id_mapped_mounts, watch, criu, pods };
+        let (watch, told, bell) = (Watch::default(), Told::default(), Bell::default());
+        let daemon = Self {
+            config,
+            store,
+            layers,
+            hierarchies,
+            boot,
+            baseline,
+            cpu,
+            id_mapped_mounts,
+            watch,
+            told,
+            bell,
+            criu,
+            pods,
+        };
         for record in daemon.store.pods()? {
             daemon.insert(record);
         }
@@ -288,8 +311,19 @@ impl Daemon {
     /// # Errors
     /// The store's.
     pub fn journal(&self, migration: &Migration, pod: Option<&PodRecord>) -> std::result::Result<(), store::Error> {
-        self.store.put_migration(migration, pod)?;
+        let host = self.config.host.clone();
+        let end = What::of(migration, &host).map(|what| Entry {
+            id: 0,
+            at: Timestamp::now(),
+            host,
+            by: migration.by.clone(),
+            what,
+        });
+        self.store.put_migration(migration, pod, end.as_ref())?;
         crate::fault::point(&self.config.run, migration);
+        if end.is_some() {
+            self.bell.ring(self.store.newest_event()?);
+        }
         Ok(())
     }
 

@@ -6,6 +6,9 @@
 #[path = "../init/args.rs"]
 mod args;
 #[allow(dead_code)]
+#[path = "../init/events.rs"]
+mod events;
+#[allow(dead_code)]
 #[path = "../init/lines.rs"]
 mod lines;
 #[allow(dead_code)]

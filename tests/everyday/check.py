@@ -43,6 +43,15 @@ def same(got, wanted, what="value"):
         raise AssertionError(f"{what} is {got!r:.300}, not {wanted!r:.300}")
 
 
+def of_one_host(look):
+    """What `look` says when it is not interrupted: it compares device or inode numbers of two calls, and a move between these
+    two changes them. There is no second move so soon."""
+    try:
+        return look() or look()
+    except OSError:
+        return look()
+
+
 def wait_until(condition, what, patience=PATIENCE):
     end = time.monotonic() + patience
     while not condition():

@@ -2,13 +2,11 @@
 
 use std::path::PathBuf;
 
-use podd::patch::cover::{Manifest, manifests, trust};
+use podd::api::{ApiError, ErrorKind};
+use podd::patch::cover::{FOLDER, Manifest, manifests, trust};
 
-use crate::error::{DONE, Outcome, failed};
+use crate::error::{DONE, Outcome};
 use crate::output::{Output, table};
-
-/// Where manifests and trusted keys are unless told otherwise.
-const FOLDER: &str = "/etc/podd/livepatch";
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
@@ -44,12 +42,7 @@ pub struct LsArgs {
 pub fn run(verb: &Verb, out: &Output) -> Outcome {
     match verb {
         Verb::Trust(TrustArgs { key, folder }) => {
-            let name = trust(folder, key).map_err(|error| {
-                let text = error.to_string();
-                let (message, cure) =
-                    text.split_once("\n  cure: ").map_or((text.as_str(), None), |(m, c)| (m, Some(c)));
-                failed(message.to_owned(), cure)
-            })?;
+            let name = trust(folder, key).map_err(|error| ApiError::told(ErrorKind::Failed, &error.to_string()))?;
             out.show(&name, |name| format!("manifests that {name} signs count from now on"));
         }
         Verb::Ls(LsArgs { folder }) => out.show(&manifests(folder), |manifests| in_words(manifests)),

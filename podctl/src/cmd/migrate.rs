@@ -2,6 +2,7 @@
 
 use podd::api::{MigrateReport, MigrateRequest};
 use podd::client::path;
+use podd::patch::policy::Length;
 
 use super::Podctl;
 use crate::error::{DONE, Outcome};
@@ -26,6 +27,13 @@ pub struct Args {
     /// Rehearse first, and stay if that fails.
     #[arg(long)]
     rehearse: bool,
+    /// Tell the pod so long before, such as 15m; it may ask for more time, or say that it is ready. Ctrl-C calls it off.
+    #[arg(long, value_name = "LENGTH", value_parser = length)]
+    notice: Option<Length>,
+}
+
+fn length(text: &str) -> Result<Length, String> {
+    Length::try_from(text.to_owned())
 }
 
 pub async fn run(args: Args, ctl: &Podctl<'_>) -> Outcome {
@@ -34,8 +42,9 @@ pub async fn run(args: Args, ctl: &Podctl<'_>) -> Outcome {
     }
     let progress = ctl.out.progress(&format!("{} to {}", args.name, args.to));
     let url = path(&["pods", &args.name, "migrate"]);
+    let notice_s = args.notice.map(|notice| notice.0.unsigned_abs().as_secs());
     let report: MigrateReport =
-        ctl.daemon.stream(&url, &MigrateRequest { to: args.to }, |p| progress.update(&p)).await?;
+        ctl.daemon.stream(&url, &MigrateRequest { to: args.to, notice_s }, |p| progress.update(&p)).await?;
     drop(progress);
     ctl.out.show(&report, in_words);
     Ok(DONE)

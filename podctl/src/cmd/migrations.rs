@@ -12,7 +12,7 @@ use crate::output::{table, words};
 pub struct Args {
     /// What was expected of each move, what it took, and the error.
     #[arg(long)]
-    predictions: bool,
+    pub(super) predictions: bool,
 }
 
 /// How far a move is. A rehearsal is called off in any case: what counts is whether it showed that something breaks. And

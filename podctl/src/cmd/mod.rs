@@ -5,7 +5,9 @@ pub mod checkpoint;
 pub mod completion;
 pub mod create;
 pub mod doctor;
+pub mod events;
 pub mod exec;
+pub mod history;
 pub mod host;
 pub mod inspect;
 pub mod kill;
@@ -82,6 +84,8 @@ pub async fn run(cli: Cli, out: &Output) -> Outcome {
         Verb::Preflight(args) => preflight::run(args, &ctl).await,
         Verb::Doctor(_) => doctor::run(&ctl).await,
         Verb::Migrations(args) => migrations::run(args, &ctl).await,
+        Verb::Events(args) => events::run(&args, &ctl).await,
+        Verb::History(args) => history::run(&args, &ctl).await,
         Verb::Host(verb) => host::run(verb, &ctl).await,
         Verb::Status(args) => status::run(&args, &ctl).await,
         Verb::Why(args) => why::run(&args, &ctl).await,

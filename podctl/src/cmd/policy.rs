@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use podd::api::{ApiError, ErrorKind};
-use podd::patch::policy::{Overdue, PATH, Policy};
+use podd::patch::policy::{HORIZON, Overdue, PATH, Policy};
 use serde::Serialize;
 
 use crate::error::{DONE, Outcome, failed};
@@ -35,7 +35,6 @@ struct Explanation {
 
 /// Windows that are listed.
 const SLOTS: usize = 10;
-const AHEAD: SignedDuration = SignedDuration::from_hours(400 * 24);
 
 pub fn run(verb: &Verb, out: &Output) -> Outcome {
     let (Verb::Check(args) | Verb::Show(args) | Verb::Explain(args)) = verb;
@@ -56,13 +55,14 @@ pub fn run(verb: &Verb, out: &Output) -> Outcome {
 }
 
 fn told(text: &str) -> ApiError {
-    let (message, cure) = text.split_once("\n  cure: ").unwrap_or((text, "look at the README's section \"Policy\""));
-    ApiError { kind: ErrorKind::Usage, message: message.replace('\n', " "), cure: Some(cure.to_owned()) }
+    let error = ApiError::told(ErrorKind::Usage, text);
+    let cure = error.cure.clone().unwrap_or_else(|| "look at the README's section \"Policy\"".to_owned());
+    error.cure(cure)
 }
 
 fn explain(policy: &Policy, now: Timestamp) -> Result<Explanation, ApiError> {
     let windows = policy.windows().map_err(|why| told(&why))?;
-    let until = now.checked_add(AHEAD).unwrap_or(Timestamp::MAX);
+    let until = now.checked_add(HORIZON).unwrap_or(Timestamp::MAX);
     let slots = windows.slots(now, until).into_iter().take(SLOTS).collect();
     let (deadlines, phases) = (&policy.deadlines, &policy.phases);
     let names = |list: &mut dyn Iterator<Item = &podd::patch::decide::Mechanism>| {

@@ -89,31 +89,19 @@ pub(super) fn when(at: Timestamp, now: Timestamp) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use podd::patch::decide::{Decision, Mechanism, Severity};
+    use podd::patch::decide::{Mechanism, Severity};
     use podd::patch::facts::{Kernel, Missing};
 
     use super::*;
 
     pub fn view(verdict: Verdict) -> StatusView {
         let now = Timestamp::UNIX_EPOCH;
-        let mut decision = Decision::unknown(Missing { what: "x".into(), cure: "y".into() });
-        decision.verdict = verdict;
-        StatusView {
-            host: "a".into(),
-            now,
-            facts_at: Some(now),
-            kernel: Some(Kernel {
-                release: "6.1.0-47-amd64".into(),
-                flavour: "amd64".into(),
-                version: "6.1.170-3".into(),
-            }),
-            feeds: Vec::new(),
-            decision,
-            chosen: None,
-            at_once: false,
-            pods: Vec::new(),
-            remarks: Vec::new(),
-        }
+        let mut view = StatusView::unknown("a", now, Missing { what: "x".into(), cure: "y".into() });
+        view.decision.verdict = verdict;
+        view.facts_at = Some(now);
+        view.kernel =
+            Some(Kernel { release: "6.1.0-47-amd64".into(), flavour: "amd64".into(), version: "6.1.170-3".into() });
+        view
     }
 
     #[test]

@@ -72,6 +72,18 @@ fn in_words(status: &StatusView, most: usize) -> String {
         let rows = status.pods.iter().map(|pod| [pod.pod.clone(), format!("{} ms", words::ms(pod.blackout_ms))]);
         text += &table(["POD", "SILENT IN A MOVE"], rows);
     }
+    if !status.notices.is_empty() {
+        text += "\n";
+        let rows = status.notices.iter().map(|notice| {
+            let answer = match notice.acknowledged {
+                true => "ready".to_owned(),
+                false if notice.delayed_s > 0 => format!("wanted {} s more", notice.delayed_s),
+                false => String::new(),
+            };
+            [notice.pod.clone(), format!("{:.0}", notice.not_before), answer]
+        });
+        text += &table(["POD", "TOLD: NOT BEFORE", "ITS ANSWER"], rows);
+    }
     text
 }
 

@@ -9,7 +9,7 @@ use axum::routing::{delete, get, post};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::exec_stream;
+use crate::api::{LogLine, exec_stream};
 
 /// A daemon that answers from a table; its socket vanishes with it.
 struct Fake {
@@ -143,7 +143,7 @@ async fn log_lines_arrive_until_the_reader_has_enough() {
     let (_fake, client) = Fake::start(Router::new().route("/v1/log", get(|| async { LOG }))).await;
     let mut seen = Vec::new();
     let end = client
-        .lines("/v1/log", |line| {
+        .lines("/v1/log", |line: LogLine| {
             seen.push(line.text);
             true
         })
@@ -152,7 +152,7 @@ async fn log_lines_arrive_until_the_reader_has_enough() {
     assert_eq!(end.unwrap_err().message, "gone");
     let mut count = 0;
     client
-        .lines("/v1/log", |_| {
+        .lines("/v1/log", |_: LogLine| {
             count += 1;
             false
         })

@@ -22,7 +22,10 @@ use x509_parser::prelude::FromDer;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::decide::Cover;
+use crate::sys::replace::replace;
 
+/// Where manifests and trusted keys are unless told otherwise.
+pub const FOLDER: &str = "/etc/podd/livepatch";
 /// Folder of trusted keys.
 const TRUSTED: &str = "trusted";
 /// Larger manifests and keys are none, in bytes.
@@ -88,15 +91,12 @@ pub fn trust(folder: &Path, key: &Path) -> Result<String, Error> {
     public_key(&text).ok_or_else(|| Error::Key(key.to_owned()))?;
     let name = key.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let folder = folder.join(TRUSTED);
-    let (file, fresh) = (folder.join(format!("{name}.pem")), folder.join(format!(".{name}.new")));
-    let write = || {
-        fs::create_dir_all(&folder)?;
-        fs::write(&fresh, &text)?;
-        File::open(&fresh)?.sync_all()?;
-        fs::rename(&fresh, &file)?;
-        File::open(&folder)?.sync_all()
-    };
-    write().map_err(|source| Error::File { what: "write", path: file.clone(), source })?;
+    let file = folder.join(format!("{name}.pem"));
+    fs::create_dir_all(&folder).and_then(|()| replace(&file, &text, 0o644)).map_err(|source| Error::File {
+        what: "write",
+        path: file,
+        source,
+    })?;
     Ok(name)
 }
 

@@ -132,6 +132,8 @@ pub struct Record {
     pub left: Vec<Timestamp>,
     /// The breaker is open: nobody leaves.
     pub breaker_open: bool,
+    /// The last verdict that was told as an event; empty: none.
+    pub verdict: String,
 }
 
 /// What is known of the host beside its facts.

@@ -85,7 +85,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::patch::decide::{Decision, Exposure};
+    use crate::patch::decide::Exposure;
     use crate::patch::facts::Missing;
 
     #[test]
@@ -99,21 +99,11 @@ mod tests {
             summary: String::new(),
             standing,
         };
-        let mut decision = Decision::unknown(Missing { what: "x".to_owned(), cure: "y".to_owned() });
-        decision.exposures = vec![exposure("CVE-1", Standing::Open), exposure("CVE-2", Standing::Open)];
-        decision.deadline = Some(Timestamp::UNIX_EPOCH);
-        let status = StatusView {
-            host: "a".to_owned(),
-            now: Timestamp::new(100, 0).expect("a time"),
-            facts_at: Some(Timestamp::new(40, 0).expect("a time")),
-            kernel: None,
-            feeds: Vec::new(),
-            decision,
-            chosen: None,
-            at_once: false,
-            pods: Vec::new(),
-            remarks: Vec::new(),
-        };
+        let at = |second| Timestamp::new(second, 0).expect("a time");
+        let missing = Missing { what: "x".to_owned(), cure: "y".to_owned() };
+        let mut status = StatusView { facts_at: Some(at(40)), ..StatusView::unknown("a", at(100), missing) };
+        status.decision.exposures = vec![exposure("CVE-1", Standing::Open), exposure("CVE-2", Standing::Open)];
+        status.decision.deadline = Some(Timestamp::UNIX_EPOCH);
         let states = ["running", "running", "exited"].map(str::to_owned);
         let said = text(&status, &states, &[31.25, 250.0]);
         for line in [

@@ -9,6 +9,8 @@ pub mod cover;
 pub mod decide;
 pub mod facts;
 pub mod metrics;
+pub mod notice;
 pub mod policy;
 pub mod reader;
+pub mod told;
 pub mod watch;

@@ -25,8 +25,8 @@ use super::decide::{Mechanism, Severity};
 pub const PATH: &str = "/etc/podd/policy.toml";
 /// A larger file is none of ours, in bytes.
 const LARGEST: u64 = 256 << 10;
-/// A policy must have a window within this.
-const SOON: SignedDuration = SignedDuration::from_hours(400 * 24);
+/// A policy must have a window within this, and windows are looked for no further.
+pub const HORIZON: SignedDuration = SignedDuration::from_hours(400 * 24);
 
 /// All that operators decide.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -302,7 +302,7 @@ impl Policy {
         }
         self.advisories.check().map_err(|error| (format!("[advisories] {error}"), "make it so"))?;
         let windows = self.windows().map_err(|message| (message, "see the README's section \"Policy\""))?;
-        let soon = now.checked_add(SOON).unwrap_or(Timestamp::MAX);
+        let soon = now.checked_add(HORIZON).unwrap_or(Timestamp::MAX);
         if windows.next(now, soon).is_none() {
             return Err((
                 "no window is left: within the next 400 days each is excluded, or never comes".to_owned(),

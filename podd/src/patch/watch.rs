@@ -16,8 +16,9 @@ use super::decide::{Decision, LINUX, Question, Record, Situation, Verdict, decid
 use super::facts::{Facts, Missing, advisories_of};
 use super::policy::Policy;
 use super::reader::ThisHost;
-use crate::api::{ApiError, ChooseRequest, PodSilence, StatusView};
+use crate::api::{ApiError, ChooseRequest, ErrorKind, PodSilence, StatusView};
 use crate::error::{Attempt, Result};
+use crate::events::{PODD, What, note};
 use crate::pod::predict;
 use crate::pod::state::PodState;
 use crate::supervisor::Daemon;
@@ -32,6 +33,8 @@ const ADVISED: SignedDuration = SignedDuration::from_hours(6);
 pub struct Watch {
     known: Mutex<Option<Arc<Known>>>,
     policy: Mutex<Option<Arc<Policy>>>,
+    /// Held while what is remembered is changed.
+    record: Mutex<()>,
     /// Held while it is read.
     turn: AsyncMutex<()>,
 }
@@ -48,18 +51,9 @@ struct Known {
 /// Reads again and again, for as long as podd runs.
 pub async fn watch(daemon: Arc<Daemon>) {
     tokio::time::sleep(AT_FIRST).await;
-    let mut before = String::new();
     loop {
-        match look(&daemon, false).await {
-            Err(error) => tracing::warn!(error = error.message, "the status of this host cannot be told"),
-            Ok(()) => {
-                let status = status(&daemon).map(|status| status.decision.verdict);
-                let verdict = status.as_ref().map_or("unknown", Verdict::name).to_owned();
-                if verdict != before {
-                    tracing::info!(verdict, before, "status of this host");
-                    before = verdict;
-                }
-            }
+        if let Err(error) = look(&daemon, false).await {
+            tracing::warn!(error = error.message, "the status of this host cannot be told");
         }
         let (policy, _) = policy(&daemon);
         let pause = policy.map_or(AT_FIRST, |policy| policy.facts.interval.0.unsigned_abs());
@@ -94,7 +88,9 @@ fn read(daemon: &Daemon, ask: bool) -> Result<()> {
     let manifests = cover::manifests(&daemon.config.livepatch);
     let known = Arc::new(Known { facts, advisories, manifests, advised });
     *daemon.watch.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
-    remember(daemon)
+    settle(daemon)?;
+    daemon.told.stir();
+    Ok(())
 }
 
 fn is_fresh(known: &Known, config: &advisories::Config) -> bool {
@@ -131,8 +127,11 @@ fn advise(daemon: &Daemon, config: &advisories::Config, facts: &Facts, ask: bool
     all
 }
 
-/// The operators' policy, and why it is not the one in the file. None: there never was a good one.
-fn policy(daemon: &Daemon) -> (Option<Arc<Policy>>, Option<String>) {
+/// A policy, and why it is not the one in the file. None: there never was a good one.
+pub type Said = (Option<Arc<Policy>>, Option<String>);
+
+/// What the operators want.
+pub fn policy(daemon: &Daemon) -> Said {
     let mut last = daemon.watch.policy.lock().unwrap_or_else(PoisonError::into_inner);
     match Policy::load(&daemon.config.policy, Timestamp::now()) {
         Ok(policy) => {
@@ -144,18 +143,36 @@ fn policy(daemon: &Daemon) -> (Option<Arc<Policy>>, Option<String>) {
     }
 }
 
+/// Decides, and keeps what the next decision needs: since when each fix can be had. A verdict that has changed is an event. None:
+/// nothing was read yet, or there is no policy.
+///
+/// # Errors
+/// The store's.
+pub fn settle(daemon: &Daemon) -> Result<Option<(Decision, Arc<Policy>)>> {
+    let Some(known) = known(daemon) else { return Ok(None) };
+    let _alone = daemon.watch.record.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = daemon.store.patch_record()?;
+    let policy = policy(daemon);
+    let decision = decision(Some(&known), policy.clone(), &before);
+    let mut record = remembered(before.clone(), &decision, Timestamp::now());
+    record.verdict = decision.verdict.name().to_owned();
+    if record.verdict != before.verdict {
+        note(daemon, PODD, What::verdict(&decision, &before.verdict))?;
+    }
+    if record != before {
+        daemon.store.put_patch_record(&record)?;
+    }
+    Ok(policy.0.map(|policy| (decision, policy)))
+}
+
 /// Notes since when each fix can be had, and forgets those that are in use.
-fn remember(daemon: &Daemon) -> Result<()> {
-    let mut record = daemon.store.patch_record()?;
-    let decision = decision(daemon, &record);
+fn remembered(mut record: Record, decision: &Decision, now: Timestamp) -> Record {
     if matches!(decision.verdict, Verdict::Unknown { .. }) {
         // Nothing is forgotten because it could not be seen once.
-        return Ok(());
+        return record;
     }
     let fixes = decision.fixes();
-    let before = record.clone();
     record.seen.retain(|key, _| fixes.contains(key));
-    let now = Timestamp::now();
     for key in fixes {
         record.seen.entry(key).or_insert(now);
     }
@@ -163,22 +180,17 @@ fn remember(daemon: &Daemon) -> Result<()> {
         // What the owner wanted was about what is done now.
         (record.chosen, record.at_once) = (None, false);
     }
-    if record != before {
-        daemon.store.put_patch_record(&record)?;
-    }
-    Ok(())
+    record
 }
 
-fn decision(daemon: &Daemon, record: &Record) -> Decision {
+fn decision(known: Option<&Known>, (policy, problem): Said, record: &Record) -> Decision {
     let unknown = |what: &str, cure: &str| Decision::unknown(Missing { what: what.to_owned(), cure: cure.to_owned() });
-    let Some(known) = known(daemon) else {
+    let Some(known) = known else {
         return unknown("the facts of this host have not been read yet", "ask again with `podctl status --refresh`");
     };
-    let (policy, problem) = policy(daemon);
     let Some(policy) = policy else {
-        let problem = problem.unwrap_or_default();
-        let (what, cure) = problem.split_once("\n  cure: ").unwrap_or((&problem, "correct it"));
-        return unknown(what, cure);
+        let problem = ApiError::told(ErrorKind::Usage, &problem.unwrap_or_default());
+        return unknown(&problem.message, problem.cure.as_deref().unwrap_or("correct it"));
     };
     let windows = match policy.windows() {
         Ok(windows) => windows,
@@ -203,8 +215,8 @@ fn decision(daemon: &Daemon, record: &Record) -> Decision {
 pub fn status(daemon: &Daemon) -> Result<StatusView> {
     let record = daemon.store.patch_record()?;
     let known = known(daemon);
-    let mut remarks: Vec<String> =
-        policy(daemon).1.into_iter().map(|why| format!("the last good policy holds: {why}")).collect();
+    let policy = policy(daemon);
+    let mut remarks: Vec<String> = policy.1.iter().map(|why| format!("the last good policy holds: {why}")).collect();
     if let Some(known) = &known {
         let hints = &known.facts.reboot_hints;
         if !hints.is_empty() {
@@ -220,11 +232,12 @@ pub fn status(daemon: &Daemon) -> Result<StatusView> {
         now: Timestamp::now(),
         facts_at: known.as_ref().map(|known| known.facts.at),
         kernel: known.as_ref().and_then(|known| known.facts.kernel.known().cloned()),
-        feeds: known.map(|known| known.advisories.feeds.clone()).unwrap_or_default(),
-        decision: decision(daemon, &record),
+        feeds: known.as_ref().map(|known| known.advisories.feeds.clone()).unwrap_or_default(),
+        decision: decision(known.as_deref(), policy, &record),
         chosen: record.chosen,
         at_once: record.at_once,
         pods: Vec::new(),
+        notices: daemon.store.notices()?.into_values().collect(),
         remarks,
     })
 }
@@ -253,11 +266,11 @@ pub fn explained(daemon: &Daemon) -> Result<StatusView> {
     Ok(StatusView { pods: running.map(silence).collect::<Result<_>>()?, ..status(daemon)? })
 }
 
-/// What the owner of this host wants: patched now, at a time, or as the policy says (neither).
+/// What the owner of this host wants: patched now, at a time, or as the policy says (neither). `by`: who said so.
 ///
 /// # Errors
 /// The time does not do; or the store's.
-pub fn choose(daemon: &Daemon, request: &ChooseRequest) -> Result<StatusView> {
+pub fn choose(daemon: &Daemon, by: &str, request: &ChooseRequest) -> Result<StatusView> {
     let now = Timestamp::now();
     if let Some(at) = request.at {
         let status = status(daemon)?;
@@ -274,8 +287,13 @@ pub fn choose(daemon: &Daemon, request: &ChooseRequest) -> Result<StatusView> {
             return Err(ApiError::conflict(format!("{at} is in no window")).cure("`podctl policy explain` lists them"));
         }
     }
-    let mut record = daemon.store.patch_record()?;
-    (record.at_once, record.chosen) = (request.at_once, request.at);
-    daemon.store.put_patch_record(&record)?;
+    {
+        let _alone = daemon.watch.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut record = daemon.store.patch_record()?;
+        (record.at_once, record.chosen) = (request.at_once, request.at);
+        daemon.store.put_patch_record(&record)?;
+    }
+    note(daemon, by, What::Chosen { time: request.at, at_once: request.at_once })?;
+    daemon.told.stir();
     brief(daemon)
 }

@@ -74,7 +74,7 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
                 peer.send(&answer.map_or_else(|e| refused(&e), |status| told(&status))).await?;
             }
             Message::Choose(request) => {
-                let answer = crate::patch::watch::choose(daemon, &request);
+                let answer = crate::patch::watch::choose(daemon, &format!("host {from}"), &request);
                 peer.send(&answer.map_or_else(|e| refused(&e), |status| told(&status))).await?;
             }
             Message::AskHosts => peer.send(&Message::Hosts { hosts: daemon.store.hosts()? }).await?,
@@ -146,6 +146,7 @@ fn reserve(daemon: &Daemon, from: &str, id: &str, record: &str) -> Result<(Claim
         error: None,
         report: None,
         rehearsal: false,
+        by: format!("host {from}"),
     };
     record.state = PodState::Arriving { migration: id.to_owned() };
     if let Some(relies_on) = &mut record.relies_on {

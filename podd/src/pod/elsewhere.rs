@@ -106,6 +106,7 @@ mod tests {
             error: None,
             report: None,
             rehearsal: false,
+            by: String::new(),
         }
     }
 

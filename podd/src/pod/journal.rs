@@ -48,6 +48,9 @@ pub struct Migration {
     /// It is a rehearsal: a clone goes over, and is destroyed.
     #[serde(default)]
     pub rehearsal: bool,
+    /// Who wanted it.
+    #[serde(default)]
+    pub by: String,
 }
 
 /// A host's part in a move.

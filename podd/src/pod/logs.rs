@@ -19,6 +19,14 @@ fn open_plain(upper: &Path, name: &str) -> Option<File> {
     file.metadata().ok()?.is_file().then_some(file)
 }
 
+/// The beginning of a plain file below the pod's writable layer, as text; none if there is no such file.
+#[must_use]
+pub fn read_plain(upper: &Path, name: &str, most: u64) -> Option<String> {
+    let mut text = Vec::new();
+    open_plain(upper, name)?.take(most).read_to_end(&mut text).ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
 /// What the pod's init wrote when the command ended.
 #[must_use]
 pub fn exit_file(upper: &Path, oom: bool) -> Option<ExitStatus> {
@@ -27,9 +35,7 @@ pub fn exit_file(upper: &Path, oom: bool) -> Option<ExitStatus> {
         code: i32,
         signal: Option<i32>,
     }
-    let mut text = String::new();
-    open_plain(upper, ".podd/exit")?.take(1024).read_to_string(&mut text).ok()?;
-    let exit: Exit = serde_json::from_str(&text).ok()?;
+    let exit: Exit = serde_json::from_str(&read_plain(upper, ".podd/exit", 1024)?).ok()?;
     Some(ExitStatus { code: exit.code & 0xff, signal: exit.signal, oom })
 }
 

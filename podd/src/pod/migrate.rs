@@ -75,9 +75,9 @@ async fn target_facts(peer: &mut Peer, record: &PodRecord) -> Result<TargetFacts
 /// # Errors
 /// A refusal before anything was done, or what failed; the pod then runs on here. Once the pod has been given away,
 /// this waits for the target's answer however long it takes.
-pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell) -> Result<MigrateReport> {
+pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, by: &str, tell: &Tell) -> Result<MigrateReport> {
     let record = claim.record();
-    let (mut run, mut migration) = Run::begin(daemon, claim, to, false, tell).await?;
+    let (mut run, mut migration) = Run::begin(daemon, claim, to, false, by, tell).await?;
     let mut ready = run.until_sent(&record, &mut migration).await;
     if ready.is_ok() {
         ready = run.restore(&record).await;
@@ -411,6 +411,7 @@ impl<'a> Run<'a> {
         claim: &Claim,
         to: &str,
         rehearsal: bool,
+        by: &str,
         tell: &'a Tell,
     ) -> Result<(Self, Migration)> {
         let record = claim.record();
@@ -456,6 +457,7 @@ impl<'a> Run<'a> {
             error: None,
             report: None,
             rehearsal,
+            by: by.to_owned(),
         };
         daemon.journal(&migration, None)?;
         Ok((run, migration))

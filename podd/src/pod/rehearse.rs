@@ -27,7 +27,7 @@ const WATCHED: Duration = Duration::from_secs(1);
 /// A refusal by preflight, or what broke: the move would have failed, or the pod would have been ill there.
 pub async fn rehearse(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell) -> Result<RehearsalReport> {
     let record = claim.record();
-    let (mut run, mut migration) = Run::begin(daemon, claim, to, true, tell).await?;
+    let (mut run, mut migration) = Run::begin(daemon, claim, to, true, "", tell).await?;
     let sent = run.until_sent(&record, &mut migration).await;
     // On record before the target restores anything: should it lose us, it is told that the pod was not given to it.
     call_off(daemon, &record, &mut migration, sent.as_ref().err().map(|e| e.message.clone()), run.hold())?;

@@ -255,6 +255,7 @@ pub fn watch(daemon: &Arc<Daemon>, id: &str, init: ProcessId) {
     let id = id.to_owned();
     tokio::spawn(keep_shim(daemon.clone(), id.clone(), init));
     tokio::spawn(health::watch(daemon.clone(), id.clone(), init));
+    daemon.told.stir();
     tokio::spawn(async move {
         // An error means that it is gone already.
         let _ = init.ended().await;

@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use super::caller::Caller;
 use super::fleet;
 use super::peers::known_hosts;
 use crate::api::{
@@ -25,6 +26,7 @@ use crate::api::{
     RestoreRequest, StopRequest, Version,
 };
 use crate::error::{Attempt, Result};
+use crate::patch::told;
 use crate::pod::journal::Migration;
 use crate::pod::state::{PodRecord, PodState};
 use crate::pod::{checkpoint, create, elsewhere, inspect, logs, migrate, preflight, rehearse, restore, start, stop};
@@ -63,6 +65,7 @@ pub fn router(daemon: Arc<Daemon>) -> axum::Router {
         .route("/v1/host/invite", post(host_invite))
         .route("/v1/host/join", post(host_join))
         .route("/v1/migrations", get(migrations))
+        .route("/v1/events", get(super::events::events))
         .merge(super::status::routes())
         .method_not_allowed_fallback(async || {
             let error = ApiError::usage("this path of the API has no such method");
@@ -137,7 +140,10 @@ where
                 continue;
             }
             last = Some((progress.phase.clone(), std::time::Instant::now()));
-            let _ = lines.send(line(&Event::Progress(progress))).await;
+            if lines.send(line(&Event::Progress(progress))).await.is_err() {
+                // The client has gone. What only waits for something may want to know; all else goes on.
+                told.close();
+            }
         }
         let event = match work.await {
             Ok(Ok(value)) => serde_json::to_value(value)
@@ -150,11 +156,11 @@ where
     ndjson(body)
 }
 
-fn line(value: &impl Serialize) -> String {
+pub(super) fn line(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default() + "\n"
 }
 
-fn ndjson(lines: mpsc::Receiver<String>) -> Response {
+pub(super) fn ndjson(lines: mpsc::Receiver<String>) -> Response {
     let lines = futures_util::stream::unfold(lines, |mut lines| async {
         lines.recv().await.map(|line| (Ok::<_, Infallible>(line), lines))
     });
@@ -283,7 +289,7 @@ async fn checkpoint_pod(
     Path(name): Path<String>,
     Said(request): Said<CheckpointRequest>,
 ) -> Answer {
-    let claim = daemon.claim(&name, Doing::Checkpoint)?;
+    let claim = daemon.claim_once_tidy(&name, Doing::Checkpoint).await?;
     let options = checkpoint::Options {
         output: request.output.map(Into::into),
         leave_running: request.leave_running,
@@ -308,13 +314,25 @@ async fn preflight_pod(State(daemon): App, Path(name): Path<String>, Said(reques
     }
 }
 
-async fn migrate_pod(State(daemon): App, Path(name): Path<String>, Said(request): Said<MigrateRequest>) -> Answer {
-    let claim = daemon.claim(&name, Doing::Migrate)?;
-    Ok(stream(async move |tell| migrate::migrate(&daemon, &claim, &request.to, &tell).await))
+async fn migrate_pod(
+    State(daemon): App,
+    Path(name): Path<String>,
+    caller: Caller,
+    Said(request): Said<MigrateRequest>,
+) -> Answer {
+    let (to, by) = (request.to, caller.name());
+    let Some(notice_s) = request.notice_s else {
+        let claim = daemon.claim_once_tidy(&name, Doing::Migrate).await?;
+        return Ok(stream(async move |tell| migrate::migrate(&daemon, &claim, &to, &by, &tell).await));
+    };
+    Ok(stream(async move |tell| {
+        let claim = told::before_a_move(&daemon, &name, (&to, &by), notice_s, &tell).await?;
+        migrate::migrate(&daemon, &claim, &to, &by, &tell).await
+    }))
 }
 
 async fn rehearse_pod(State(daemon): App, Path(name): Path<String>, Said(request): Said<MigrateRequest>) -> Answer {
-    let claim = daemon.claim(&name, Doing::Rehearse)?;
+    let claim = daemon.claim_once_tidy(&name, Doing::Rehearse).await?;
     Ok(stream(async move |tell| rehearse::rehearse(&daemon, &claim, &request.to, &tell).await))
 }
 

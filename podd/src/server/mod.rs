@@ -1,5 +1,7 @@
 //! The daemon's ears: the API on a Unix socket, other podds on a TLS port.
 
+mod caller;
+mod events;
 mod exec;
 mod fleet;
 mod http;
@@ -20,7 +22,9 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
 
 use crate::config::Config;
+use crate::events::webhook;
 use crate::layers::LayerStore;
+use crate::patch::told;
 use crate::patch::watch::watch;
 use crate::recover::recover;
 use crate::store::Sqlite;
@@ -64,6 +68,8 @@ async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn 
     if daemon.config.watch {
         tokio::spawn(watch(daemon.clone()));
     }
+    tokio::spawn(told::tell(daemon.clone()));
+    tokio::spawn(webhook::deliver(daemon.clone()));
     if let Some(address) = daemon.config.metrics {
         let served = status::serve_metrics(daemon.clone(), address);
         tokio::spawn(async move {
@@ -72,9 +78,10 @@ async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn 
             }
         });
     }
+    let api = http::router(daemon).into_make_service_with_connect_info::<caller::Caller>();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
-        served = axum::serve(listener, http::router(daemon)) => served?,
+        served = axum::serve(listener, api) => served?,
         _ = terminate.recv() => tracing::info!("told to end; pods run on"),
         _ = tokio::signal::ctrl_c() => tracing::info!("told to end; pods run on"),
     }

@@ -11,10 +11,10 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use serde::Deserialize;
 
+use super::caller::Caller;
 use super::http::{Answer, App, Asked, Said, json};
 use crate::api::{ChooseRequest, StatusView};
 use crate::error::{Attempt, Result};
-use crate::patch::decide::Decision;
 use crate::patch::facts::Missing;
 use crate::patch::{metrics, watch};
 use crate::peer;
@@ -90,18 +90,7 @@ pub async fn own(daemon: &Arc<Daemon>, refresh: bool, why: bool) -> Result<Statu
 /// A host that does not answer.
 fn silent(host: &str, why: String) -> StatusView {
     let cure = format!("see that podd runs on {host} and can be reached");
-    StatusView {
-        host: host.to_owned(),
-        now: Timestamp::now(),
-        facts_at: None,
-        kernel: None,
-        feeds: Vec::new(),
-        decision: Decision::unknown(Missing { what: why, cure }),
-        chosen: None,
-        at_once: false,
-        pods: Vec::new(),
-        remarks: Vec::new(),
-    }
+    StatusView::unknown(host, Timestamp::now(), Missing { what: why, cure })
 }
 
 #[derive(Deserialize)]
@@ -109,9 +98,14 @@ struct ChooseQuery {
     host: Option<String>,
 }
 
-async fn choose(State(daemon): App, Asked(query): Asked<ChooseQuery>, Said(request): Said<ChooseRequest>) -> Answer {
+async fn choose(
+    State(daemon): App,
+    Asked(query): Asked<ChooseQuery>,
+    caller: Caller,
+    Said(request): Said<ChooseRequest>,
+) -> Answer {
     match query.host.filter(|host| *host != daemon.config.host) {
-        None => json(watch::choose(&daemon, &request)?),
+        None => json(watch::choose(&daemon, &caller.name(), &request)?),
         Some(host) => json(peer::choose_for(&daemon, &host, request).await?),
     }
 }

@@ -2,13 +2,16 @@
 
 mod sqlite;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 pub use sqlite::Sqlite;
 
+use crate::events::Entry;
 use crate::patch::decide::Record;
+use crate::patch::notice::Notice;
 use crate::pod::journal::Migration;
 use crate::pod::state::PodRecord;
 
@@ -62,11 +65,11 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`Error`].
     fn migration(&self, id: &str) -> Result<Option<Migration>, Error>;
-    /// Adds or replaces a migration's journal, and its pod's record, in one step.
+    /// Adds or replaces a migration's journal, its pod's record, and once the event of its end, in one step.
     ///
     /// # Errors
     /// [`Error`].
-    fn put_migration(&self, migration: &Migration, pod: Option<&PodRecord>) -> Result<(), Error>;
+    fn put_migration(&self, migration: &Migration, pod: Option<&PodRecord>, end: Option<&Entry>) -> Result<(), Error>;
     /// Every known host.
     ///
     /// # Errors
@@ -87,4 +90,39 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`Error`].
     fn put_patch_record(&self, record: &Record) -> Result<(), Error>;
+    /// What pods of this host have been told, by the pod's id.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn notices(&self) -> Result<BTreeMap<String, Notice>, Error>;
+    /// Replaces what a pod was told; none: nothing any more.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn put_notice(&self, pod_id: &str, notice: Option<&Notice>) -> Result<(), Error>;
+    /// Writes an event down; its number.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn add_event(&self, entry: &Entry) -> Result<u64, Error>;
+    /// Events after this number, at most so many, the oldest first.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn events(&self, after: u64, most: usize) -> Result<Vec<Entry>, Error>;
+    /// Number of the newest event; 0: there is none.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn newest_event(&self) -> Result<u64, Error>;
+    /// The last event of which the webhook need not be told any more.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn delivered(&self) -> Result<u64, Error>;
+    /// Notes that.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn set_delivered(&self, id: u64) -> Result<(), Error>;
 }

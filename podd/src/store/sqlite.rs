@@ -1,5 +1,6 @@
 //! The default store: SQLite in WAL mode with full sync.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -8,7 +9,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Error, Host, Store};
+use crate::events::Entry;
 use crate::patch::decide::Record;
+use crate::patch::notice::Notice;
 use crate::pod::journal::Migration;
 use crate::pod::state::PodRecord;
 
@@ -23,6 +26,11 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS migrations (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS hosts (name TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS patching (id INTEGER PRIMARY KEY CHECK (id = 0), record TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS notices (pod TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS events (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, migration TEXT UNIQUE, record TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS delivered (id INTEGER PRIMARY KEY CHECK (id = 0), event INTEGER NOT NULL) STRICT;
 ";
 
 /// A store in one file.
@@ -77,7 +85,7 @@ impl Store for Sqlite {
         Ok(text.map(|t| serde_json::from_str(&t)).transpose()?)
     }
 
-    fn put_migration(&self, migration: &Migration, pod: Option<&PodRecord>) -> Result<(), Error> {
+    fn put_migration(&self, migration: &Migration, pod: Option<&PodRecord>, end: Option<&Entry>) -> Result<(), Error> {
         let mut connection = self.connection();
         let transaction = connection.transaction()?;
         transaction
@@ -92,6 +100,11 @@ impl Store for Sqlite {
         }
         if let Some(pod) = pod {
             write_pod(&transaction, pod)?;
+        }
+        if let Some(end) = end {
+            transaction
+                .prepare_cached("INSERT OR IGNORE INTO events (migration, record) VALUES (?1, ?2)")?
+                .execute(params![migration.id, json(end)?])?;
         }
         Ok(transaction.commit()?)
     }
@@ -117,6 +130,61 @@ impl Store for Sqlite {
             .execute("INSERT OR REPLACE INTO patching (id, record) VALUES (0, ?1)", params![json(record)?])?;
         Ok(())
     }
+
+    fn notices(&self) -> Result<BTreeMap<String, Notice>, Error> {
+        let connection = self.connection();
+        let mut statement = connection.prepare_cached("SELECT pod, record FROM notices")?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))?;
+        rows.map(|row| row.map_err(Error::from).and_then(|(pod, text)| Ok((pod, serde_json::from_str(&text)?))))
+            .collect()
+    }
+
+    fn put_notice(&self, pod_id: &str, notice: Option<&Notice>) -> Result<(), Error> {
+        let connection = self.connection();
+        match notice {
+            None => connection.execute("DELETE FROM notices WHERE pod = ?1", [pod_id])?,
+            Some(notice) => connection.execute(
+                "INSERT OR REPLACE INTO notices (pod, record) VALUES (?1, ?2)",
+                params![pod_id, json(notice)?],
+            )?,
+        };
+        Ok(())
+    }
+
+    fn add_event(&self, entry: &Entry) -> Result<u64, Error> {
+        let connection = self.connection();
+        connection.execute("INSERT INTO events (record) VALUES (?1)", params![json(entry)?])?;
+        Ok(connection.last_insert_rowid().unsigned_abs())
+    }
+
+    fn events(&self, after: u64, most: usize) -> Result<Vec<Entry>, Error> {
+        let connection = self.connection();
+        let mut statement =
+            connection.prepare_cached("SELECT id, record FROM events WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+        let rows = statement
+            .query_map(params![signed(after), most], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
+        rows.map(|row| {
+            let (id, text) = row?;
+            Ok(Entry { id: id.unsigned_abs(), ..serde_json::from_str(&text)? })
+        })
+        .collect()
+    }
+
+    fn newest_event(&self) -> Result<u64, Error> {
+        let newest: Option<i64> = self.connection().query_row("SELECT max(id) FROM events", [], |row| row.get(0))?;
+        Ok(newest.unwrap_or(0).unsigned_abs())
+    }
+
+    fn delivered(&self) -> Result<u64, Error> {
+        let id: Option<i64> =
+            self.connection().query_row("SELECT event FROM delivered", [], |row| row.get(0)).optional()?;
+        Ok(id.unwrap_or(0).unsigned_abs())
+    }
+
+    fn set_delivered(&self, id: u64) -> Result<(), Error> {
+        self.connection().execute("INSERT OR REPLACE INTO delivered (id, event) VALUES (0, ?1)", [signed(id)])?;
+        Ok(())
+    }
 }
 
 fn write_pod(connection: &Connection, pod: &PodRecord) -> Result<(), Error> {
@@ -132,6 +200,11 @@ fn write_pod(connection: &Connection, pod: &PodRecord) -> Result<(), Error> {
         }
         other => other.map(drop).map_err(Error::from),
     }
+}
+
+/// SQLite's numbers are signed; none of ours comes near the end of those.
+fn signed(id: u64) -> i64 {
+    i64::try_from(id).unwrap_or(i64::MAX)
 }
 
 fn json(record: &impl Serialize) -> Result<String, Error> {

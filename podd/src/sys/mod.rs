@@ -11,4 +11,5 @@ pub mod mounts;
 pub mod namespaces;
 pub mod network;
 pub mod process;
+pub mod replace;
 pub mod seccomp;

@@ -1,13 +1,14 @@
 //! Files below `<state>/pki`: readable by root alone, replaced whole or not at all.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::TrustError;
+use crate::sys::replace::replace;
 
 pub(super) const CA: &str = "ca.pem";
 pub(super) const CA_KEY: &str = "ca.key";
@@ -39,20 +40,7 @@ pub(super) fn lock(pki: &Path) -> Result<Lock, TrustError> {
 /// Replaces a file: after a power cut it has the old content or the new one.
 pub(super) fn write(_lock: &Lock, pki: &Path, name: &str, content: &[u8]) -> Result<(), TrustError> {
     let path = pki.join(name);
-    // A fixed name, so that what a crash leaves behind (maybe half a key) is overwritten, not collected.
-    let fresh = pki.join(format!(".{name}.new"));
-    let work = || {
-        match fs::remove_file(&fresh) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&fresh, &path)?;
-        File::open(pki)?.sync_all()
-    };
-    work().map_err(TrustError::file("writing", &path))
+    replace(&path, content, 0o600).map_err(TrustError::file("writing", &path))
 }
 
 /// The content of a file, none if there is no such file.

@@ -4,6 +4,7 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
@@ -43,7 +44,7 @@ pub(super) struct Download {
 
 /// Asks a mirror for what is newer than `known`.
 pub(super) fn get(config: &Config, feed: Feed, url: &str, dir: &Path, known: Option<&State>) -> Result<Got> {
-    let agent = agent(config, url);
+    let agent = agent(url, unsigned(config.connect_timeout), unsigned(config.timeout));
     let response = ask(&agent, config, url, known)?;
     match response.status() {
         StatusCode::OK => {}
@@ -79,8 +80,10 @@ pub(super) fn get(config: &Config, feed: Feed, url: &str, dir: &Path, known: Opt
     Ok(Got::New(Download { file, etag, modified, dated }))
 }
 
-/// The host's own certificates decide whom to trust, and an `https` address never leads to an `http` one.
-fn agent(config: &Config, url: &str) -> Agent {
+/// What speaks HTTP to others, with a limit for the connection and one for all. The host's own certificates decide whom to trust,
+/// and an `https` address never leads to an `http` one.
+#[must_use]
+pub fn agent(url: &str, connect: Duration, all: Duration) -> Agent {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = TlsConfig::builder()
         .root_certs(RootCerts::PlatformVerifier)
@@ -91,8 +94,8 @@ fn agent(config: &Config, url: &str) -> Agent {
         .https_only(url.starts_with("https://"))
         .http_status_as_error(false)
         .max_redirects(5)
-        .timeout_connect(Some(unsigned(config.connect_timeout)))
-        .timeout_global(Some(unsigned(config.timeout)))
+        .timeout_connect(Some(connect))
+        .timeout_global(Some(all))
         .user_agent("podd");
     Agent::new_with_config(agent.build())
 }

@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 pub use config::{Config, ConfigError};
 pub use error::Error;
+pub use fetch::agent;
 pub use fix::Fix;
 pub use merge::read;
 pub use refresh::refresh;

@@ -8,10 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::exposure::Exposure;
 use super::steps::Step;
 use super::{Decision, Question, Severity, Verdict};
-use crate::patch::policy::{Overdue, Slot, words};
-
-/// Windows are looked for within this.
-const AHEAD: SignedDuration = SignedDuration::from_hours(400 * 24);
+use crate::patch::policy::{HORIZON, Overdue, Slot, words};
 
 pub(super) fn decide(question: Question<'_>, step: Step, exposures: Vec<Exposure>, mut chain: Vec<String>) -> Decision {
     let Question { policy, record, now, .. } = question;
@@ -65,7 +62,7 @@ fn wait(
         chain.push("it is overdue, and the policy allows any time then".to_owned());
         return None;
     }
-    let far = later(now, AHEAD);
+    let far = later(now, HORIZON);
     let scheduled = later(first, policy.phases.self_service.0);
     // The last window that keeps the deadline, if there is one left; if there is none, the next one.
     let last = windows.last(now, deadline).map_or(now, |slot| slot.start);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fact, number};
+use super::number;
 use crate::patch::reader::{Reader, word};
 
 /// Memory controllers (Documentation/driver-api/edac.rst).
@@ -41,7 +41,7 @@ pub(super) fn read(reader: &dyn Reader) -> Hardware {
         corrected: count(reader, "ce_count"),
         uncorrected: count(reader, "ue_count"),
         hot: hot(reader),
-        disks: disks(reader).known().cloned(),
+        disks: disks(reader),
         log: log(reader),
         memory_pressure: pressure(reader),
     }
@@ -72,18 +72,16 @@ fn hot(reader: &dyn Reader) -> Vec<String> {
     zones.filter_map(|zone| too_hot(&zone)).collect()
 }
 
-fn disks(reader: &dyn Reader) -> Fact<Vec<Disk>> {
+fn disks(reader: &dyn Reader) -> Option<Vec<Disk>> {
     let json = |command: &[&str]| serde_json::from_str::<serde_json::Value>(&reader.run(command).ok()?.out).ok();
-    let Some(scan) = json(&["smartctl", "--json", "--scan"]) else {
-        return Fact::unknown("no disk was asked how it is", "install smartmontools");
-    };
+    let scan = json(&["smartctl", "--json", "--scan"])?;
     let names = scan["devices"].as_array().into_iter().flatten().filter_map(|device| device["name"].as_str());
     let asked = names.take(64).filter_map(|name| {
         let health = json(&["smartctl", "--json", "--health", name])?;
         // A virtual disk has no opinion.
         Some(Disk { name: name.to_owned(), passed: health["smart_status"]["passed"].as_bool()? })
     });
-    Fact::Known(asked.collect())
+    Some(asked.collect())
 }
 
 /// What drivers write when a device or the machine fails.
