@@ -1,5 +1,6 @@
 //! What podd is going to do with the pod, told to the application: `/run/podd/events.json`, which podd writes, and a socket
-//! beside it, over which any process of the pod may answer.
+//! beside it, over which any process of the pod may answer. `/run/podd` is a link: whoever clears /run must not take away the
+//! folder to which the socket is bound, as it could not be restored then.
 //!
 //! The socket speaks HTTP/1.1, one request a connection (`curl --unix-socket /run/podd/events.sock http://podd/events`):
 //!
@@ -19,7 +20,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 /// Where applications look.
-pub const DIR: &str = "/run/podd";
+const LINK: &str = "/run/podd";
+/// Where that leads, from init's own folder.
+const FOLDER: &str = "events";
 /// Connections that are listened to at once; for another one, the oldest has to go.
 pub const CONNECTIONS: usize = 8;
 /// Longest request in bytes, and longest file of events.
@@ -44,10 +47,25 @@ struct Connection {
 }
 
 impl Events {
-    /// Listens in `dir`; notes for podd go to `notes`.
-    pub fn open(dir: &Path, notes: &Path) -> io::Result<Events> {
-        let (file, socket) = (dir.join("events.json"), dir.join("events.sock"));
-        fs::create_dir_all(dir)?;
+    /// Listens, and shows it where applications look.
+    pub fn open(own: &Path) -> io::Result<Events> {
+        let events = Events::listen(own)?;
+        // Applications are other users.
+        for (folder, mode) in [(own.to_owned(), 0o711), (own.join(FOLDER), 0o755)] {
+            fs::set_permissions(folder, fs::Permissions::from_mode(mode))?;
+        }
+        fs::create_dir_all("/run")?;
+        match std::os::unix::fs::symlink(own.join(FOLDER), LINK) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(events),
+        }
+    }
+
+    /// Listens in a folder of `own`; notes for podd go to `own` itself.
+    fn listen(own: &Path) -> io::Result<Events> {
+        let folder = own.join(FOLDER);
+        let (file, socket) = (folder.join("events.json"), folder.join("events.sock"));
+        fs::create_dir_all(folder)?;
         // Of an earlier run.
         let _ = fs::remove_file(&socket);
         if !file.exists() {
@@ -56,7 +74,7 @@ impl Events {
         let listener = UnixListener::bind(&socket)?;
         listener.set_nonblocking(true)?;
         fs::set_permissions(&socket, fs::Permissions::from_mode(0o666))?;
-        Ok(Events { listener, connections: Vec::new(), file, answers: notes.join("answers") })
+        Ok(Events { listener, connections: Vec::new(), file, answers: own.join("answers") })
     }
 
     /// What to wait for: new connections, and requests.
@@ -230,11 +248,11 @@ mod tests {
     #[test]
     fn whoever_asks_is_told_and_answers_are_noted() {
         let folder = Folder::new("asks");
-        let mut events = Events::open(&folder.0.join("run"), &folder.0).expect("it listens");
-        let socket = folder.0.join("run/events.sock");
+        let mut events = Events::listen(&folder.0).expect("it listens");
+        let socket = folder.0.join("events/events.sock");
         let get = b"GET /events HTTP/1.1\r\nHost: podd\r\n\r\n";
         assert!(ask(&mut events, &socket, get).ends_with(&format!("\r\n\r\n{NOTHING}")));
-        fs::write(folder.0.join("run/events.json"), TOLD).expect("podd writes");
+        fs::write(folder.0.join("events/events.json"), TOLD).expect("podd writes");
         assert!(ask(&mut events, &socket, get).starts_with("HTTP/1.1 200 OK\r\n"));
         assert!(ask(&mut events, &socket, get).ends_with(TOLD));
         for (target, status) in [
@@ -252,7 +270,7 @@ mod tests {
         }
         let noted = || fs::read_to_string(folder.0.join("answers")).expect("notes");
         assert_eq!(noted(), "a1 delay 30\na1 ack\n");
-        fs::write(folder.0.join("run/events.json"), TOLD.replace("a1", "b2")).expect("podd writes");
+        fs::write(folder.0.join("events/events.json"), TOLD.replace("a1", "b2")).expect("podd writes");
         ask(&mut events, &socket, b"POST /events/b2/acknowledge HTTP/1.1\r\n\r\n");
         assert_eq!(noted(), "b2 ack\n", "what is over is forgotten");
     }
@@ -260,8 +278,8 @@ mod tests {
     #[test]
     fn nobody_can_keep_others_from_being_heard() {
         let folder = Folder::new("many");
-        let mut events = Events::open(&folder.0, &folder.0).expect("it listens");
-        let socket = folder.0.join("events.sock");
+        let mut events = Events::listen(&folder.0).expect("it listens");
+        let socket = folder.0.join("events/events.sock");
         let idle: Vec<_> = (0..30)
             .map(|_| {
                 let stream = UnixStream::connect(&socket).expect("it listens");
@@ -277,7 +295,7 @@ mod tests {
         drop(idle);
         (0..2).for_each(|_| events.serve([true; CONNECTIONS + 1]));
         assert!(events.connections.len() <= 1, "who has gone is forgotten");
-        fs::write(folder.0.join("events.json"), TOLD).expect("podd writes");
+        fs::write(folder.0.join("events/events.json"), TOLD).expect("podd writes");
         let post = b"POST /events/a1/delay?seconds=1 HTTP/1.1\r\n\r\n";
         let said: Vec<String> = (0..=ANSWERS).map(|_| ask(&mut events, &socket, post)).collect();
         assert!(said[ANSWERS - 1].starts_with("HTTP/1.1 202") && said[ANSWERS].starts_with("HTTP/1.1 503"));

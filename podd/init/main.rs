@@ -89,7 +89,7 @@ fn run(config: &Config, log: &mut Log) -> Result<Ended, String> {
         Some(pid) => pid,
     };
     drop((out_end, err_end));
-    let mut events = Events::open(Path::new(events::DIR), Path::new(DIR))
+    let mut events = Events::open(Path::new(DIR))
         .inspect_err(|error| log.note(SystemTime::now(), &format!("no events are told in this pod: {error}")))
         .ok();
 

@@ -170,16 +170,23 @@ fn a_pod_cannot_lead_podd_astray() {
     let victim = lab.dir().join("victim");
     fs::create_dir(&victim).unwrap();
     fs::write(victim.join("events.json"), "the host's\n").unwrap();
+    let victim_path = victim.display();
+    // It removes what applications see, or leads podd's own folder away.
+    let careless = "rm -rf /run/*; sleep 1000";
     let evil = format!(
-        "mv /run/podd /run/podd.mine && ln -s {} /run/podd && ln -s /etc/shadow /.podd/answers; sleep 1000",
-        victim.display()
+        "mv /.podd/events /.podd/mine && ln -s {victim_path} /.podd/events && ln -s /etc/shadow /.podd/answers; sleep 1000"
     );
-    lab.ok("a", &["run", "--name", "web", "--rootfs", &rootfs("shell"), "--", "sh", "-c", &evil]);
+    let root = rootfs("shell");
+    lab.ok("a", &["run", "--name", "careless", "--rootfs", &root, "--", "sh", "-c", careless]);
+    lab.ok("a", &["run", "--name", "evil", "--rootfs", &root, "--", "sh", "-c", &evil]);
     eventually("the link is there", SOON, || {
-        lab.ok("a", &["exec", "web", "--", "ls", "-l", "/run"]).contains(&*victim.to_string_lossy())
+        lab.ok("a", &["exec", "evil", "--", "ls", "-l", "/.podd"]).contains("answers -> /etc/shadow")
     });
-    assert!(migrate(&lab, "2s").wait().unwrap().success());
+    lab.ok("a", &["migrate", "careless", "--to", "b", "--notice", "2s"]);
+    // The socket of its init is bound in a folder that is gone.
+    let refused = lab.podctl("a", &["migrate", "evil", "--to", "b", "--notice", "2s"]);
+    assert!(refused.code == 3 && refused.err.contains("that folder is gone"), "{refused:?}");
     assert_eq!(fs::read_to_string(victim.join("events.json")).unwrap(), "the host's\n");
     assert_eq!(fs::read_dir(&victim).unwrap().count(), 1);
-    assert_eq!(kinds(&lab, "a"), ["notice", "move"]);
+    assert_eq!(kinds(&lab, "a"), ["notice", "move", "notice"]);
 }

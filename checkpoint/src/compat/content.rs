@@ -170,15 +170,19 @@ pub(super) fn rare_sockets(c: &Context) -> Option<Finding> {
 /// CRIU: a unix connection is dumped with both ends or not at all (sk-unix.c, `external stream`).
 pub(super) fn unix_peers(c: &Context) -> Option<Finding> {
     const RULE: &str = "unix-peers";
-    let named = c.pod.outside_peers.iter().map(|p| match p.fault {
+    let named = c.pod.outside_peers.iter().map(|p| match &p.fault {
         UnixFault::PeerOutside => format!("{}: its peer is outside the pod", p.holder),
         UnixFault::MadeOutside => format!("{}: made outside the pod and handed in", p.holder),
+        UnixFault::FolderGone(name) => {
+            format!("{}: bound to {}, and that folder is gone", p.holder, name.display())
+        }
     });
     if let Some(who) = some_of(named) {
         return no(
             RULE,
             who,
-            "close the connection to the host's service (a volume with its socket?), or move the service into the pod",
+            "close the connection to the host's service (a volume with its socket?), or move the service into the pod; make the \
+             folder of a socket again, or restart its program",
         );
     }
     match &c.pod.peers_unknown {

@@ -258,6 +258,7 @@ const CASES: &[Case] = &[
     ("sockets", GoWith, |w| w.pod.unknown_sockets = 2),
     ("unix-peers", No, |w| peer(w, UnixFault::PeerOutside)),
     ("unix-peers", No, |w| peer(w, UnixFault::MadeOutside)),
+    ("unix-peers", No, |w| peer(w, UnixFault::FolderGone("/run/a/b.sock".into()))),
     ("unix-peers", GoWith, |w| w.pod.peers_unknown = Some("no such file".into())),
     ("memfd-secret", No, |w| w.init().memory.secret = true),
     ("memfd-secret", No, |w| fd(w, FdKind::SecretMemory)),

@@ -4,13 +4,17 @@
 //! closing does nothing to the socket. Peers of unix sockets come from socket diagnosis (sock_diag(7)) in the pod's network namespace.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
 use procfs::process::Process;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde::{Deserialize, Serialize};
@@ -30,7 +34,7 @@ pub struct SocketFacts {
     pub holder: String,
 }
 
-/// A unix socket that leads out of the pod.
+/// A unix socket that leads out of the pod, or to a place that is gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutsidePeer {
     /// A process that has it.
@@ -42,12 +46,14 @@ pub struct OutsidePeer {
 }
 
 /// How a unix socket leads out of a pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UnixFault {
     /// It is connected to a socket that no process of the pod has.
     PeerOutside,
     /// It was made in another network namespace and handed in.
     MadeOutside,
+    /// It is bound to this name, in a folder that is gone.
+    FolderGone(PathBuf),
 }
 
 /// Sockets of a pod, gathered process by process.
@@ -128,13 +134,17 @@ impl Scan {
         if self.unix.is_empty() {
             return Ok(Vec::new());
         }
-        let peers = unix_peers(root.pid())?;
+        let known = unix_sockets(root.pid())?;
+        let inside = File::open(format!("/proc/{}/root", root.pid()))?;
         // Read again: the pod runs, and connections come and go between the two lists.
         let held: HashSet<u64> = members.iter().flat_map(|&pid| held(pid)).collect();
-        let fault = |inode: &u64| match peers.get(inode) {
+        let fault = |inode: &u64| match known.get(inode) {
             None => Some(UnixFault::MadeOutside),
             // 0: connected, but not accepted yet.
-            Some(Some(peer)) if *peer != 0 && !held.contains(peer) => Some(UnixFault::PeerOutside),
+            Some(Unix { peer: Some(peer), .. }) if *peer != 0 && !held.contains(peer) => Some(UnixFault::PeerOutside),
+            Some(Unix { name: Some(name), .. }) if folder_is_gone(&inside, name) => {
+                Some(UnixFault::FolderGone(name.clone()))
+            }
             Some(_) => None,
         };
         let judged = self.unix.iter().filter(|(inode, _)| held.contains(inode));
@@ -151,15 +161,32 @@ fn held(pid: i32) -> Vec<u64> {
     entries.filter_map(|e| inode(&std::fs::read_link(e.path()).ok()?)).collect()
 }
 
-/// All unix sockets of the network namespace that `pid` is in, with their peers.
-fn unix_peers(pid: i32) -> io::Result<HashMap<u64, Option<u64>>> {
-    let mut peers = HashMap::new();
+/// What the kernel tells of a unix socket.
+#[derive(Debug, PartialEq)]
+struct Unix {
+    /// Inode of its peer.
+    peer: Option<u64>,
+    /// The absolute path to which it is bound.
+    name: Option<PathBuf>,
+}
+
+/// All unix sockets of the network namespace that `pid` is in, by inode.
+fn unix_sockets(pid: i32) -> io::Result<HashMap<u64, Unix>> {
+    let mut sockets = HashMap::new();
     diagnose(pid, request(&UNIX_REQUEST), &mut |message| {
         let inode = u32_at(message, 4)?;
-        peers.insert(inode.into(), peer(message.get(MESSAGE..)?));
+        sockets.insert(inode.into(), unix(message.get(MESSAGE..)?));
         Some(())
     })?;
-    Ok(peers)
+    Ok(sockets)
+}
+
+/// Whether the folder of a path does not exist in a root. In doubt, it does.
+fn folder_is_gone(root: &File, name: &Path) -> bool {
+    let Some(folder) = name.parent() else { return false };
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let opened = rustix::fs::openat2(root, folder, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve);
+    matches!(opened, Err(Errno::NOENT | Errno::NOTDIR))
 }
 
 /// How many TCP connections of the network namespace that `pid` is in wait for a program to accept them. /proc/net/tcp tells
@@ -200,6 +227,7 @@ fn diagnose(pid: i32, request: Vec<u8>, each: &mut (dyn FnMut(&[u8]) -> Option<(
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
+const UNIX_DIAG_NAME: u16 = 0;
 const UNIX_DIAG_PEER: u16 = 2;
 /// A state of include/net/tcp_states.h.
 const TCP_LISTEN: u32 = 10;
@@ -225,13 +253,13 @@ fn ask(request: &[u8], each: &mut dyn FnMut(&[u8]) -> Option<()>) -> io::Result<
     }
 }
 
-/// unix_diag_req (linux/unix_diag.h): all states, show peers.
+/// unix_diag_req (linux/unix_diag.h): all states, show names and peers.
 const UNIX_REQUEST: [u8; 24] = {
-    const SHOW_PEER: u8 = 4;
+    const SHOW: u8 = 1 | 4;
     let mut bytes = [0; 24];
     bytes[0] = nix::libc::AF_UNIX as u8;
     [bytes[4], bytes[5], bytes[6], bytes[7]] = [u8::MAX; 4];
-    bytes[if cfg!(target_endian = "little") { 12 } else { 15 }] = SHOW_PEER;
+    bytes[if cfg!(target_endian = "little") { 12 } else { 15 }] = SHOW;
     bytes
 };
 
@@ -266,15 +294,23 @@ fn parse(mut datagram: &[u8], each: &mut dyn FnMut(&[u8]) -> Option<()>) -> io::
     Ok(false)
 }
 
-fn peer(mut attributes: &[u8]) -> Option<u64> {
-    while attributes.len() >= ATTRIBUTE {
-        let length = usize::from(u16_at(attributes, 0)?).max(ATTRIBUTE);
-        if u16_at(attributes, 2)? == UNIX_DIAG_PEER {
-            return u32_at(attributes, ATTRIBUTE).map(u64::from);
+fn unix(mut attributes: &[u8]) -> Unix {
+    let mut unix = Unix { peer: None, name: None };
+    while let (Some(length), Some(kind)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
+        let length = usize::from(length).max(ATTRIBUTE);
+        let value = attributes.get(ATTRIBUTE..length).unwrap_or_default();
+        match kind {
+            UNIX_DIAG_PEER => unix.peer = u32_at(value, 0).map(u64::from),
+            // Others are relative, or names of the abstract kind: those begin with a zero.
+            UNIX_DIAG_NAME if value.first() == Some(&b'/') => {
+                let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
+                unix.name = Some(OsStr::from_bytes(&value[..end]).into());
+            }
+            _ => {}
         }
-        attributes = attributes.get(length.next_multiple_of(4)..)?;
+        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    None
+    unix
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
@@ -293,7 +329,7 @@ mod tests {
     fn cut_answers_are_refused_and_never_loop() {
         let mut peers = HashMap::new();
         let mut each = |message: &[u8]| {
-            peers.insert(u32_at(message, 4)?, peer(message.get(MESSAGE..)?));
+            peers.insert(u32_at(message, 4)?, unix(message.get(MESSAGE..)?).peer);
             Some(())
         };
         let mut message = vec![0u8; 40];

@@ -213,6 +213,23 @@ fn ends_outside_the_pod_are_seen() {
 }
 
 #[test]
+fn a_socket_bound_in_a_folder_that_is_gone_is_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let held = Held::everything(Stdio::from(OwnedFd::from(listener)));
+    assert_eq!(facts(&held).outside_peers, []);
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(facts(&held).outside_peers, [], "CRIU makes the socket's file again");
+    drop(folder);
+    let peers = facts(&held).outside_peers;
+    assert!(
+        matches!(peers.as_slice(), [OutsidePeer { fault: UnixFault::FolderGone(gone), .. }] if *gone == path),
+        "{peers:?}"
+    );
+}
+
+#[test]
 fn a_socket_handed_in_from_another_network_namespace_is_seen() {
     let (inside, _outside) = std::os::unix::net::UnixStream::pair().unwrap();
     let held = Held::spawn(Command::new("unshare").args(["--net", "cat"]).stdout(Stdio::from(OwnedFd::from(inside))));

@@ -30,8 +30,8 @@ use crate::sys::process::ProcessId;
 const HEAR: Duration = Duration::from_secs(1);
 /// Else they are looked at after this, and whenever one comes to life.
 const LOOK: Duration = Duration::from_secs(60);
-/// Where pods look, and what for.
-const FOLDER: &str = "run/podd";
+/// Where pods look, and what for (`podd/init/events.rs`).
+const FOLDER: &str = ".podd/events";
 const FILE: &str = "events.json";
 const FRESH: &str = ".events.new";
 /// Longest file that is read of a pod, in bytes.
@@ -123,13 +123,14 @@ async fn look(daemon: &Arc<Daemon>, is_time: bool) -> Result<(bool, Duration)> {
         let until = changes.look.map(|at| at.duration_since(now).unsigned_abs());
         next = until.unwrap_or(LOOK).clamp(HEAR, LOOK);
     }
+    let mut outstanding = !told.is_empty();
     for pod in &pods {
         if let Some(notice) = told.get_mut(&pod.id) {
             hear(daemon, pod, notice, now)?;
         }
-        show(daemon, pod, told.get(&pod.id));
+        outstanding |= !show(daemon, pod, told.get(&pod.id));
     }
-    Ok((!told.is_empty(), next))
+    Ok((outstanding, next))
 }
 
 fn running(daemon: &Daemon) -> Vec<PodRecord> {
@@ -170,23 +171,24 @@ fn hear(daemon: &Daemon, pod: &PodRecord, notice: &mut Notice, now: Timestamp) -
     Ok(())
 }
 
-/// Sees to it that the pod can read what it is told. Not while somebody changes it: its files may be on their way.
-fn show(daemon: &Daemon, pod: &PodRecord, notice: Option<&Notice>) {
-    let PodState::Running { init, .. } = pod.state else { return };
-    let (document, owner) = (notice::document(notice), pod.id_base);
+/// Sees to it that the pod can read what it is told; false: not yet, as somebody is changing it, and its files may be on their way.
+fn show(daemon: &Daemon, pod: &PodRecord, notice: Option<&Notice>) -> bool {
+    let PodState::Running { init, .. } = pod.state else { return true };
+    let document = notice::document(notice);
     let shown = tokio::task::block_in_place(|| {
-        let Some(folder) = folder(init)? else { return Ok(()) };
+        let Some(folder) = folder(init)? else { return Ok(true) };
         if said(&folder)? == document {
-            return Ok(());
+            return Ok(true);
         }
         match daemon.claim(&pod.id, Doing::Tell) {
-            Ok(_claim) => replace(&folder, owner, &document),
-            Err(_) => Ok(()),
+            Ok(_claim) => replace(&folder, pod.id_base, &document).map(|()| true),
+            Err(_) => Ok(false),
         }
     });
-    if let Err::<(), io::Error>(error) = shown {
+    shown.unwrap_or_else(|error: io::Error| {
         tracing::warn!(pod = pod.spec.name, %error, "the pod cannot be told what is coming");
-    }
+        true
+    })
 }
 
 /// The folder in the pod of this init. None: the init of an earlier podd made none, or the pod does not want to know. Nothing in
