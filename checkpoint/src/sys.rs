@@ -230,7 +230,8 @@ pub(crate) fn written_pages(
     Ok(())
 }
 
-/// linux/bpf.h: the parts of `union bpf_attr` that are used here.
+/// linux/bpf.h: the parts of `union bpf_attr` that are used here. None has padding: the kernel reads that, too, and it would be
+/// whatever lay there before (of a link to a cgroup, Linux 6.17 takes it for a revision).
 mod bpf {
     #[repr(C)]
     #[derive(Default)]
@@ -257,6 +258,7 @@ mod bpf {
         pub flags: u32,
         pub parameters: u64,
         pub parameters_length: u32,
+        pub zero: u32,
     }
 
     #[repr(C)]

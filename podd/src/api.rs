@@ -286,7 +286,7 @@ pub struct MigrateRequest {
     /// Target host.
     pub to: String,
     /// The pod is told so many seconds before, and may ask for more; none: it is not told. Not of a rehearsal.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice_s: Option<u64>,
 }
 

@@ -255,7 +255,7 @@ fn orphans_are_reaped_and_init_stays_small() {
         .unwrap()
         .map(|fd| fs::read_link(fd.unwrap().path()).unwrap())
         .collect();
-    assert_eq!(fds.len(), 7, "three standard streams, signalfd, two pipes, log: {fds:?}");
+    assert_eq!(fds.len(), 8, "three standard streams, signalfd, two pipes, log, the socket for events: {fds:?}");
 }
 
 #[test]

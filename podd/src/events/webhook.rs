@@ -168,7 +168,7 @@ mod tests {
                 let (mut stream, _) = listener.accept().expect("a client");
                 let mut request = Vec::new();
                 let mut buffer = [0; 4096];
-                while !String::from_utf8_lossy(&request).ends_with("}}") {
+                while !String::from_utf8_lossy(&request).ends_with("chosen\"}") {
                     let length = stream.read(&mut buffer).expect("a request");
                     request.extend_from_slice(&buffer[..length]);
                 }
