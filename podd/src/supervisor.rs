@@ -7,7 +7,7 @@ use checkpoint::baseline::Baseline;
 use checkpoint::host::Cpu;
 use checkpoint::memory::{self, Understood};
 use jiff::Timestamp;
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore};
 
 use crate::api::{ApiError, HealthView, PodView};
 use crate::config::Config;
@@ -22,6 +22,9 @@ use crate::store::{self, Host, Store};
 use crate::sys::cgroup::{Cgroup, Hierarchies};
 use crate::sys::network;
 use crate::trust::Identity;
+
+/// Pods that leave at a time. More would be gone no sooner, and each would stand still for longer.
+const MOVES: usize = 2;
 
 /// Everything that the daemon's parts share.
 pub struct Daemon {
@@ -47,6 +50,8 @@ pub struct Daemon {
     pub told: Told,
     /// Rings at each event.
     pub bell: Bell,
+    /// The right to move a pod away: of many that shall leave, a few go at a time.
+    pub moves: Semaphore,
     criu: OnceLock<CriuFindings>,
     pods: RwLock<HashMap<String, Arc<Pod>>>,
 }
@@ -223,6 +228,7 @@ impl Daemon {
         let criu = OnceLock::new();
         let pods = RwLock::default();
         let (watch, told, bell) = (Watch::default(), Told::default(), Bell::default());
+        let moves = Semaphore::new(MOVES);
         let daemon = Self {
             config,
             store,
@@ -235,6 +241,7 @@ impl Daemon {
             watch,
             told,
             bell,
+            moves,
             criu,
             pods,
         };

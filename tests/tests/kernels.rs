@@ -279,6 +279,8 @@ fn the_status_follows_apt_and_the_kernel_that_runs() {
     let release = |kernel: &Kernel| kernel.package.name.trim_start_matches("linux-image-").to_owned();
     let first = lab.up("a", series).kernel;
     lab.room().install("a", &older).expect("it is installed");
+    // It looks by itself from its next start on.
+    lab.exec("a", &["sed", "-i", "s/watch = false/watch = true/", "/etc/podd/podd.toml"]).must();
     assert_eq!(lab.reboot("a", None).kernel, release(&older));
     lab.exec("a", &["dpkg", "--purge", &format!("linux-image-{first}")]).must();
 
@@ -322,6 +324,25 @@ fn the_status_follows_apt_and_the_kernel_that_runs() {
         decision["deadline"].as_str().expect("there is one").to_owned()
     };
     let deadline = due("it can be had");
+    // Pods are told once something will be done, and that it is off.
+    lab.ok("a", &["run", "--name", "told", "--rootfs", "/srv/rootfs/busybox", "--", "sleep", "1000"]);
+    let told = |count: usize| {
+        let text = lab.ok("a", &["exec", "told", "--", "cat", "/run/podd/events.json"]);
+        let told: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert!(told["events"].as_array().is_none_or(|e| e.iter().all(|e| e["kind"] == "evacuate")), "{text}");
+        told["events"].as_array().is_some_and(|events| events.len() == count)
+    };
+    assert!(told(0), "its owner may choose for some days");
+    lab.ok("a", &["patch", "start-now"]);
+    eventually("the pod is told", Duration::from_secs(60), || told(1));
+    lab.ok("a", &["patch", "as-scheduled"]);
+    eventually("the pod is told that it is off", Duration::from_secs(60), || told(0));
+    let history = lab.ok("a", &["history"]);
+    for part in
+        ["the host is current, was unknown", "the host is wait, was current, severity high", "told leaves for another"]
+    {
+        assert!(history.contains(part), "{part}: {history}");
+    }
     let why = lab.podctl("a", &["why"]);
     assert!(why.out.contains("CVE-2026-1") && why.out.contains(&newer.package.version), "{why:?}");
     apt(&["apt-mark", "hold", "linux-image-cloud-amd64"]);

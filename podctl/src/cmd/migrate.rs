@@ -1,11 +1,13 @@
 //! `podctl migrate`.
 
-use podd::api::{MigrateReport, MigrateRequest};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use podd::api::{ApiError, MigrateReport, MigrateRequest, PodView, Progress};
 use podd::client::path;
 use podd::patch::policy::Length;
 
 use super::Podctl;
-use crate::error::{DONE, Outcome};
+use crate::error::{DONE, Outcome, combined, exit_code};
 use crate::flags::pod_name;
 use crate::output::words;
 
@@ -15,19 +17,23 @@ Examples:
   podctl preflight web --to b   tells beforehand whether it can be moved
   podctl migrate web --to b
   podctl migrate web --to b --json | jq .blackout_ms
+  podctl migrate --all --to b   one host's pods, two at a time
 
 Exit code 3 means that preflight refused: nothing was frozen and the pod runs on as before.")]
 pub struct Args {
-    /// The pod.
-    #[arg(value_parser = pod_name)]
-    name: String,
-    /// Move it to this host of the fleet.
+    /// The pods.
+    #[arg(value_parser = pod_name, value_name = "NAME", required_unless_present = "all")]
+    names: Vec<String>,
+    /// Move all pods that run on this host.
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+    /// Move them to this host of the fleet.
     #[arg(long, value_name = "HOST")]
     to: String,
-    /// Rehearse first, and stay if that fails.
+    /// Rehearse each first, and leave it where it is if that fails.
     #[arg(long)]
     rehearse: bool,
-    /// Tell the pod so long before, such as 15m; it may ask for more time, or say that it is ready. Ctrl-C calls it off.
+    /// Tell pods so long before, such as 15m; each may ask for more time, or say that it is ready. Ctrl-C calls it off.
     #[arg(long, value_name = "LENGTH", value_parser = length)]
     notice: Option<Length>,
 }
@@ -37,17 +43,57 @@ fn length(text: &str) -> Result<Length, String> {
 }
 
 pub async fn run(args: Args, ctl: &Podctl<'_>) -> Outcome {
-    if args.rehearse {
-        super::rehearse::rehearse(&args.name, &args.to, ctl).await?;
+    if let ([name], false) = (args.names.as_slice(), args.all) {
+        let progress = ctl.out.progress(&format!("{name} to {}", args.to));
+        let report = migrate(name, &args, ctl, |p| progress.update(&p)).await?;
+        drop(progress);
+        ctl.out.show(&report, in_words);
+        return Ok(DONE);
     }
-    let progress = ctl.out.progress(&format!("{} to {}", args.name, args.to));
-    let url = path(&["pods", &args.name, "migrate"]);
-    let notice_s = args.notice.map(|notice| notice.0.unsigned_abs().as_secs());
-    let report: MigrateReport =
-        ctl.daemon.stream(&url, &MigrateRequest { to: args.to, notice_s }, |p| progress.update(&p)).await?;
+    let names = if args.all { running(ctl).await? } else { args.names.clone() };
+    let progress = ctl.out.progress(&format!("{} to {}", words::count(names.len() as u32, "pod"), args.to));
+    // All at once: podd lets a few go at a time, and whoever shall be told is told now.
+    let mut moving: FuturesUnordered<_> = names.iter().map(|name| migrate(name, &args, ctl, |_| ())).collect();
+    let (mut reports, mut codes) = (Vec::new(), Vec::new());
+    while let Some(moved) = moving.next().await {
+        match moved {
+            Ok(report) => {
+                if !ctl.out.is_json() {
+                    ctl.out.text(&in_words(&report));
+                }
+                reports.push(report);
+            }
+            Err(error) => {
+                ctl.out.error(&error);
+                codes.push(exit_code(error.kind));
+            }
+        }
+        progress.say(&format!("{} moved, {} to go", reports.len(), names.len() - reports.len() - codes.len()));
+    }
     drop(progress);
-    ctl.out.show(&report, in_words);
-    Ok(DONE)
+    if ctl.out.is_json() {
+        ctl.out.value(&reports);
+    }
+    Ok(combined(codes))
+}
+
+async fn running(ctl: &Podctl<'_>) -> Result<Vec<String>, ApiError> {
+    let pods: Vec<PodView> = ctl.daemon.get(&path(&["pods"])).await?;
+    Ok(pods.into_iter().filter(|pod| pod.state == "running").map(|pod| pod.name).collect())
+}
+
+async fn migrate(
+    name: &str,
+    args: &Args,
+    ctl: &Podctl<'_>,
+    on_progress: impl FnMut(Progress),
+) -> Result<MigrateReport, ApiError> {
+    if args.rehearse {
+        super::rehearse::rehearse(name, &args.to, ctl).await?;
+    }
+    let notice_s = args.notice.map(|notice| notice.0.unsigned_abs().as_secs());
+    let request = MigrateRequest { to: args.to.clone(), notice_s };
+    ctl.daemon.stream(&path(&["pods", name, "migrate"]), &request, on_progress).await
 }
 
 fn in_words(report: &MigrateReport) -> String {

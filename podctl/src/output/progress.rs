@@ -24,6 +24,11 @@ impl ProgressLine {
         Self { what: RefCell::new(what.to_owned()), bar }
     }
 
+    /// Words in place of a phase.
+    pub fn say(&self, text: &str) {
+        self.bar.set_message(format!("{}: {text}", self.what.borrow()));
+    }
+
     pub fn update(&self, progress: &Progress) {
         if let Some(Times { blackout_ms, total_ms }) = progress.expected {
             let expected =

@@ -77,6 +77,11 @@ async fn target_facts(peer: &mut Peer, record: &PodRecord) -> Result<TargetFacts
 /// this waits for the target's answer however long it takes.
 pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, by: &str, tell: &Tell) -> Result<MigrateReport> {
     let record = claim.record();
+    if daemon.moves.available_permits() == 0 {
+        let phase = "waiting for other moves".to_owned();
+        let _ = tell.send(Progress { phase, done: 0, total: 0, expected: None });
+    }
+    let _permit = daemon.moves.acquire().await.attempt("wait for other moves")?;
     let (mut run, mut migration) = Run::begin(daemon, claim, to, false, by, tell).await?;
     let mut ready = run.until_sent(&record, &mut migration).await;
     if ready.is_ok() {
