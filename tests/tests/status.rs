@@ -74,7 +74,10 @@ fn a_broken_policy_leaves_the_last_good_one_in_force() {
     let advisories = lab.dir().join("a/advisories");
     fs::create_dir(&advisories).expect("a folder");
     let set = |text: &str| fs::write(&policy, text).expect("it is written");
+    // It never knew a better one.
+    lab.script(&["kill", "a"]).must();
     set("[deadlines]\nhigh = \"tomorrow\"\n");
+    lab.script(&["start", "a"]).must();
     let (status, code) = asked(&lab, "a", &["status", "a"]);
     assert!(code == 12 && missing(&status[0]).contains("is wrong in line 2"), "{status:#}");
     set(&format!("[advisories]\ntracker = \"{}\"\n", advisories.display()));

@@ -10,6 +10,7 @@ pub mod decide;
 pub mod facts;
 pub mod metrics;
 pub mod notice;
+pub mod plan;
 pub mod policy;
 pub mod reader;
 pub mod told;
