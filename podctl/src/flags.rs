@@ -45,6 +45,9 @@ pub struct PodFlags {
     /// Set the host name inside the pod [default: its name].
     #[arg(long)]
     pub hostname: Option<String>,
+    /// Never put this pod on a host with another one of this group, when a plan chooses the host.
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<String>,
     /// Limit memory, such as 512M or 2G.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
@@ -122,6 +125,7 @@ impl PodFlags {
             user: self.user,
             workdir: self.workdir,
             hostname: self.hostname,
+            group: self.group,
             ip: self.ip,
             gateway: self.gateway,
             mac: self.mac,

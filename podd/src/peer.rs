@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use checkpoint::baseline::Baseline;
 use checkpoint::clocks::Clocks;
+use checkpoint::compat::Finding;
 use checkpoint::files::Op;
 use checkpoint::host::Cpu;
 use checkpoint::process::PodTimer;
 use checkpoint::wire;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -16,6 +18,7 @@ use tokio_rustls::TlsStream;
 
 use crate::api::{ChooseRequest, HealthView, StatusView};
 use crate::error::{Attempt, Result};
+use crate::patch::plan;
 use crate::pod::preflight::TargetFacts;
 use crate::shim::CRIU_LIMIT;
 use crate::store::Host;
@@ -174,10 +177,19 @@ pub enum Message {
     },
     /// The owner of your host wants this.
     Choose(ChooseRequest),
-    /// The answer to both.
+    /// The answer to these, and to the last two.
     Status {
-        /// A [`StatusView`] as JSON, since it grows.
+        /// As JSON, since it grows.
         json: String,
+    },
+    /// How are you and your pods, for a plan?
+    AskPlanFacts,
+    /// What does preflight say of a move of your pod?
+    AskPreflight {
+        /// Its name.
+        pod: String,
+        /// The host.
+        to: String,
     },
 }
 
@@ -346,7 +358,7 @@ pub async fn baseline_of(daemon: &Daemon, host: &str) -> Option<Option<Baseline>
 /// # Errors
 /// It does not answer, or its answer is not understood.
 pub async fn status_of(daemon: &Daemon, host: &str, refresh: bool, why: bool) -> Result<StatusView> {
-    told(Peer::call(daemon, host).await?, &Message::AskStatus { refresh, why }).await
+    told(daemon, host, &Message::AskStatus { refresh, why }).await
 }
 
 /// Tells a host what its owner wants.
@@ -354,12 +366,28 @@ pub async fn status_of(daemon: &Daemon, host: &str, refresh: bool, why: bool) ->
 /// # Errors
 /// It does not answer, or refuses.
 pub async fn choose_for(daemon: &Daemon, host: &str, request: ChooseRequest) -> Result<StatusView> {
-    told(Peer::call(daemon, host).await?, &Message::Choose(request)).await
+    told(daemon, host, &Message::Choose(request)).await
 }
 
-async fn told(mut peer: Peer, question: &Message) -> Result<StatusView> {
-    match peer.ask(question).await? {
-        Message::Status { json } => serde_json::from_str(&json).attempt("understand the other host's status"),
+/// A host, as plans need it.
+///
+/// # Errors
+/// It does not answer, or its answer is not understood.
+pub async fn plan_facts_of(daemon: &Daemon, host: &str) -> Result<plan::Host> {
+    told(daemon, host, &Message::AskPlanFacts).await
+}
+
+/// What preflight says of a move from one host to another.
+///
+/// # Errors
+/// It does not answer, or has no such pod.
+pub async fn preflight_of(daemon: &Daemon, host: &str, pod: &str, to: &str) -> Result<Vec<Finding>> {
+    told(daemon, host, &Message::AskPreflight { pod: pod.to_owned(), to: to.to_owned() }).await
+}
+
+async fn told<T: DeserializeOwned>(daemon: &Daemon, host: &str, question: &Message) -> Result<T> {
+    match Peer::call(daemon, host).await?.ask(question).await? {
+        Message::Status { json } => serde_json::from_str(&json).attempt("understand the other host's answer"),
         other => Err(unexpected(&other)),
     }
 }

@@ -23,9 +23,6 @@ use crate::sys::cgroup::{Cgroup, Hierarchies};
 use crate::sys::network;
 use crate::trust::Identity;
 
-/// Pods that leave at a time. More would be gone no sooner, and each would stand still for longer.
-const MOVES: usize = 2;
-
 /// Everything that the daemon's parts share.
 pub struct Daemon {
     /// The operator's settings.
@@ -228,7 +225,7 @@ impl Daemon {
         let criu = OnceLock::new();
         let pods = RwLock::default();
         let (watch, told, bell) = (Watch::default(), Told::default(), Bell::default());
-        let moves = Semaphore::new(MOVES);
+        let moves = Semaphore::new(config.moves.get().into());
         let daemon = Self {
             config,
             store,

@@ -1,17 +1,21 @@
-//! `podctl patch check`, `start-now`, `choose` and `as-scheduled`.
+//! `podctl patch check`, `plan`, `start-now`, `choose` and `as-scheduled`.
 
 use jiff::Timestamp;
 use podd::api::{ChooseRequest, StatusView};
 use podd::client::path;
+use podd::patch::plan::Plan;
 
 use super::Podctl;
 use super::status::{code, encoded, in_words, query};
 use crate::error::{DONE, Outcome};
+use crate::output::{printable, table, words};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
     /// Tell whether hosts need patching; for cron and monitoring.
     Check(CheckArgs),
+    /// Show what would be done: which hosts, in which order, by which means, and where their pods would go. Nothing is done.
+    Plan(PlanArgs),
     /// Have a host patched now, in a window or not.
     StartNow(HostArgs),
     /// Choose when a host is patched, as long as its owner may.
@@ -30,6 +34,19 @@ pub struct CheckArgs {
     /// Say nothing unless something is due, unknown or blocked.
     #[arg(long)]
     auto: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Hosts of one wave are away together; a wave begins when all hosts of the one before are well. The first host of each kind, the
+canary, goes alone. Preflight has been asked about each move.")]
+pub struct PlanArgs {
+    /// Of this host; without it, of the one that is asked.
+    #[arg(value_name = "HOST")]
+    of: Option<String>,
+    /// Of all hosts.
+    #[arg(long, conflicts_with = "of")]
+    fleet: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -59,6 +76,13 @@ pub async fn run(verb: Verb, ctl: &Podctl<'_>) -> Outcome {
             }
             Ok(code(&hosts))
         }
+        Verb::Plan(PlanArgs { of, fleet }) => {
+            let host = of.map(|host| format!("&host={}", encoded(&host))).unwrap_or_default();
+            let url = format!("{}?fleet={fleet}{host}", path(&["patch", "plan"]));
+            let plan: Plan = ctl.daemon.get(&url).await?;
+            ctl.out.show(&plan, plan_in_words);
+            Ok(DONE)
+        }
         Verb::StartNow(args) => choose(ctl, args.of, ChooseRequest { at_once: true, at: None }).await,
         Verb::Choose(args) => choose(ctl, args.of, ChooseRequest { at_once: false, at: Some(args.time) }).await,
         Verb::AsScheduled(args) => choose(ctl, args.of, ChooseRequest::default()).await,
@@ -70,4 +94,66 @@ async fn choose(ctl: &Podctl<'_>, host: Option<String>, request: ChooseRequest) 
     let status: StatusView = ctl.daemon.post(&format!("{}{host}", path(&["patch", "choose"])), &request).await?;
     ctl.out.show(&status, |status| in_words(std::slice::from_ref(status)));
     Ok(DONE)
+}
+
+fn plan_in_words(plan: &Plan) -> String {
+    let mut text = String::new();
+    if plan.steps.is_empty() {
+        text += "nothing is to be done now\n";
+    } else {
+        let rows = plan.steps.iter().map(|step| {
+            let how = match step.patch {
+                true => step.mechanism.verdict().to_owned(),
+                false => "leave: the hardware is failing".to_owned(),
+            };
+            let pods = words::count(step.moves.len() as u32, "pod");
+            [step.wave.to_string(), step.host.clone(), how, pods, step.why.clone()]
+        });
+        text += &table(["WAVE", "HOST", "STEP", "MOVES", "WHY"], rows);
+    }
+    let moves = plan.steps.iter().flat_map(|step| step.moves.iter().map(move |m| (step, m)));
+    let rows = moves
+        .map(|(step, m)| [m.pod.clone(), step.host.clone(), m.to.clone(), format!("{} ms", words::ms(m.blackout_ms))]);
+    if rows.clone().next().is_some() {
+        text += "\n";
+        text += &table(["POD", "FROM", "TO", "SILENT"], rows);
+    }
+    for left in &plan.left {
+        text += &format!("\n{} is left as it is: {}\n", left.host, printable(&left.why));
+        if !left.cure.is_empty() {
+            text += &format!("  cure: {}\n", printable(&left.cure));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use podd::patch::decide::Mechanism;
+    use podd::patch::plan::{Left, Move, Step};
+
+    use super::*;
+
+    #[test]
+    fn a_plan_in_words() {
+        let moves = vec![Move { pod: "web".into(), to: "b".into(), blackout_ms: 94.4 }];
+        let (host, why) = ("a".to_owned(), "the window night is open".to_owned());
+        let step = Step { wave: 1, host, mechanism: Mechanism::Evacuate, patch: true, moves, why };
+        let left =
+            Left { host: "c".into(), why: "it is blocked: linux is held".into(), cure: "apt-mark unhold linux".into() };
+        assert_eq!(
+            plan_in_words(&Plan { steps: vec![step], left: vec![left] }),
+            "\
+WAVE  HOST  STEP                 MOVES  WHY
+1     a     evacuate-and-reboot  1 pod  the window night is open
+
+POD  FROM  TO  SILENT
+web  a     b   94 ms
+
+c is left as it is: it is blocked: linux is held
+  cure: apt-mark unhold linux
+"
+        );
+        assert_eq!(plan_in_words(&Plan::default()), "nothing is to be done now\n");
+    }
 }

@@ -9,11 +9,10 @@
 //! 5. A host of which one pod has nowhere to go is left alone, and it is said why.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use checkpoint::baseline::{KernelVersion, ReliesOn};
 use checkpoint::host::Cpu;
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::decide::{Decision, Mechanism, Verdict};
@@ -51,6 +50,9 @@ pub struct Pod {
     pub group: Option<String>,
     /// How long it would stand still in a move, in ms.
     pub blackout_ms: f64,
+    /// Hosts to which its preflight has refused to let it go, and why.
+    #[serde(default)]
+    pub refused: BTreeMap<String, String>,
 }
 
 /// What would be done.
@@ -299,6 +301,9 @@ impl<'a> Fleet<'a> {
             && (self.came[index].contains(group) || host.pods.iter().any(|other| other.group.as_deref() == Some(group)))
         {
             return Some(format!("has a pod of the group {group}"));
+        }
+        if let Some(why) = pod.refused.get(&host.name) {
+            return Some(format!("is refused by preflight ({why})"));
         }
         let relies_on = pod.relies_on.as_ref()?;
         if host.kernel < relies_on.kernel {

@@ -12,6 +12,7 @@ use checkpoint::files::{Op, Receiver};
 use checkpoint::memory::{self, Nursery};
 use checkpoint::process::note_timers;
 use jiff::Timestamp;
+use serde::Serialize;
 
 use super::freeze::{milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
@@ -20,11 +21,11 @@ use super::rehearse;
 use super::start::{begin_birth, clear_up, end_birth, ended, give_birth, restart_later, watch};
 use super::state::{PodRecord, PodState};
 use super::stop::delete;
-use crate::api::{ApiError, StatusView};
+use crate::api::ApiError;
 use crate::error::{Attempt, Result};
 use crate::layers::Hold;
 use crate::peer::{Message, Peer, known, unexpected};
-use crate::server::status;
+use crate::server::{plan, status};
 use crate::shim::{Mode, Status, client};
 use crate::supervisor::{Claim, Daemon, Doing};
 use crate::sys::hold::deliver;
@@ -70,12 +71,13 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
             }
             Message::AskBaseline => peer.send(&Message::Baseline(daemon.baseline.clone())).await?,
             Message::AskStatus { refresh, why } => {
-                let answer = status::own(daemon, refresh, why).await;
-                peer.send(&answer.map_or_else(|e| refused(&e), |status| told(&status))).await?;
+                peer.send(&told(status::own(daemon, refresh, why).await)).await?;
             }
+            Message::AskPlanFacts => peer.send(&told(plan::own(daemon).await)).await?,
+            Message::AskPreflight { pod, to } => peer.send(&told(plan::findings(daemon, &pod, &to).await)).await?,
             Message::Choose(request) => {
                 let answer = crate::patch::watch::choose(daemon, &format!("host {from}"), &request);
-                peer.send(&answer.map_or_else(|e| refused(&e), |status| told(&status))).await?;
+                peer.send(&told(answer)).await?;
             }
             Message::AskHosts => peer.send(&Message::Hosts { hosts: daemon.store.hosts()? }).await?,
             other => return Err(unexpected(&other)),
@@ -83,8 +85,9 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
     }
 }
 
-fn told(status: &StatusView) -> Message {
-    Message::Status { json: serde_json::to_string(status).unwrap_or_default() }
+fn told(answer: Result<impl Serialize>) -> Message {
+    let json = answer.and_then(|answer| serde_json::to_string(&answer).attempt("say it"));
+    json.map_or_else(|e| refused(&e), |json| Message::Status { json })
 }
 
 fn refused(e: &ApiError) -> Message {

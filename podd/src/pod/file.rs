@@ -47,6 +47,8 @@ pub struct PodFile {
     pub workdir: Option<String>,
     /// Host name inside the pod.
     pub hostname: Option<String>,
+    /// Named as pods are.
+    pub group: Option<String>,
     /// Addresses with prefix length, such as `10.0.0.5/24`.
     #[serde(deserialize_with = "list")]
     pub ip: Vec<String>,
@@ -107,6 +109,7 @@ impl PodFile {
             user: flags.user.or(self.user),
             workdir: flags.workdir.or(self.workdir),
             hostname: flags.hostname.or(self.hostname),
+            group: flags.group.or(self.group),
             ip: or(flags.ip, self.ip),
             gateway: or(flags.gateway, self.gateway),
             mac: flags.mac.or(self.mac),

@@ -56,9 +56,14 @@ fn off(migration: &Migration) -> Option<(Times, Times)> {
 fn look_at(daemon: &Daemon, record: &PodRecord, files: u64) -> Facts {
     let pids = daemon.cgroup(&record.id).pids();
     let ahead = daemon.follows_writes().map(|backend| Tracker::look_on(backend, &pids, LOOK)).unwrap_or_default();
-    let resident: u64 = pids.iter().filter_map(|pid| resident(*pid)).sum();
+    let resident = memory(&pids);
     let huge = pids.iter().filter_map(|pid| huge(*pid)).sum();
     Facts { processes: pids.len(), ahead, huge, left: resident.saturating_sub(ahead.bytes), files }
+}
+
+/// Memory of these processes that no file has, in bytes; what they share counts for each.
+pub fn memory(pids: &[i32]) -> u64 {
+    pids.iter().filter_map(|pid| resident(*pid)).sum()
 }
 
 /// Memory of a process that no file has, in bytes.

@@ -26,6 +26,9 @@ pub struct PodSpec {
     pub workdir: Option<String>,
     /// Host name inside the pod; none: the pod's name.
     pub hostname: Option<String>,
+    /// No two pods of one group are put on one host by a plan.
+    #[serde(default)]
+    pub group: Option<String>,
     /// Network interface `eth0`; none: loopback only.
     pub network: Option<Network>,
     /// Resource limits.

@@ -66,6 +66,7 @@ pub fn router(daemon: Arc<Daemon>) -> axum::Router {
         .route("/v1/host/join", post(host_join))
         .route("/v1/migrations", get(migrations))
         .route("/v1/events", get(super::events::events))
+        .route("/v1/patch/plan", get(super::plan::plan))
         .merge(super::status::routes())
         .method_not_allowed_fallback(async || {
             let error = ApiError::usage("this path of the API has no such method");

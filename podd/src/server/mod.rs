@@ -6,6 +6,7 @@ mod exec;
 mod fleet;
 mod http;
 mod peers;
+pub mod plan;
 pub mod status;
 
 use std::fs::File;

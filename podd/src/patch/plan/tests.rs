@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
@@ -22,7 +23,7 @@ fn host(name: &str, decision: Decision, pods: Vec<Pod>) -> Host {
 }
 
 fn pod(name: &str, memory: u64) -> Pod {
-    Pod { name: name.to_owned(), memory, relies_on: None, group: None, blackout_ms: 100.0 }
+    Pod { name: name.to_owned(), memory, relies_on: None, group: None, blackout_ms: 100.0, refused: BTreeMap::new() }
 }
 
 fn evacuated(name: &str, pods: Vec<Pod>) -> Host {
@@ -102,6 +103,8 @@ fn a_host_whose_pod_has_nowhere_to_go_is_left_with_the_reason() {
     let failing = host("b", decision(Verdict::Leave { signs: vec![] }), vec![]);
     let hosts = [evacuated("a", vec![pod("p", GB)]), failing];
     assert!(plan(&hosts, &policy(1), "").left.iter().any(|left| left.why.ends_with("b is not to be relied on")));
+    let refused = Pod { refused: [("b".to_owned(), "fd-count: many".to_owned())].into(), ..pod("p", GB) };
+    assert!(why(&[current("b")], refused).ends_with("b is refused by preflight (fd-count: many)"));
     let born = ReliesOn {
         kernel: KernelVersion(6, 16),
         cpu: None,
@@ -115,10 +118,7 @@ fn a_host_whose_pod_has_nowhere_to_go_is_left_with_the_reason() {
     assert!(why(&[current("b")], wide).ends_with("b has a processor without avx2"));
     let mut little = current("b");
     little.available = GB * 152 / 100;
-    assert!(
-        why(&[little], pod("p", GB * 3 / 4)).contains("headroom of 10 %"),
-        "770 MB of 8 GB would be left"
-    );
+    assert!(why(&[little], pod("p", GB * 3 / 4)).contains("headroom of 10 %"), "770 MB of 8 GB would be left");
 }
 
 #[test]

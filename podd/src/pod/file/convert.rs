@@ -14,6 +14,10 @@ pub fn validated(spec: &PodSpec) -> Result<PodSpec, PodFileError> {
 
 /// A pod's or host's name: 1 to 63 of `a-z0-9-`, starting with a letter or digit.
 pub fn check_name(name: &str) -> Result<(), PodFileError> {
+    check_word("name", name)
+}
+
+fn check_word(key: &'static str, name: &str) -> Result<(), PodFileError> {
     let problem = if name.is_empty() {
         "is empty"
     } else if name.len() > 63 {
@@ -25,7 +29,7 @@ pub fn check_name(name: &str) -> Result<(), PodFileError> {
     } else {
         return Ok(());
     };
-    Err(PodFileError::invalid("name", name, problem, "write 1 to 63 of a-z, 0-9 and hyphen, such as web-1"))
+    Err(PodFileError::invalid(key, name, problem, "write 1 to 63 of a-z, 0-9 and hyphen, such as web-1"))
 }
 
 pub(super) fn into_spec(file: PodFile, random: [u8; 6]) -> Result<PodSpec, PodFileError> {
@@ -51,6 +55,7 @@ pub(super) fn into_spec(file: PodFile, random: [u8; 6]) -> Result<PodSpec, PodFi
         user: file.user.map(checked_user).transpose()?,
         workdir: workdir.map(|path| path.to_string_lossy().into_owned()),
         hostname: file.hostname.map(checked_hostname).transpose()?,
+        group: file.group.map(checked_group).transpose()?,
         network: address::network(&file.ip, &file.gateway, file.mac.as_deref(), random)?,
         limits: limits(file.memory.as_deref(), file.cpus, file.pids)?,
         volumes,
@@ -81,6 +86,7 @@ fn from_spec(spec: &PodSpec) -> PodFile {
         user: spec.user.clone(),
         workdir: spec.workdir.clone(),
         hostname: spec.hostname.clone(),
+        group: spec.group.clone(),
         ip: network.map(|n| n.addresses.clone()).unwrap_or_default(),
         gateway: network.map(|n| n.gateways.iter().map(ToString::to_string).collect()).unwrap_or_default(),
         mac: network.map(|n| n.mac.map(|byte| format!("{byte:02x}")).join(":")),
@@ -142,6 +148,11 @@ fn checked_user(user: String) -> Result<String, PodFileError> {
         return Ok(user);
     }
     Err(PodFileError::invalid("user", user, "is not a user", "write USER or USER:GROUP, names or numbers"))
+}
+
+fn checked_group(group: String) -> Result<String, PodFileError> {
+    check_word("group", &group)?;
+    Ok(group)
 }
 
 fn checked_hostname(name: String) -> Result<String, PodFileError> {

@@ -112,6 +112,7 @@ fn refusals_name_key_value_and_reason() {
         (|f| f.env = [("A".into(), "\0".into())].into(), "env \"A\" has a value with a NUL"),
         (|f| f.user = Some("a:b:c".into()), "user \"a:b:c\" is not a user"),
         (|f| f.workdir = Some("tmp".into()), "workdir \"tmp\" is not an absolute path"),
+        (|f| f.group = Some("a b".into()), "group \"a b\" has other characters"),
         (|f| f.hostname = Some("a_b".into()), "hostname \"a_b\" is not a host name"),
         (|f| f.ip = vec!["10.0.0.5".into()], "ip \"10.0.0.5\" has no prefix length"),
         (|f| f.ip = vec!["10.0.0.5/33".into()], "has an impossible prefix length"),
@@ -236,7 +237,7 @@ prop_compose! {
         volumes in proptest::collection::vec(words(), 0..3), cap_add in proptest::collection::vec(words(), 0..2),
     ) -> PodFile {
         PodFile {
-            name, rootfs, image, command, user: user.clone(), workdir, hostname: user.clone(), ip, gateway,
+            name, rootfs, image, command, user: user.clone(), workdir, hostname: user.clone(), group: user.clone(), ip, gateway,
             mac: memory.clone(), memory, cpus, pids: cpus.map(|c| c as u64), volumes, cap_add,
             allow_new_privileges: false, restart: user.clone(), health: HealthFile { http: user.clone(), interval: user.clone(), ..HealthFile::default() }, stop_signal: user.clone(),
             stop_timeout: user.clone(), log_size: user, env: Default::default(),
@@ -257,7 +258,7 @@ prop_compose! {
         let mode = if read_only { ":ro" } else { "" };
         PodFile {
             name: Some(name), rootfs: (!image).then(|| path.clone()), image: image.then(|| format!("oci:{path}:v1")),
-            command, user, workdir, hostname: None,
+            command, user, workdir, hostname: None, group: None,
             ip: if with_ip { vec![format!("10.0.0.{host}/24"), format!("fd00::{host:x}/64")] } else { vec![] },
             gateway: if with_ip { vec!["10.0.0.1".into()] } else { vec![] }, mac: None,
             memory: memory.map(|m| format!("{m}M")), cpus, pids,
