@@ -39,7 +39,7 @@ pub struct Config {
     pub livepatch: PathBuf,
     /// Whether the status of this host is looked at again and again, and not only when somebody asks.
     pub watch: bool,
-    /// Pods that leave this host at a time, of many that shall: with more, each stands still for longer.
+    /// Pods that leave this host at a time, of many that shall; they stand still one after the other.
     pub moves: NonZeroU8,
     /// Address where Prometheus can read metrics; none: only on the API's socket.
     pub metrics: Option<SocketAddr>,
@@ -80,7 +80,7 @@ impl Default for Config {
             policy: crate::patch::policy::PATH.into(),
             livepatch: crate::patch::cover::FOLDER.into(),
             watch: true,
-            moves: const { NonZeroU8::new(2).expect("not zero") },
+            moves: const { NonZeroU8::new(4).expect("not zero") },
             metrics: None,
         }
     }

@@ -49,6 +49,8 @@ pub struct Daemon {
     pub bell: Bell,
     /// The right to move a pod away: of many that shall leave, a few go at a time.
     pub moves: Semaphore,
+    /// The right to freeze a pod for a move. One at a time: together they would only hold each other up, each standing still.
+    pub freezes: Semaphore,
     criu: OnceLock<CriuFindings>,
     pods: RwLock<HashMap<String, Arc<Pod>>>,
 }
@@ -225,7 +227,7 @@ impl Daemon {
         let criu = OnceLock::new();
         let pods = RwLock::default();
         let (watch, told, bell) = (Watch::default(), Told::default(), Bell::default());
-        let moves = Semaphore::new(config.moves.get().into());
+        let (moves, freezes) = (Semaphore::new(config.moves.get().into()), Semaphore::new(1));
         let daemon = Self {
             config,
             store,
@@ -239,6 +241,7 @@ impl Daemon {
             told,
             bell,
             moves,
+            freezes,
             criu,
             pods,
         };

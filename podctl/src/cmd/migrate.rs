@@ -17,7 +17,7 @@ Examples:
   podctl preflight web --to b   tells beforehand whether it can be moved
   podctl migrate web --to b
   podctl migrate web --to b --json | jq .blackout_ms
-  podctl migrate --all --to b   one host's pods, two at a time
+  podctl migrate --all --to b   all that run here, some at a time
 
 Exit code 3 means that preflight refused: nothing was frozen and the pod runs on as before.")]
 pub struct Args {

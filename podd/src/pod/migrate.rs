@@ -14,7 +14,7 @@ use checkpoint::memory;
 use checkpoint::process::{shared_writable_files, timers};
 use jiff::Timestamp;
 use rand::Rng;
-use tokio::sync::mpsc;
+use tokio::sync::{SemaphorePermit, mpsc};
 
 use super::checkpoint::save;
 use super::freeze::{Dumper, Flight, Frozen, freeze, hold, milliseconds, thaw};
@@ -34,6 +34,8 @@ use crate::sys::network::neighbours;
 
 /// Data goes in pieces of this size: as large as a frame may be.
 const PIECE: usize = 1 << 20;
+/// Other pods that stand still are waited for so long.
+const TURN: Duration = Duration::from_secs(5);
 /// Live passes over the writable layer before the freeze, at most.
 const LIVE_PASSES: u32 = 4;
 /// A live pass that sends less than this is followed by the freeze, in bytes.
@@ -106,11 +108,12 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, by: &str, te
     }
     claim.publish(given);
     run.say("handover", 0, 0);
-    let Run { begun, predicted, phases, bytes, rounds, watch, peer, hold, flight: _flight, ahead, .. } = run;
+    let Run { begun, predicted, phases, bytes, rounds, watch, peer, hold, flight: _flight, ahead, turn, .. } = run;
     let mode = if ahead.rounds > 0 { "pre-copy" } else { "stop-copy" };
     let tracker = ahead.backend().map(|backend| backend.name().to_owned());
     let sent = peer.sent;
     let concluded = conclude(daemon, claim, &mut migration, Some(peer), hold, |m| {
+        drop(turn);
         let report = MigrateReport {
             pod: record.spec.name.clone(),
             from: daemon.config.host.clone(),
@@ -403,6 +406,8 @@ pub struct Run<'a> {
     flight: Option<Flight>,
     /// Kept until the move is over, like the flight.
     ahead: Ahead,
+    /// Held while the pod stands still.
+    turn: Option<SemaphorePermit<'a>>,
     pub(super) peer: Peer,
 }
 
@@ -448,6 +453,7 @@ impl<'a> Run<'a> {
             hold: None,
             flight: None,
             ahead: Ahead::default(),
+            turn: None,
             peer,
         };
         let migration = Migration {
@@ -500,6 +506,7 @@ impl<'a> Run<'a> {
             self.rounds = self.ahead.rounds;
             self.bytes.memory = self.ahead.bytes;
         }
+        self.take_turn(&mut sender).await?;
         self.hold = hold(self.daemon, record);
         if let PodState::Running { init, .. } = record.state
             && let Err(e) = tokio::task::block_in_place(|| neighbours::note(init.pid, &images))
@@ -520,6 +527,23 @@ impl<'a> Run<'a> {
         self.phases.freeze_ms = self.watch.lap();
         self.ahead.before_dump(&images).attempt("forget what was copied of processes that have ended")?;
         self.dump_and_send(record, dumper, frozen, &mut sender, &images).await
+    }
+
+    /// Waits until no other pod stands still for a move. Not for ever: that one's target may be away.
+    async fn take_turn(&mut self, sender: &mut Option<Sender>) -> Result<()> {
+        if let Ok(turn) = self.daemon.freezes.try_acquire() {
+            self.turn = Some(turn);
+            return Ok(());
+        }
+        let taken = tokio::time::timeout(TURN, self.daemon.freezes.acquire()).await;
+        self.turn = taken.ok().and_then(std::result::Result::ok);
+        // The files may have changed meanwhile.
+        self.send_files(sender, Mode::Live, BTreeSet::new()).await.map(drop)
+    }
+
+    /// The pod does not stand still any more: it is another one's turn.
+    pub fn end_turn(&mut self) {
+        self.turn = None;
     }
 
     /// Has the target restore what it was sent, and hold it.

@@ -32,6 +32,7 @@ pub async fn rehearse(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell
     // On record before the target restores anything: should it lose us, it is told that the pod was not given to it.
     call_off(daemon, &record, &mut migration, sent.as_ref().err().map(|e| e.message.clone()), run.hold())?;
     let pause_ms = run.frozen_ms();
+    run.end_turn();
     sent?;
     let performed = on_target(&mut run, &record, to).await;
     if let Err(e) = &performed {
