@@ -297,6 +297,11 @@ impl Policy {
                 "make it 90 or less",
             ));
         }
+        if let Some(url) = &self.notify.webhook
+            && !["http://", "https://"].iter().any(|scheme| url.starts_with(scheme))
+        {
+            return Err((format!("[notify] webhook = {url:?} is no address"), "write webhook = \"https://...\""));
+        }
         if self.notify.secret.is_some() && self.notify.webhook.is_none() {
             return Err(("[notify] has a secret and no webhook".to_owned(), "add webhook = \"https://...\""));
         }

@@ -6,16 +6,20 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 
 /// No program gets longer, in seconds.
 const PATIENCE: &str = "60";
 /// Of a program's output, and of a file's lines: bytes.
 const MOST: u64 = 8 << 20;
+/// Where apt keeps what it has read, unless it is told not to.
+const APT_CACHE: &str = "/var/cache/apt/pkgcache.bin";
 
 /// What a program said.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,8 +72,22 @@ pub fn word(reader: &dyn Reader, path: &str) -> io::Result<String> {
 }
 
 /// The running host.
-#[derive(Clone, Copy, Debug)]
-pub struct ThisHost;
+#[derive(Debug, Default)]
+pub struct ThisHost {
+    /// Where apt keeps what it has read, as long as this lives: without, each question takes it a second.
+    apt: OnceLock<Option<TempDir>>,
+}
+
+impl ThisHost {
+    /// Options for a program of apt's. Where apt keeps its own file (apt.conf(5), `Dir::Cache::pkgcache`; container images do
+    /// not), there are none.
+    fn apt_options(&self) -> Vec<String> {
+        let own = || (!Path::new(APT_CACHE).exists()).then(|| tempfile::tempdir().ok()).flatten();
+        let path = |folder: &TempDir| format!("Dir::Cache::pkgcache={}", folder.path().join("pkgcache.bin").display());
+        let set = self.apt.get_or_init(own).as_ref().map(path);
+        set.map(|set| vec!["-o".to_owned(), set]).unwrap_or_default()
+    }
+}
 
 impl Reader for ThisHost {
     fn now(&self) -> Timestamp {
@@ -114,9 +132,12 @@ impl Reader for ThisHost {
 
     fn run(&self, command: &[&str]) -> io::Result<Said> {
         // coreutils' timeout ends it; what it says beyond the limit ends it, too, by a closed pipe.
+        let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+        let options = if program.starts_with("apt-") { self.apt_options() } else { Vec::new() };
         let mut child = Command::new("timeout")
-            .args(["--kill-after=5", PATIENCE])
-            .args(command)
+            .args(["--kill-after=5", PATIENCE, program])
+            .args(options)
+            .args(arguments)
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -189,67 +210,63 @@ fn found<T: Clone>(kept: &BTreeMap<String, T>, key: &str) -> io::Result<T> {
 
 /// Reads the running host and keeps what it was asked for.
 #[derive(Debug)]
-pub struct Recorder(Mutex<Recording>);
+pub struct Recorder(ThisHost, Mutex<Recording>);
 
 impl Recorder {
     /// One that was asked for nothing yet.
     #[must_use]
     pub fn new(about: &str) -> Self {
-        let recording = Recording {
-            about: about.to_owned(),
-            now: ThisHost.now(),
-            synchronized: ThisHost.is_synchronized(),
-            ..Recording::default()
-        };
-        Self(Mutex::new(recording))
+        let host = ThisHost::default();
+        let (now, synchronized) = (host.now(), host.is_synchronized());
+        Self(host, Mutex::new(Recording { about: about.to_owned(), now, synchronized, ..Recording::default() }))
     }
 
     /// All that was read.
     #[must_use]
     pub fn finish(self) -> Recording {
-        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+        self.1.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn keep<T>(&self, answer: io::Result<T>, put: impl FnOnce(&mut Recording, &T)) -> io::Result<T> {
-        answer.inspect(|answer| put(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner), answer))
+        answer.inspect(|answer| put(&mut self.1.lock().unwrap_or_else(PoisonError::into_inner), answer))
     }
 }
 
 impl Reader for Recorder {
     fn now(&self) -> Timestamp {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).now
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).now
     }
 
     fn is_synchronized(&self) -> Option<bool> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).synchronized
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).synchronized
     }
 
     fn head(&self, path: &str, limit: u64) -> io::Result<String> {
-        self.keep(ThisHost.head(path, limit), |kept, text| {
+        self.keep(self.0.head(path, limit), |kept, text| {
             kept.files.insert(path.to_owned(), text.clone());
         })
     }
 
     fn lines_with(&self, path: &str, part: &str) -> io::Result<Vec<String>> {
-        self.keep(ThisHost.lines_with(path, part), |kept, lines| {
+        self.keep(self.0.lines_with(path, part), |kept, lines| {
             kept.lines.insert(path.to_owned(), lines.clone());
         })
     }
 
     fn names(&self, folder: &str) -> io::Result<Vec<String>> {
-        self.keep(ThisHost.names(folder), |kept, names| {
+        self.keep(self.0.names(folder), |kept, names| {
             kept.folders.insert(folder.to_owned(), names.clone());
         })
     }
 
     fn link(&self, path: &str) -> io::Result<String> {
-        self.keep(ThisHost.link(path), |kept, to| {
+        self.keep(self.0.link(path), |kept, to| {
             kept.links.insert(path.to_owned(), to.clone());
         })
     }
 
     fn run(&self, command: &[&str]) -> io::Result<Said> {
-        self.keep(ThisHost.run(command), |kept, said| {
+        self.keep(self.0.run(command), |kept, said| {
             kept.commands.insert(command.join(" "), said.clone());
         })
     }

@@ -80,7 +80,7 @@ fn known(daemon: &Daemon) -> Option<Arc<Known>> {
 }
 
 fn read(daemon: &Daemon, ask: bool) -> Result<()> {
-    let facts = Facts::read(&ThisHost);
+    let facts = Facts::read(&ThisHost::default());
     let config = policy(daemon).0.map(|policy| policy.advisories.clone()).unwrap_or_default();
     let advised = known(daemon).filter(|known| !ask && is_fresh(known, &config)).map(|known| known.advised.clone());
     let advisories = advise(daemon, &config, &facts, advised.is_none());

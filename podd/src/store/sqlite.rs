@@ -210,3 +210,73 @@ fn signed(id: u64) -> i64 {
 fn json(record: &impl Serialize) -> Result<String, Error> {
     Ok(serde_json::to_string(record)?)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::events::What;
+    use crate::patch::notice::{Kind, Notice, Subject};
+    use crate::patch::policy::Policy;
+    use crate::pod::journal::{Role, Step};
+
+    fn entry(at_once: bool) -> Entry {
+        let (host, by, at) = ("a".to_owned(), "root".to_owned(), Timestamp::UNIX_EPOCH);
+        Entry { id: 0, at, host, by, what: What::Chosen { time: None, at_once } }
+    }
+
+    #[test]
+    fn events_stay_in_order_and_the_end_of_a_move_is_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        let store = Sqlite::open(&path).unwrap();
+        assert_eq!((store.newest_event().unwrap(), store.delivered().unwrap()), (0, 0));
+        assert_eq!(store.add_event(&entry(true)).unwrap(), 1);
+        let migration = Migration {
+            id: "1".to_owned(),
+            role: Role::Source,
+            peer: "b".to_owned(),
+            pod_id: "2".to_owned(),
+            pod: "web".to_owned(),
+            epoch: 2,
+            started: Timestamp::UNIX_EPOCH,
+            step: Step::Done,
+            error: None,
+            report: None,
+            rehearsal: false,
+            by: "root".to_owned(),
+        };
+        let end = Entry { what: What::of(&migration, "a").unwrap(), ..entry(false) };
+        for _ in 0..2 {
+            // After a crash it is recorded again.
+            store.put_migration(&migration, None, Some(&end)).unwrap();
+        }
+        assert_eq!(What::of(&Migration { step: Step::Given, ..migration.clone() }, "a"), None);
+        assert_eq!(What::of(&Migration { rehearsal: true, ..migration }, "a"), None);
+        store.add_event(&entry(false)).unwrap();
+        store.set_delivered(2).unwrap();
+        drop(store);
+        let store = Sqlite::open(&path).unwrap();
+        let all = store.events(0, 10).unwrap();
+        let kinds: Vec<_> = all.iter().map(|entry| entry.what.kind()).collect();
+        assert_eq!(kinds, ["chosen", "move", "chosen"]);
+        assert!(all.is_sorted_by(|a, b| a.id < b.id));
+        assert_eq!(all[1].what.in_words(), "web moved from a to b");
+        let rest = store.events(store.delivered().unwrap(), 1).unwrap();
+        assert_eq!((rest.len(), rest[0].id), (1, store.newest_event().unwrap()));
+    }
+
+    #[test]
+    fn notices_are_kept_by_pod() {
+        let store = Sqlite::open(std::path::Path::new(":memory:")).unwrap();
+        let subject = Subject { id: "1".to_owned(), name: "web".to_owned() };
+        let now = Timestamp::UNIX_EPOCH;
+        let notice = Notice::new(&subject, Kind::Move, now, now, &Policy::default().phases);
+        store.put_notice("1", Some(&notice)).unwrap();
+        assert_eq!(store.notices().unwrap(), BTreeMap::from([("1".to_owned(), notice)]));
+        store.put_notice("1", None).unwrap();
+        assert!(store.notices().unwrap().is_empty());
+    }
+}

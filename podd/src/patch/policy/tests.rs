@@ -44,6 +44,7 @@ fn what_is_wrong_is_said_in_a_sentence_with_its_line() {
         ("[limits]\nheadroom = 91", "leaves no room"),
         ("[facts]\ninterval = \"4d\"", "are read every 4d and are too old after 3d"),
         ("[notify]\nsecret = \"/x\"", "has a secret and no webhook"),
+        ("[notify]\nwebhook = \"ftp://x\"", "is no address"),
         ("[[windows]]\nduration = \"1h\"", "either `cron`, or `start`"),
         ("[[windows]]\nstart = \"02:00\"\ncron = \"0 2 * * *\"\nduration = \"1h\"", "either `cron`, or `start`"),
         ("[[windows]]\nstart = \"25:00\"\nduration = \"1h\"", "line 2"),

@@ -95,7 +95,7 @@ fn syntax_errors_name_the_line() {
 #[test]
 fn refusals_name_key_value_and_reason() {
     type Change = fn(&mut PodFile);
-    let table: [(Change, &str); 36] = [
+    let table: [(Change, &str); 37] = [
         (|f| f.name = None, "the pod has no name"),
         (|f| f.name = Some("Web".into()), "name \"Web\" has other characters"),
         (|f| f.name = Some("-web".into()), "name \"-web\" starts with a hyphen"),
