@@ -154,6 +154,9 @@ pub fn document(notice: Option<&Notice>) -> String {
     format!("{}\n", json!({ "incarnation": incarnation, "events": [told] }))
 }
 
+/// As many answers to a notice are heard: each is an event. A pod's init keeps no more.
+const ANSWERS: usize = 64;
+
 /// Answers to a notice among the notes of a pod's init. The pod's own: what is not understood is none.
 #[must_use]
 pub fn answers(notes: &str, notice: &str) -> Vec<Answer> {
@@ -165,7 +168,7 @@ pub fn answers(notes: &str, notice: &str) -> Vec<Answer> {
             _ => None,
         }
     };
-    notes.lines().filter_map(read).collect()
+    notes.lines().filter_map(read).take(ANSWERS).collect()
 }
 
 /// What a decision changes about notices.
@@ -316,6 +319,7 @@ mod tests {
         let events = notice.hear(&[heard.clone(), vec![Answer::Ready, Answer::Delay(1)]].concat(), at(3000));
         assert!(matches!(events[..], [What::Acknowledged { .. }, What::NotDelayed { .. }]), "{events:?}");
         assert!(notice.is_over(at(3000)) && notice.not_before == at(3000));
+        assert_eq!(answers(&format!("{} ack\n", notice.id).repeat(1000), &notice.id).len(), ANSWERS);
         assert_eq!(notice.hear(&heard, at(4000)), []);
     }
 
