@@ -159,6 +159,9 @@ fn a_large_fleet_is_planned_in_no_time() {
     assert_eq!(plan.steps[999].host, "host0007");
 }
 
+/// Memory in tenths of a GB, and group.
+type Pods = Vec<(u64, Option<i32>)>;
+
 /// Some fleet: memory in tenths of a GB.
 fn fleets() -> impl Strategy<Value = Vec<Host>> {
     let pod = (1_u64..30, proptest::option::of(0..3));
@@ -171,7 +174,7 @@ fn fleets() -> impl Strategy<Value = Vec<Host>> {
             3 => decision(Verdict::Unknown { missing: vec![] }),
             _ => due(Mechanism::Evacuate),
         };
-        let made = |(n, (kind, pods, available)): (usize, (i32, Vec<(u64, Option<i32>)>, u64))| {
+        let made = |(n, (kind, pods, available)): (usize, (i32, Pods, u64))| {
             let pods = pods.into_iter().enumerate().map(|(p, (memory, group))| Pod {
                 group: group.map(|group: i32| format!("g{group}")),
                 ..pod_of(n, p, memory * GB / 10)
