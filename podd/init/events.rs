@@ -13,11 +13,13 @@
 //! Answers are notes for podd, `ID ack` and `ID delay N` in `/.podd/answers`; what it makes of them, the file shows.
 
 use std::fs;
-use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+
+use crate::sys;
 
 /// Where applications look.
 const LINK: &str = "/run/podd";
@@ -143,10 +145,11 @@ impl Connection {
     }
 
     /// Short enough for the socket's buffer; whoever does not read it gets part of it.
-    fn answer(mut self, (status, text): &(&str, String)) {
+    fn answer(self, (status, text): &(&str, String)) {
         let length = text.len();
         let head = "Content-Type: application/json\r\nConnection: close";
-        let _ = write!(self.stream, "HTTP/1.1 {status}\r\n{head}\r\nContent-Length: {length}\r\n\r\n{text}");
+        let answer = format!("HTTP/1.1 {status}\r\n{head}\r\nContent-Length: {length}\r\n\r\n{text}");
+        sys::say(self.stream.as_fd(), answer.as_bytes());
     }
 }
 
@@ -211,6 +214,8 @@ fn add(note: &str, told: &str, answers: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     const TOLD: &str = "{\"incarnation\":1,\"events\":[{\"id\":\"a1\",\"kind\":\"move\"}]}\n";

@@ -22,6 +22,7 @@ const SYS_RT_SIGACTION: c_long = 134;
 #[cfg(not(target_arch = "aarch64"))]
 const SYS_RT_SIGACTION: c_long = 13;
 const WNOHANG: c_int = 1;
+const MSG_NOSIGNAL: c_int = 0x4000;
 const POLLIN: i16 = 1;
 /// sizeof(struct signalfd_siginfo); the signal's number is its first field, 32 bits.
 const SIGINFO_SIZE: usize = 128;
@@ -50,6 +51,7 @@ unsafe extern "C" {
     fn pipe2(ends: *mut c_int, flags: c_int) -> c_int;
     #[link_name = "poll"]
     fn c_poll(fds: *mut PollFd, count: c_ulong, timeout_ms: c_int) -> c_int;
+    fn send(fd: c_int, bytes: *const u8, count: usize, flags: c_int) -> isize;
     fn setgid(gid: u32) -> c_int;
     fn setgroups(count: usize, groups: *const u32) -> c_int;
     fn setsid() -> c_int;
@@ -150,6 +152,12 @@ pub fn wait() -> Option<(c_int, c_int)> {
 pub fn kill(pid: c_int, signal: c_int) {
     // SAFETY: touches no memory.
     unsafe { c_kill(pid, signal) };
+}
+
+/// Sends what fits. To whoever has hung up, nothing, and without a signal: that would be passed on to the application.
+pub fn say(socket: BorrowedFd<'_>, bytes: &[u8]) {
+    // SAFETY: the pointer and the count are those of a live slice.
+    unsafe { send(socket.as_raw_fd(), bytes.as_ptr(), bytes.len(), MSG_NOSIGNAL) };
 }
 
 /// Makes `to` another name of `from`, kept on exec.

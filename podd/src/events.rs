@@ -107,7 +107,7 @@ pub enum What {
         from: String,
         /// Target.
         to: String,
-        /// The pod runs on the target now.
+        /// The pod is the target's now; with an error, it did not go well there.
         moved: bool,
         /// How long it stood still, in ms, if the source knows.
         blackout_ms: Option<f64>,
@@ -179,9 +179,10 @@ impl What {
             }
             Self::NotDelayed { pod, why, .. } => format!("{pod} gets no more time: {why}"),
             Self::Withdrawn { pod, .. } => format!("{pod} will not be touched after all"),
-            Self::Move { pod, from, to, moved: true, blackout_ms, .. } => {
+            Self::Move { pod, from, to, moved: true, blackout_ms, error, .. } => {
                 let blackout = blackout_ms.map(|ms| format!(": {ms:.0} ms blackout")).unwrap_or_default();
-                format!("{pod} moved from {from} to {to}{blackout}")
+                let but = error.as_deref().map(|error| format!(", but: {error}")).unwrap_or_default();
+                format!("{pod} moved from {from} to {to}{blackout}{but}")
             }
             Self::Move { pod, from, to, error, .. } => {
                 let why = error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();

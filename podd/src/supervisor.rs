@@ -72,6 +72,8 @@ pub struct Pod {
     health: Mutex<Option<HealthView>>,
     /// Held while the health probe is asked.
     probing: AsyncMutex<()>,
+    /// Held by whoever has the kernel tell what the pod writes: a second one would take that from the first.
+    followed: Arc<AsyncMutex<()>>,
 }
 
 impl Pod {
@@ -96,6 +98,17 @@ impl Pod {
     /// Notes what its health probe says.
     pub fn set_health(&self, health: HealthView) {
         *self.health.lock().unwrap_or_else(PoisonError::into_inner) = Some(health);
+    }
+
+    /// The right to have the kernel tell what the pod writes; none: a move has it.
+    #[must_use]
+    pub fn try_follow(&self) -> Option<OwnedMutexGuard<()>> {
+        self.followed.clone().try_lock_owned().ok()
+    }
+
+    /// The same, for a move: whoever has it returns it within a moment.
+    pub async fn follow(&self) -> OwnedMutexGuard<()> {
+        self.followed.clone().lock_owned().await
     }
 
     /// The right to ask its health probe.
@@ -185,6 +198,11 @@ impl Claim {
     #[must_use]
     pub fn record(&self) -> PodRecord {
         self.pod.record()
+    }
+
+    /// See [`Pod::follow`].
+    pub async fn follow(&self) -> OwnedMutexGuard<()> {
+        self.pod.follow().await
     }
 
     /// Records a change: first on disk, then for everyone to see.
@@ -328,8 +346,10 @@ impl Daemon {
         });
         self.store.put_migration(migration, pod, end.as_ref())?;
         crate::fault::point(&self.config.run, migration);
-        if end.is_some() {
-            self.bell.ring(self.store.newest_event()?);
+        if end.is_some()
+            && let Ok(newest) = self.store.newest_event()
+        {
+            self.bell.ring(newest);
         }
         Ok(())
     }
@@ -343,6 +363,7 @@ impl Daemon {
             doing: Mutex::default(),
             health: Mutex::default(),
             probing: AsyncMutex::default(),
+            followed: Arc::default(),
         });
         self.pods.write().unwrap_or_else(PoisonError::into_inner).insert(id, pod.clone());
         pod

@@ -21,7 +21,7 @@ use crate::patch::policy::Notify;
 use crate::patch::watch;
 use crate::supervisor::Daemon;
 
-/// Times that an event is told, at most. With [`pause`] that is for some half an hour.
+/// Times that an event is told, at most. With [`pause`] that is for some twenty minutes.
 const TRIES: u32 = 12;
 /// For one answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -43,7 +43,11 @@ pub async fn deliver(daemon: Arc<Daemon>) {
 
 async fn deliver_all(daemon: &Arc<Daemon>) -> crate::error::Result<()> {
     let newest = daemon.store.newest_event()?;
-    if to(daemon).is_none() {
+    let Some(policy) = watch::policy(daemon).0 else {
+        // It cannot be read, and nobody knows whether it names a webhook: that is looked at again.
+        return Ok(());
+    };
+    if policy.notify.webhook.is_none() {
         // Nobody wants to know; whoever is named later is told from then on.
         return Ok(daemon.store.set_delivered(newest)?);
     }
@@ -105,7 +109,8 @@ fn post(notify: &Notify, entry: &Entry, now: Timestamp) -> Result<(), String> {
     let seconds = now.as_second();
     let kind = format!("podd.{}", entry.what.kind());
     let body = json!({ "type": kind, "timestamp": entry.at, "data": entry }).to_string();
-    let mut request = agent(url, LIMIT, LIMIT)
+    // A redirect would make a GET of it, without what there is to say.
+    let mut request = agent(url, LIMIT, LIMIT, 0)
         .post(url)
         .header("Content-Type", "application/json")
         .header("webhook-id", &id)

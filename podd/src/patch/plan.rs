@@ -75,7 +75,7 @@ pub struct Step {
     pub mechanism: Mechanism,
     /// Whether it is patched: hardware that fails is only left.
     pub patch: bool,
-    /// Where its pods go; they come back afterwards.
+    /// Where its pods go; they come back afterwards, unless the host is failing.
     pub moves: Vec<Move>,
     /// Why it is done, and now.
     pub why: String,
@@ -153,6 +153,11 @@ pub fn plan(hosts: &[Host], policy: &Policy, coordinator: &str) -> Plan {
         }
         (before, together) = (Some(due.mechanism), together + 1);
         fleet.patched[due.index] = due.patch;
+        if !due.patch {
+            // Nobody comes back to a host that is failing.
+            fleet.first_free.clone_from(&fleet.free);
+            fleet.first_came.clone_from(&fleet.came);
+        }
         let why = host.decision.chain.last().cloned().unwrap_or_default();
         let (host, mechanism, patch) = (host.name.clone(), due.mechanism, due.patch);
         steps.push(Step { wave, host, mechanism, patch, moves, why });
@@ -193,11 +198,15 @@ struct Fleet<'a> {
     patched: Vec<bool>,
     /// Failing, or unknown: nothing goes there.
     shunned: Vec<bool>,
+    /// Of the present wave: hosts that are away, and hosts to which their pods go.
     away: BTreeSet<usize>,
-    /// Memory that is left on each host, in bytes.
+    visited: BTreeSet<usize>,
+    /// Memory that is left on each host, in bytes: now, and when a wave begins.
     free: Vec<u64>,
-    /// Groups of pods that have come in this wave.
+    first_free: Vec<u64>,
+    /// Groups of pods that have come: in this wave, and for good.
     came: Vec<BTreeSet<&'a str>>,
+    first_came: Vec<BTreeSet<&'a str>>,
 }
 
 impl<'a> Fleet<'a> {
@@ -214,28 +223,32 @@ impl<'a> Fleet<'a> {
             patched,
             shunned: hosts.iter().map(shunned).collect(),
             away: BTreeSet::new(),
+            visited: BTreeSet::new(),
             free: hosts.iter().map(|host| host.available).collect(),
+            first_free: hosts.iter().map(|host| host.available).collect(),
             came: vec![BTreeSet::new(); hosts.len()],
+            first_came: vec![BTreeSet::new(); hosts.len()],
         }
     }
 
     /// Pods of this wave go there: it cannot be away together with their hosts.
     fn is_visited(&self, index: usize) -> bool {
-        self.free[index] != self.hosts[index].available
+        self.visited.contains(&index)
     }
 
     /// Finds places for all pods of a host; changes nothing if there are not enough.
     fn evacuate(&mut self, index: usize, begins: bool) -> Result<Vec<Move>, String> {
-        let before = (self.away.clone(), self.free.clone(), self.came.clone());
+        let before = (self.away.clone(), self.visited.clone(), self.free.clone(), self.came.clone());
         if begins {
             self.away.clear();
-            self.free = self.hosts.iter().map(|host| host.available).collect();
-            self.came.iter_mut().for_each(BTreeSet::clear);
+            self.visited.clear();
+            self.free.clone_from(&self.first_free);
+            self.came.clone_from(&self.first_came);
         }
         self.away.insert(index);
         let placed = self.place_all(index);
         if placed.is_err() {
-            (self.away, self.free, self.came) = before;
+            (self.away, self.visited, self.free, self.came) = before;
         }
         placed
     }
@@ -248,6 +261,7 @@ impl<'a> Fleet<'a> {
         for pod in pods {
             let to = self.place(pod)?;
             self.free[to] -= pod.memory;
+            self.visited.insert(to);
             self.came[to].extend(pod.group.as_deref());
             moves.push(Move { pod: pod.name.clone(), to: hosts[to].name.clone(), blackout_ms: pod.blackout_ms });
         }

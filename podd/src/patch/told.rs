@@ -20,9 +20,11 @@ use super::watch;
 use crate::api::{ApiError, Progress};
 use crate::error::{Attempt, Result};
 use crate::events::{PODD, What, note};
+use crate::pod::preflight::refuse_unless_go;
+use crate::pod::start::will_restart;
 use crate::pod::state::{PodRecord, PodState};
 use crate::pod::stop::not_running;
-use crate::pod::{logs, predict};
+use crate::pod::{logs, migrate, predict};
 use crate::supervisor::{Claim, Daemon, Doing};
 use crate::sys::process::ProcessId;
 
@@ -97,7 +99,12 @@ async fn look(daemon: &Arc<Daemon>, is_time: bool) -> Result<(bool, Duration)> {
     let mut told = daemon.store.notices()?;
     let pods = running(daemon);
     let now = Timestamp::now();
-    let gone = told.keys().filter(|id| pods.iter().all(|pod| pod.id != **id)).cloned().collect::<Vec<_>>();
+    // One that is about to be started again has not gone.
+    let stays = |id: &str| {
+        let record = daemon.pod(id).map(|pod| pod.record());
+        record.is_ok_and(|record| matches!(record.state, PodState::Running { .. }) || will_restart(&record))
+    };
+    let gone = told.keys().filter(|id| !stays(id)).cloned().collect::<Vec<_>>();
     for id in gone {
         if let Some(notice) = told.remove(&id) {
             withdraw(daemon, &id, notice)?;
@@ -199,9 +206,10 @@ fn folder(init: ProcessId) -> io::Result<Option<OwnedFd>> {
     if !init.is_alive() {
         return Ok(None);
     }
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    // Nor into a volume: what lies there is not the pod's alone.
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     match rustix::fs::openat2(&root, FOLDER, flags, Mode::empty(), resolve) {
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => Ok(None),
         folder => Ok(Some(folder?)),
     }
 }
@@ -243,6 +251,8 @@ pub async fn before_a_move(
     if !matches!(record.state, PodState::Running { .. }) {
         return Err(not_running(daemon, &record));
     }
+    // What cannot go is not told that it will.
+    refuse_unless_go(&migrate::preflight(daemon, &record, to).await?)?;
     let id = announce(daemon, &record, (to, by), notice_s).await?;
     let waited = tokio::select! {
         waited = until_over(daemon, &record.id, &id, tell) => waited,

@@ -14,7 +14,7 @@ use checkpoint::memory;
 use checkpoint::process::{shared_writable_files, timers};
 use jiff::Timestamp;
 use rand::Rng;
-use tokio::sync::{SemaphorePermit, mpsc};
+use tokio::sync::{OwnedMutexGuard, SemaphorePermit, mpsc};
 
 use super::checkpoint::save;
 use super::freeze::{Dumper, Flight, Frozen, freeze, hold, milliseconds, thaw};
@@ -83,7 +83,7 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, by: &str, te
         let phase = "waiting for other moves".to_owned();
         let _ = tell.send(Progress { phase, done: 0, total: 0, expected: None });
     }
-    let _permit = daemon.moves.acquire().await.attempt("wait for other moves")?;
+    let permit = daemon.moves.acquire().await.attempt("wait for other moves")?;
     let (mut run, mut migration) = Run::begin(daemon, claim, to, false, by, tell).await?;
     let mut ready = run.until_sent(&record, &mut migration).await;
     if ready.is_ok() {
@@ -107,6 +107,8 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, by: &str, te
         }
     }
     claim.publish(given);
+    // From here on it is the target's: however long that takes to answer, others need not wait.
+    drop(permit);
     run.say("handover", 0, 0);
     let Run { begun, predicted, phases, bytes, rounds, watch, peer, hold, flight: _flight, ahead, turn, .. } = run;
     let mode = if ahead.rounds > 0 { "pre-copy" } else { "stop-copy" };
@@ -408,6 +410,8 @@ pub struct Run<'a> {
     ahead: Ahead,
     /// Held while the pod stands still.
     turn: Option<SemaphorePermit<'a>>,
+    /// Nobody else may have the kernel tell what the pod writes.
+    _followed: OwnedMutexGuard<()>,
     pub(super) peer: Peer,
 }
 
@@ -454,6 +458,7 @@ impl<'a> Run<'a> {
             flight: None,
             ahead: Ahead::default(),
             turn: None,
+            _followed: claim.follow().await,
             peer,
         };
         let migration = Migration {

@@ -55,7 +55,10 @@ fn off(migration: &Migration) -> Option<(Times, Times)> {
 
 fn look_at(daemon: &Daemon, record: &PodRecord, files: u64) -> Facts {
     let pids = daemon.cgroup(&record.id).pids();
-    let ahead = daemon.follows_writes().map(|backend| Tracker::look_on(backend, &pids, LOOK)).unwrap_or_default();
+    // Not while a move follows it: what it has written would be news to us only.
+    let free = daemon.pod(&record.id).ok().and_then(|pod| pod.try_follow());
+    let backend = daemon.follows_writes().filter(|_| free.is_some());
+    let ahead = backend.map(|backend| Tracker::look_on(backend, &pids, LOOK)).unwrap_or_default();
     let resident = memory(&pids);
     let huge = pids.iter().filter_map(|pid| huge(*pid)).sum();
     Facts { processes: pids.len(), ahead, huge, left: resident.saturating_sub(ahead.bytes), files }

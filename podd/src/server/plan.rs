@@ -14,7 +14,7 @@ use crate::api::ApiError;
 use crate::error::Result;
 use crate::patch::decide::Decision;
 use crate::patch::facts::Missing;
-use crate::patch::plan::{self, Host, Plan, Pod};
+use crate::patch::plan::{self, Host, Left, Move, Plan, Pod, Step};
 use crate::patch::watch;
 use crate::peer;
 use crate::pod::state::PodState;
@@ -41,7 +41,7 @@ pub(super) async fn plan(State(daemon): App, Asked(query): Asked<PlanQuery>) -> 
         return Err(daemon.host(&host).err().unwrap_or_else(|| ApiError::not_found(format!("no host {host}"))));
     }
     let policy = watch::policy(&daemon).0.unwrap_or_default();
-    for _ in 0..ROUNDS {
+    for round in 1.. {
         let mut plan = plan::plan(&hosts, &policy, &daemon.config.host);
         if !query.fleet {
             plan.steps.retain(|step| step.host == host);
@@ -51,12 +51,40 @@ pub(super) async fn plan(State(daemon): App, Asked(query): Asked<PlanQuery>) -> 
         if refused.is_empty() {
             return json(plan);
         }
-        for pod in hosts.iter_mut().flat_map(|host| &mut host.pods) {
-            pod.refused.extend(refused.get(&pod.name).cloned().unwrap_or_default());
+        if round == ROUNDS {
+            return json(without(plan, &refused));
+        }
+        for host in &mut hosts {
+            for pod in &mut host.pods {
+                let refused = refused.get(&(host.name.clone(), pod.name.clone()));
+                pod.refused.extend(refused.cloned().unwrap_or_default());
+            }
         }
     }
-    Err(ApiError::failed("preflight refuses one host after the other")
-        .cure("`podctl preflight POD --to HOST` tells why"))
+    Err(ApiError::failed("the plan has no end"))
+}
+
+/// Refusals: of a host's pod, by the host that it should have gone to.
+type Refused = BTreeMap<(String, String), BTreeMap<String, String>>;
+
+/// Leaves hosts alone of which a pod is refused wherever it is sent.
+fn without(plan: Plan, refused: &Refused) -> Plan {
+    let why = |step: &Step| {
+        let whose = |m: &Move| refused.get(&(step.host.clone(), m.pod.clone())).map(|hosts| (m.pod.clone(), hosts));
+        let (pod, hosts) = step.moves.iter().find_map(whose)?;
+        let why: Vec<String> = hosts.iter().map(|(host, why)| format!("{host} ({why})")).collect();
+        let why = format!("preflight refuses to let {pod} go to one host after the other, {} the last", why.join(", "));
+        let cure = format!("see `podctl preflight {pod} --to HOST`");
+        Some(Left { host: step.host.clone(), why, cure })
+    };
+    let (mut steps, mut left) = (Vec::new(), plan.left);
+    for step in plan.steps {
+        match why(&step) {
+            Some(why) => left.push(why),
+            None => steps.push(step),
+        }
+    }
+    Plan { steps, left }
 }
 
 /// All hosts of the fleet, those that do not answer too.
@@ -106,8 +134,8 @@ fn silent(name: String, why: String) -> Host {
     Host { name, decision, kernel, cpu, memory: 0, available: 0, pods }
 }
 
-/// Moves of a plan that preflight refuses: by pod, the host and why.
-async fn refused(daemon: &Arc<Daemon>, plan: &Plan) -> BTreeMap<String, BTreeMap<String, String>> {
+/// Moves of a plan that preflight refuses.
+async fn refused(daemon: &Arc<Daemon>, plan: &Plan) -> Refused {
     let moves = plan.steps.iter().flat_map(|step| step.moves.iter().map(|m| (step.host.as_str(), m)));
     let asked = moves.map(async |(from, m)| {
         let findings = match from == daemon.config.host {
@@ -120,12 +148,12 @@ async fn refused(daemon: &Arc<Daemon>, plan: &Plan) -> BTreeMap<String, BTreeMap
             }
             Err(error) => Some(error.message),
         };
-        (m, why)
+        (from.to_owned(), m, why)
     });
-    let mut refused: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-    for (m, why) in join_all(asked).await {
+    let mut refused = Refused::new();
+    for (from, m, why) in join_all(asked).await {
         if let Some(why) = why {
-            refused.entry(m.pod.clone()).or_default().insert(m.to.clone(), why);
+            refused.entry((from, m.pod.clone())).or_default().insert(m.to.clone(), why);
         }
     }
     refused

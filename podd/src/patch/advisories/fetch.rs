@@ -44,7 +44,7 @@ pub(super) struct Download {
 
 /// Asks a mirror for what is newer than `known`.
 pub(super) fn get(config: &Config, feed: Feed, url: &str, dir: &Path, known: Option<&State>) -> Result<Got> {
-    let agent = agent(url, unsigned(config.connect_timeout), unsigned(config.timeout));
+    let agent = agent(url, unsigned(config.connect_timeout), unsigned(config.timeout), 5);
     let response = ask(&agent, config, url, known)?;
     match response.status() {
         StatusCode::OK => {}
@@ -83,7 +83,7 @@ pub(super) fn get(config: &Config, feed: Feed, url: &str, dir: &Path, known: Opt
 /// What speaks HTTP to others, with a limit for the connection and one for all. The host's own certificates decide whom to trust,
 /// and an `https` address never leads to an `http` one.
 #[must_use]
-pub fn agent(url: &str, connect: Duration, all: Duration) -> Agent {
+pub fn agent(url: &str, connect: Duration, all: Duration, redirects: u32) -> Agent {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = TlsConfig::builder()
         .root_certs(RootCerts::PlatformVerifier)
@@ -93,7 +93,7 @@ pub fn agent(url: &str, connect: Duration, all: Duration) -> Agent {
         .tls_config(tls)
         .https_only(url.starts_with("https://"))
         .http_status_as_error(false)
-        .max_redirects(5)
+        .max_redirects(redirects)
         .timeout_connect(Some(connect))
         .timeout_global(Some(all))
         .user_agent("podd");
