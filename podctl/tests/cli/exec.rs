@@ -142,7 +142,6 @@ impl Session {
             .spawn()
             .unwrap();
         let mut session = Self { child, master, terminal };
-        assert!(session.line_mode(), "before");
         session.expect("ready Some((100, 40))");
         assert!(!session.line_mode(), "raw while the command runs");
         session
