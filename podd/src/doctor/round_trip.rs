@@ -17,10 +17,8 @@ pub fn round_trip(criu: &Path, folder: &Path) -> Result<(), String> {
     std::fs::set_permissions(script.path(), permissions).map_err(|e| e.to_string())?;
     // Closed, so that the script can be executed.
     let path = script.into_temp_path();
-    // If podd is killed meanwhile, its next start clears that folder up.
-    let mut command = Command::new("/bin/bash");
-    command.arg(&path).arg(criu).env("TMPDIR", folder).stdin(Stdio::null());
-    let output = command.output().map_err(|e| e.to_string())?;
+    let output =
+        Command::new("/bin/bash").arg(&path).arg(criu).stdin(Stdio::null()).output().map_err(|e| e.to_string())?;
     if output.status.success() {
         return Ok(());
     }
