@@ -4,7 +4,7 @@
 
 pub mod webhook;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::patch::decide::{Decision, Severity};
 use crate::patch::notice::Notice;
 use crate::patch::policy::words;
-use crate::pod::journal::{Migration, Role, Step};
+use crate::pod::journal::{Migration, Step};
 use crate::supervisor::Daemon;
 
 /// Who does what nobody asked for.
@@ -172,10 +172,8 @@ impl What {
             Self::Notice { notice } => notice.in_words(),
             Self::Acknowledged { pod, .. } => format!("{pod} is ready: go ahead"),
             Self::Delayed { pod, seconds, not_before, .. } => {
-                format!(
-                    "{pod} gets {} more: not before {not_before}",
-                    words(jiff::SignedDuration::from_secs(i64::try_from(*seconds).unwrap_or(i64::MAX),))
-                )
+                let more = SignedDuration::from_secs(i64::try_from(*seconds).unwrap_or(i64::MAX));
+                format!("{pod} gets {} more: not before {not_before}", words(more))
             }
             Self::NotDelayed { pod, why, .. } => format!("{pod} gets no more time: {why}"),
             Self::Withdrawn { pod, .. } => format!("{pod} will not be touched after all"),
@@ -211,8 +209,7 @@ impl What {
         if migration.rehearsal || !migration.step.is_final() {
             return None;
         }
-        let (here, there) = (host.to_owned(), migration.peer.clone());
-        let (from, to) = if migration.role == Role::Source { (here, there) } else { (there, here) };
+        let (from, to) = migration.between(host);
         Some(Self::Move {
             pod: migration.pod.clone(),
             migration: migration.id.clone(),

@@ -149,6 +149,8 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::prelude::BASE64_STANDARD;
     use ring::signature::{Ed25519KeyPair, KeyPair};
 
     use super::*;
@@ -158,21 +160,8 @@ mod tests {
         let pair = Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).expect("a key");
         let mut der = vec![0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
         der.extend(pair.public_key().as_ref());
-        let body = data_encoding(&der);
+        let body = BASE64_STANDARD.encode(der);
         (pair, format!("-----BEGIN PUBLIC KEY-----\n{body}\n-----END PUBLIC KEY-----\n"))
-    }
-
-    fn data_encoding(bytes: &[u8]) -> String {
-        const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        let mut text = String::new();
-        for chunk in bytes.chunks(3) {
-            let n = chunk.iter().fold(0u32, |n, byte| n << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-            for i in 0..4 {
-                let letter = LETTERS[(n >> (18 - 6 * i) & 63) as usize] as char;
-                text.push(if i > chunk.len() { '=' } else { letter });
-            }
-        }
-        text
     }
 
     const TEXT: &str = r#"{"patch": "p", "kernels": ["6.1.170-3"], "advisories": ["CVE-2026-1"]}"#;

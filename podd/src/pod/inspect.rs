@@ -4,7 +4,7 @@ use std::fs;
 
 use jiff::Timestamp;
 
-use super::journal::{Migration, Role};
+use super::journal::Migration;
 use super::state::PodState;
 use crate::api::{MigrationView, PodDetail, PodStats, ProcessView};
 use crate::error::{Attempt, Result};
@@ -36,8 +36,7 @@ pub fn inspect(daemon: &Daemon, pod: &Pod) -> Result<PodDetail> {
 /// What is shown of a move.
 #[must_use]
 pub fn move_view(daemon: &Daemon, migration: &Migration) -> MigrationView {
-    let (here, there) = (daemon.config.host.clone(), migration.peer.clone());
-    let (from, to) = if migration.role == Role::Source { (here, there) } else { (there, here) };
+    let (from, to) = migration.between(&daemon.config.host);
     MigrationView {
         id: migration.id.clone(),
         pod: migration.pod.clone(),

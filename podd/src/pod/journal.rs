@@ -53,6 +53,15 @@ pub struct Migration {
     pub by: String,
 }
 
+impl Migration {
+    /// Source and target, seen from `host`, in whose journal it is.
+    #[must_use]
+    pub fn between(&self, host: &str) -> (String, String) {
+        let (here, there) = (host.to_owned(), self.peer.clone());
+        if self.role == Role::Source { (here, there) } else { (there, here) }
+    }
+}
+
 /// A host's part in a move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
