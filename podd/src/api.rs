@@ -29,6 +29,14 @@
 //! | GET `/v1/migrations` | | `[MigrationView]` |
 //! | GET `/v1/status?host=NAME&fleet=bool&refresh=bool&why=bool` | | `[StatusView]` |
 //! | POST `/v1/patch/choose?host=NAME` | [`ChooseRequest`] | [`StatusView`] |
+//! | GET `/v1/patch/plan?host=NAME&fleet=bool` | | [`Plan`] |
+//! | POST `/v1/patch/run` | [`RunRequest`] | [`Run`](crate::patch::run::Run) |
+//! | POST `/v1/patch/steer` | [`SteerRequest`] | [`Run`](crate::patch::run::Run) |
+//! | GET `/v1/patch/runs` | | `[Run]` |
+//! | GET `/v1/patch/runs/{id}` | | [`Run`](crate::patch::run::Run) |
+//! | GET `/v1/host/cordons` | | `[Cordon]` |
+//! | POST `/v1/host/cordon` | [`CordonRequest`] | `[Cordon]` |
+//! | POST `/v1/host/uncordon` | `{"owner": ..}` | `[Cordon]` |
 //! | GET `/metrics` | | text, see [`crate::patch::metrics`] |
 //!
 //! A stream is NDJSON: one [`Event`] or [`LogLine`] a line. A failed request has a status of 4xx or 5xx and an
@@ -44,6 +52,8 @@ use crate::patch::advisories::FeedState;
 use crate::patch::decide::Decision;
 use crate::patch::facts::{Kernel, Missing};
 use crate::patch::notice::Notice;
+use crate::patch::plan::Plan;
+use crate::patch::run::drive::Wish;
 use crate::pod::spec::PodSpec;
 
 /// The API's version: the path prefix `/v1`.
@@ -463,6 +473,38 @@ pub struct ChooseRequest {
     pub at_once: bool,
     /// Then.
     pub at: Option<Timestamp>,
+}
+
+/// Body of `patch run`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunRequest {
+    /// This host only; none: all of the fleet.
+    pub host: Option<String>,
+    /// The plan that was shown; it is refused if another one has become of it.
+    pub plan: Option<Plan>,
+}
+
+/// Body of `patch pause`, `resume` and `cancel`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SteerRequest {
+    /// The run; none: the one that is under way.
+    #[serde(default)]
+    pub run: Option<String>,
+    /// What is wanted.
+    pub what: Wish,
+}
+
+/// Body of `host cordon`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CordonRequest {
+    /// Why.
+    pub reason: String,
+    /// For so long, in s; none: until it is taken back.
+    #[serde(default)]
+    pub seconds: Option<u64>,
 }
 
 /// One past or present move, as journaled.

@@ -41,6 +41,10 @@ pub struct Config {
     pub watch: bool,
     /// Pods that leave this host at a time, of many that shall; they stand still one after the other.
     pub moves: NonZeroU8,
+    /// The command by which this host boots.
+    pub reboot: Vec<String>,
+    /// Whether pods may sleep on this host's disk while it boots, where that is milder than to evacuate them.
+    pub in_place: bool,
     /// Address where Prometheus can read metrics; none: only on the API's socket.
     pub metrics: Option<SocketAddr>,
 }
@@ -81,6 +85,8 @@ impl Default for Config {
             livepatch: crate::patch::cover::FOLDER.into(),
             watch: true,
             moves: const { NonZeroU8::new(4).expect("not zero") },
+            reboot: ["systemctl", "reboot"].map(str::to_owned).to_vec(),
+            in_place: false,
             metrics: None,
         }
     }

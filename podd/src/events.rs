@@ -12,7 +12,8 @@ use crate::error::Result;
 use crate::patch::decide::{Decision, Severity};
 use crate::patch::notice::Notice;
 use crate::patch::policy::words;
-use crate::pod::journal::{Migration, Step};
+use crate::patch::run::{HostRun, Run, Step};
+use crate::pod::journal::{self, Migration};
 use crate::supervisor::Daemon;
 
 /// Who does what nobody asked for.
@@ -114,6 +115,19 @@ pub enum What {
         /// Why it did not go.
         error: Option<String>,
     },
+    /// A patch run has gone on, in the journal of the host that carries it out.
+    Run {
+        /// The run.
+        run: String,
+        /// Where it stands.
+        state: String,
+        /// The host that it is about; none: all.
+        on: Option<String>,
+        /// What begins there.
+        step: Option<String>,
+        /// In words.
+        text: String,
+    },
     /// The webhook could not be told of an event.
     Undelivered {
         /// Its number.
@@ -138,6 +152,7 @@ impl What {
             Self::NotDelayed { .. } => "not-delayed",
             Self::Withdrawn { .. } => "withdrawn",
             Self::Move { .. } => "move",
+            Self::Run { .. } => "run",
             Self::Undelivered { .. } => "undelivered",
         }
     }
@@ -152,7 +167,7 @@ impl What {
             | Self::NotDelayed { pod, .. }
             | Self::Withdrawn { pod, .. }
             | Self::Move { pod, .. } => Some(pod),
-            Self::Verdict { .. } | Self::Chosen { .. } | Self::Undelivered { .. } => None,
+            Self::Verdict { .. } | Self::Chosen { .. } | Self::Run { .. } | Self::Undelivered { .. } => None,
         }
     }
 
@@ -186,6 +201,7 @@ impl What {
                 let why = error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
                 format!("{pod} did not move from {from} to {to}{why}")
             }
+            Self::Run { run, text, .. } => format!("patch run {run}: {text}"),
             Self::Undelivered { id, url, why } => format!("{url} could not be told of event {id}: {why}"),
         }
     }
@@ -202,10 +218,29 @@ impl What {
         }
     }
 
+    /// Of a run, and of one of its hosts.
+    #[must_use]
+    pub fn run(run: &Run, host: Option<&HostRun>) -> Self {
+        let text = match host {
+            None => format!("{}, {}", run.state.word(), run.in_words()),
+            Some(host) => match host.trouble.as_ref().filter(|_| matches!(host.step, Step::Failed | Step::PutBack)) {
+                Some(trouble) => format!("{}: {}: {}", host.host, host.step.word(), trouble.what),
+                None => format!("{}: {}", host.host, host.step.word()),
+            },
+        };
+        Self::Run {
+            run: run.id.clone(),
+            state: run.state.word().to_owned(),
+            on: host.map(|host| host.host.clone()),
+            step: host.map(|host| host.step.word().to_owned()),
+            text,
+        }
+    }
+
     /// Of a move that has ended; none if it was a rehearsal, or goes on.
     #[must_use]
     pub fn of(migration: &Migration, host: &str) -> Option<Self> {
-        let moved = matches!(migration.step, Step::Done | Step::Running);
+        let moved = matches!(migration.step, journal::Step::Done | journal::Step::Running);
         if migration.rehearsal || !migration.step.is_final() {
             return None;
         }
@@ -245,15 +280,29 @@ impl Bell {
     }
 }
 
-/// Writes something down, and tells whoever follows.
+/// An event of now, not yet written down: the store does that together with what it tells of.
+#[must_use]
+pub fn entry(daemon: &Daemon, by: &str, what: What) -> Entry {
+    Entry { id: 0, at: Timestamp::now(), host: daemon.config.host.clone(), by: by.to_owned(), what }
+}
+
+/// Tells whoever follows of events that are written down.
+pub fn tell(daemon: &Daemon, events: &[Entry]) {
+    for event in events {
+        tracing::info!(event = event.what.kind(), by = event.by, "{}", event.what.in_words());
+    }
+    if let (false, Ok(newest)) = (events.is_empty(), daemon.store.newest_event()) {
+        daemon.bell.ring(newest);
+    }
+}
+
+/// Writes something down that nothing else goes with, and tells whoever follows.
 ///
 /// # Errors
 /// The store's.
-pub fn note(daemon: &Daemon, by: &str, what: What) -> Result<Entry> {
-    let text = what.in_words();
-    let mut entry = Entry { id: 0, at: Timestamp::now(), host: daemon.config.host.clone(), by: by.to_owned(), what };
-    entry.id = daemon.store.add_event(&entry)?;
-    tracing::info!(event = entry.what.kind(), by, "{text}");
-    daemon.bell.ring(entry.id);
-    Ok(entry)
+pub fn note(daemon: &Daemon, by: &str, what: What) -> Result<()> {
+    let event = [entry(daemon, by, what)];
+    daemon.store.add_events(&event)?;
+    tell(daemon, &event);
+    Ok(())
 }

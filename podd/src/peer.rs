@@ -191,6 +191,11 @@ pub enum Message {
         /// The host.
         to: String,
     },
+    /// About patch runs: a [`Call`](crate::patch::run::orders::Call) as JSON, since it grows. A podd of before this question hangs up.
+    Patch {
+        /// The question.
+        json: String,
+    },
 }
 
 /// A connection to the podd of another host.

@@ -14,6 +14,8 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::events::{Bell, Entry, What};
 use crate::layers::LayerStore;
+use crate::patch::run::drive::Drive;
+use crate::patch::run::orders::Hand;
 use crate::patch::told::Told;
 use crate::patch::watch::Watch;
 use crate::pod::journal::Migration;
@@ -45,6 +47,10 @@ pub struct Daemon {
     pub watch: Watch,
     /// What its pods were told.
     pub told: Told,
+    /// What patch runs have this host do.
+    pub hand: Hand,
+    /// The patch run that this host carries out.
+    pub driving: Mutex<Option<Arc<Drive>>>,
     /// Rings at each event.
     pub bell: Bell,
     /// The right to move a pod away: of many that shall leave, a few go at a time.
@@ -257,6 +263,8 @@ impl Daemon {
             id_mapped_mounts,
             watch,
             told,
+            hand: Hand::default(),
+            driving: Mutex::default(),
             bell,
             moves,
             freezes,
@@ -345,7 +353,7 @@ impl Daemon {
             what,
         });
         self.store.put_migration(migration, pod, end.as_ref())?;
-        crate::fault::point(&self.config.run, migration);
+        crate::fault::point(&self.config.run, migration.role.word(), migration.step.word());
         if end.is_some()
             && let Ok(newest) = self.store.newest_event()
         {

@@ -36,14 +36,24 @@ impl Lab {
     /// Brings a lab up whose hosts belong to no fleet yet.
     #[must_use]
     pub fn of_strangers(hosts: u32) -> Self {
-        let lab = Self::new();
-        // The lab's own mark that a host has joined.
-        for host in ["a", "b", "c", "d"].iter().take(hosts as usize) {
-            std::fs::create_dir_all(lab.dir.join(host)).expect("the lab's folder can be made");
-            std::fs::write(lab.dir.join(host).join("joined"), "").expect("the lab's folder can be written to");
-        }
-        std::fs::write(lab.dir.join("lock"), "").expect("the lab's folder can be written to");
+        let lab = Self::prepared(|lab| {
+            // The lab's own mark that a host has joined.
+            for host in ["a", "b", "c", "d"].iter().take(hosts as usize) {
+                std::fs::create_dir_all(lab.dir.join(host)).expect("the lab's folder can be made");
+                std::fs::write(lab.dir.join(host).join("joined"), "").expect("the lab's folder can be written to");
+            }
+        });
         lab.script(&["up", "--hosts", &hosts.to_string()]).must();
+        lab
+    }
+
+    /// A lab with this in its folder, still down.
+    #[must_use]
+    pub fn prepared(prepare: impl FnOnce(&Self)) -> Self {
+        let lab = Self::new();
+        std::fs::create_dir_all(&lab.dir).expect("the lab's folder can be made");
+        std::fs::write(lab.dir.join("lock"), "").expect("the lab's folder can be written to");
+        prepare(&lab);
         lab
     }
 

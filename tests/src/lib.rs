@@ -4,6 +4,7 @@
 #![allow(clippy::missing_panics_doc)]
 
 pub mod bench;
+pub mod debian;
 pub mod invariants;
 pub mod lab;
 pub mod machine;

@@ -3,14 +3,15 @@
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
-use podd::api::{HostCpu, HostInitRequest, HostInviteRequest, HostJoinRequest, HostView, Invitation};
+use podd::api::{CordonRequest, HostCpu, HostInitRequest, HostInviteRequest, HostJoinRequest, HostView, Invitation};
 use podd::client::path;
+use podd::patch::cordon::Cordon;
 use podd::pod::file::quantity;
 
 use super::Podctl;
 use crate::error::{DONE, Outcome};
 use crate::flags::pod_name;
-use crate::output::{table, words};
+use crate::output::{printable, table, words};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
@@ -22,6 +23,12 @@ pub enum Verb {
     Join(JoinArgs),
     /// List the hosts of the fleet.
     Ls,
+    /// Let no pod come to this host, or be started there; those that run there stay.
+    Cordon(CordonArgs),
+    /// Let pods come again.
+    Uncordon(UncordonArgs),
+    /// Tell who has cordoned this host, and why.
+    Cordons,
     /// List the features of this host's processor, as a file for `baseline.cpu` of podd.toml.
     Cpu(CpuArgs),
 }
@@ -34,6 +41,23 @@ pub struct CpuArgs {
     /// List what the processors of all hosts of the fleet have in common.
     #[arg(long)]
     fleet: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct CordonArgs {
+    /// Why.
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// For so long; without it, until `podctl host uncordon`.
+    #[arg(long = "for", value_name = "TIME", value_parser = seconds)]
+    seconds: Option<u64>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct UncordonArgs {
+    /// Whose cordon ends; without it, yours.
+    #[arg(long, value_name = "NAME")]
+    owner: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -102,6 +126,20 @@ pub async fn run(verb: Verb, ctl: &Podctl<'_>) -> Outcome {
             let hosts: Vec<HostView> = ctl.daemon.get(&path(&["hosts"])).await?;
             ctl.out.show(&hosts, |hosts| in_words(hosts));
         }
+        Verb::Cordon(CordonArgs { reason, seconds }) => {
+            let request = CordonRequest { reason, seconds };
+            let all: Vec<Cordon> = ctl.daemon.post(&path(&["host", "cordon"]), &request).await?;
+            ctl.out.show(&all, |all| cordons(all));
+        }
+        Verb::Uncordon(UncordonArgs { owner }) => {
+            let request = serde_json::json!({ "owner": owner });
+            let all: Vec<Cordon> = ctl.daemon.post(&path(&["host", "uncordon"]), &request).await?;
+            ctl.out.show(&all, |all| cordons(all));
+        }
+        Verb::Cordons => {
+            let all: Vec<Cordon> = ctl.daemon.get(&path(&["host", "cordons"])).await?;
+            ctl.out.show(&all, |all| cordons(all));
+        }
         Verb::Cpu(CpuArgs { fleet }) => {
             let cpu: HostCpu = ctl.daemon.get(&format!("{}?fleet={fleet}", path(&["host", "cpu"]))).await?;
             ctl.out.show(&cpu, features);
@@ -115,6 +153,17 @@ fn features(cpu: &HostCpu) -> String {
     let level = cpu.level.as_ref().map(|level| format!(" (at least {level})")).unwrap_or_default();
     let head = format!("# Features of the processors of {}{level}.\n", cpu.hosts.join(", "));
     cpu.features.iter().fold(head, |text, feature| text + feature + "\n")
+}
+
+fn cordons(all: &[Cordon]) -> String {
+    if all.is_empty() {
+        return "this host takes pods".to_owned();
+    }
+    let until = |cordon: &Cordon| cordon.until.map(|until| format!("{until:.0}")).unwrap_or_default();
+    let rows = all.iter().map(|cordon| {
+        [cordon.owner.clone(), format!("{:.0}", cordon.since), until(cordon), printable(&cordon.reason)]
+    });
+    table(["CORDONED BY", "SINCE", "UNTIL", "WHY"], rows)
 }
 
 fn in_words(hosts: &[HostView]) -> String {

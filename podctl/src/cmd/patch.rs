@@ -1,9 +1,12 @@
-//! `podctl patch check`, `plan`, `start-now`, `choose` and `as-scheduled`.
+//! `podctl patch check`, `plan`, `start-now`, `choose` and `as-scheduled`; [`run`](mod@run) has what carries plans out.
+
+mod run;
 
 use jiff::Timestamp;
-use podd::api::{ChooseRequest, StatusView};
+use podd::api::{ApiError, ChooseRequest, StatusView};
 use podd::client::path;
 use podd::patch::plan::Plan;
+use podd::patch::run::drive::Wish;
 
 use super::Podctl;
 use super::status::{code, encoded, in_words, query};
@@ -16,6 +19,18 @@ pub enum Verb {
     Check(CheckArgs),
     /// Show what would be done: which hosts, in which order, by which means, and where their pods would go. Nothing is done.
     Plan(PlanArgs),
+    /// Patch hosts as `podctl patch plan` shows: pods leave, packages come, the host boots, proves that it is well, pods return.
+    Run(run::RunArgs),
+    /// List patch runs.
+    Runs,
+    /// Tell of a patch run: every step, its time, and how long each pod was silent.
+    History(run::OfRun),
+    /// Have a patch run begin nothing more; moves under way come to their end.
+    Pause(run::OfRun),
+    /// Have a patch run go on that was paused or stopped, or whose coordinator is dead.
+    Resume(run::OfRun),
+    /// End a patch run where it is.
+    Cancel(run::OfRun),
     /// Have a host patched now, in a window or not.
     StartNow(HostArgs),
     /// Choose when a host is patched, as long as its owner may.
@@ -77,16 +92,25 @@ pub async fn run(verb: Verb, ctl: &Podctl<'_>) -> Outcome {
             Ok(code(&hosts))
         }
         Verb::Plan(PlanArgs { of, fleet }) => {
-            let host = of.map(|host| format!("&host={}", encoded(&host))).unwrap_or_default();
-            let url = format!("{}?fleet={fleet}{host}", path(&["patch", "plan"]));
-            let plan: Plan = ctl.daemon.get(&url).await?;
+            let plan = plan(ctl, of.as_deref(), fleet).await?;
             ctl.out.show(&plan, plan_in_words);
             Ok(DONE)
         }
+        Verb::Run(args) => run::run(args, ctl).await,
+        Verb::Runs => run::runs(ctl).await,
+        Verb::History(args) => run::history(args, ctl).await,
+        Verb::Pause(args) => run::steer(args, Wish::Pause, ctl).await,
+        Verb::Resume(args) => run::steer(args, Wish::Resume, ctl).await,
+        Verb::Cancel(args) => run::steer(args, Wish::Cancel, ctl).await,
         Verb::StartNow(args) => choose(ctl, args.of, ChooseRequest { at_once: true, at: None }).await,
         Verb::Choose(args) => choose(ctl, args.of, ChooseRequest { at_once: false, at: Some(args.time) }).await,
         Verb::AsScheduled(args) => choose(ctl, args.of, ChooseRequest::default()).await,
     }
+}
+
+async fn plan(ctl: &Podctl<'_>, host: Option<&str>, fleet: bool) -> Result<Plan, ApiError> {
+    let host = host.map(|host| format!("&host={}", encoded(host))).unwrap_or_default();
+    ctl.daemon.get(&format!("{}?fleet={fleet}{host}", path(&["patch", "plan"]))).await
 }
 
 async fn choose(ctl: &Podctl<'_>, host: Option<String>, request: ChooseRequest) -> Outcome {

@@ -24,7 +24,7 @@ use super::advisories::{Advisories, Urgency};
 use super::facts::{Facts, Missing};
 use super::policy::{Policy, Windows};
 
-pub use exposure::{Exposure, LINUX, Standing};
+pub use exposure::{Exposure, LINUX, Standing, is_before};
 
 /// A way to patch, the mildest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -5,13 +5,16 @@
 //! each other.
 
 pub mod advisories;
+pub mod cordon;
 pub mod cover;
 pub mod decide;
 pub mod facts;
+pub mod mechanism;
 pub mod metrics;
 pub mod notice;
 pub mod plan;
 pub mod policy;
 pub mod reader;
+pub mod run;
 pub mod told;
 pub mod watch;

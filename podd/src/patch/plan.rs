@@ -33,6 +33,9 @@ pub struct Host {
     pub memory: u64,
     /// Memory that pods can have, in bytes.
     pub available: u64,
+    /// Why it takes no pods; none: it does.
+    #[serde(default)]
+    pub cordoned: Option<String>,
     /// Its running pods.
     pub pods: Vec<Pod>,
 }
@@ -301,6 +304,9 @@ impl<'a> Fleet<'a> {
         let host = &self.hosts[index];
         if self.away.contains(&index) {
             return Some("is away itself".to_owned());
+        }
+        if let Some(why) = &host.cordoned {
+            return Some(why.clone());
         }
         if self.shunned[index] {
             return Some("is not to be relied on".to_owned());

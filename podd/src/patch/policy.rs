@@ -50,6 +50,8 @@ pub struct Policy {
     pub advisories: advisories::Config,
     /// When hardware counts as failing.
     pub hardware: HardwarePolicy,
+    /// How patch runs go about it.
+    pub run: RunPolicy,
     /// Who is told.
     pub notify: Notify,
     /// Commands of which each must succeed on a patched host before pods return to it.
@@ -137,6 +139,22 @@ pub struct HardwarePolicy {
     pub per_day: u32,
 }
 
+/// How patch runs go about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct RunPolicy {
+    /// Whether each move is rehearsed before the first pod moves: a pod stands still once more for that.
+    pub rehearse: bool,
+    /// Whether pods come back to a host that was patched; else they stay where they went.
+    pub return_pods: bool,
+    /// A host that was patched is watched so long before the next one is touched.
+    pub soak: Length,
+    /// A host that was told to boot must be back within this.
+    pub back_within: Length,
+    /// Hosts that may fail before the run stops, in percent of those that were tried.
+    pub failures: u8,
+}
+
 /// Who is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -179,6 +197,13 @@ impl Default for FactsPolicy {
 impl Default for HardwarePolicy {
     fn default() -> Self {
         Self { evacuate: true, corrected_per_day: 1000, per_day: 1 }
+    }
+}
+
+impl Default for RunPolicy {
+    fn default() -> Self {
+        let (soak, back_within) = (Length::minutes(1), Length::minutes(15));
+        Self { rehearse: true, return_pods: true, soak, back_within, failures: 20 }
     }
 }
 
@@ -296,6 +321,9 @@ impl Policy {
                 format!("[limits] headroom = {} leaves no room for pods", self.limits.headroom),
                 "make it 90 or less",
             ));
+        }
+        if self.run.back_within.0.is_zero() {
+            return Err(("[run] back-within = 0 gives no host time to boot".to_owned(), "make it 15m or so"));
         }
         if let Some(url) = &self.notify.webhook
             && !["http://", "https://"].iter().any(|scheme| url.starts_with(scheme))

@@ -19,7 +19,7 @@ use super::notice::{self, Kind, Notice, Subject};
 use super::watch;
 use crate::api::{ApiError, Progress};
 use crate::error::{Attempt, Result};
-use crate::events::{PODD, What, note};
+use crate::events::{self, Entry, PODD, What};
 use crate::pod::preflight::refuse_unless_go;
 use crate::pod::start::will_restart;
 use crate::pod::state::{PodRecord, PodState};
@@ -153,27 +153,28 @@ fn subject(pod: &PodRecord) -> Subject {
 fn post(daemon: &Daemon, by: &str, pod: &PodRecord, to: &str, notice: Notice) -> Result<Notice> {
     let expected_blackout_ms = predict::expected(daemon, pod, to, 0)?.expected.blackout_ms;
     let notice = Notice { expected_blackout_ms, ..notice };
-    daemon.store.put_notice(&pod.id, Some(&notice))?;
-    note(daemon, by, What::Notice { notice: notice.clone() })?;
+    let event = [events::entry(daemon, by, What::Notice { notice: notice.clone() })];
+    daemon.store.put_notice(&pod.id, Some(&notice), &event)?;
+    events::tell(daemon, &event);
     Ok(notice)
 }
 
 fn withdraw(daemon: &Daemon, id: &str, notice: Notice) -> Result<()> {
-    daemon.store.put_notice(id, None)?;
-    note(daemon, PODD, What::Withdrawn { pod: notice.pod, notice: notice.id })?;
+    let event = [events::entry(daemon, PODD, What::Withdrawn { pod: notice.pod, notice: notice.id })];
+    daemon.store.put_notice(id, None, &event)?;
+    events::tell(daemon, &event);
     Ok(())
 }
 
 fn hear(daemon: &Daemon, pod: &PodRecord, notice: &mut Notice, now: Timestamp) -> Result<()> {
     let notes = logs::read_plain(&daemon.config.pod_state(&pod.id).join("upper"), ".podd/answers", LONGEST);
     let answers = notice::answers(&notes.unwrap_or_default(), &notice.id);
-    let events = notice.hear(&answers, now);
-    if events.is_empty() {
-        return Ok(());
-    }
-    daemon.store.put_notice(&pod.id, Some(notice))?;
-    for event in events {
-        note(daemon, &format!("pod {}", pod.spec.name), event)?;
+    let by = format!("pod {}", pod.spec.name);
+    let events: Vec<Entry> =
+        notice.hear(&answers, now).into_iter().map(|what| events::entry(daemon, &by, what)).collect();
+    if !events.is_empty() {
+        daemon.store.put_notice(&pod.id, Some(notice), &events)?;
+        events::tell(daemon, &events);
     }
     Ok(())
 }
@@ -236,17 +237,17 @@ fn replace(folder: &OwnedFd, owner: u32, document: &str) -> io::Result<()> {
     Ok(rustix::fs::renameat(folder, FRESH, folder, FILE)?)
 }
 
-/// Tells a pod that it will be moved, waits until it may be, and takes the right to move it.
+/// Tells a pod that it will be moved, waits until it may be and its turn has come, and takes the right to move it.
 ///
 /// # Errors
 /// It does not run, or has been told something before; whoever wanted it has gone; the store's.
-pub async fn before_a_move(
-    daemon: &Arc<Daemon>,
+pub async fn before_a_move<'a>(
+    daemon: &'a Arc<Daemon>,
     name: &str,
     (to, by): (&str, &str),
     notice_s: u64,
     tell: &UnboundedSender<Progress>,
-) -> Result<Claim> {
+) -> Result<(migrate::Turn<'a>, Claim)> {
     let record = daemon.pod(name)?.record();
     if !matches!(record.state, PodState::Running { .. }) {
         return Err(not_running(daemon, &record));
@@ -259,19 +260,43 @@ pub async fn before_a_move(
         () = tell.closed() => Err(ApiError::failed("whoever wanted the move has gone before it began")),
     };
     let claimed = match waited {
-        Ok(()) => daemon.claim_once_tidy(&record.id, Doing::Migrate).await,
+        Ok(()) => match migrate::turn(daemon, tell).await {
+            Ok(turn) => daemon.claim_once_tidy(&record.id, Doing::Migrate).await.map(|claim| (turn, claim)),
+            Err(error) => Err(error),
+        },
         Err(error) => Err(error),
     };
     let _turn = daemon.told.turn().await;
     if let Some(notice) = daemon.store.notices()?.remove(&record.id).filter(|notice| notice.id == id) {
         match &claimed {
             // It is being done: there is nothing to say any more.
-            Ok(_) => daemon.store.put_notice(&record.id, None)?,
+            Ok(_) => daemon.store.put_notice(&record.id, None, &[])?,
             Err(_) => withdraw(daemon, &record.id, notice)?,
         }
     }
     daemon.told.stir();
     claimed
+}
+
+/// Waits until a pod that was told that it will be touched may be.
+///
+/// # Errors
+/// The store's.
+pub async fn until_ready(daemon: &Daemon, id: &str) -> Result<()> {
+    daemon.told.stir();
+    while daemon.store.notices()?.get(id).is_some_and(|notice| !notice.is_over(Timestamp::now())) {
+        tokio::time::sleep(HEAR).await;
+    }
+    Ok(())
+}
+
+/// What a pod was told is being done: there is nothing to say any more.
+///
+/// # Errors
+/// The store's.
+pub async fn settled(daemon: &Daemon, id: &str) -> Result<()> {
+    let _turn = daemon.told.turn().await;
+    Ok(daemon.store.put_notice(id, None, &[])?)
 }
 
 async fn announce(daemon: &Arc<Daemon>, record: &PodRecord, (to, by): (&str, &str), notice_s: u64) -> Result<String> {

@@ -18,7 +18,7 @@ use super::policy::Policy;
 use super::reader::ThisHost;
 use crate::api::{ApiError, ChooseRequest, ErrorKind, PodSilence, StatusView};
 use crate::error::{Attempt, Result};
-use crate::events::{PODD, What, note};
+use crate::events::{self, PODD, What};
 use crate::pod::predict;
 use crate::pod::state::PodState;
 use crate::supervisor::Daemon;
@@ -153,14 +153,14 @@ pub fn settle(daemon: &Daemon) -> Result<Option<(Decision, Arc<Policy>)>> {
     let _alone = daemon.watch.record.lock().unwrap_or_else(PoisonError::into_inner);
     let before = daemon.store.patch_record()?;
     let policy = policy(daemon);
-    let decision = decision(Some(&known), policy.clone(), &before);
+    let decision = decision(daemon, Some(&known), policy.clone(), &before);
     let mut record = remembered(before.clone(), &decision, Timestamp::now());
     record.verdict = decision.verdict.name().to_owned();
-    if record.verdict != before.verdict {
-        note(daemon, PODD, What::verdict(&decision, &before.verdict))?;
-    }
     if record != before {
-        daemon.store.put_patch_record(&record)?;
+        let is_new = record.verdict != before.verdict;
+        let event = is_new.then(|| events::entry(daemon, PODD, What::verdict(&decision, &before.verdict)));
+        daemon.store.put_patch_record(&record, event.as_slice())?;
+        events::tell(daemon, event.as_slice());
     }
     Ok(policy.0.map(|policy| (decision, policy)))
 }
@@ -183,7 +183,7 @@ fn remembered(mut record: Record, decision: &Decision, now: Timestamp) -> Record
     record
 }
 
-fn decision(known: Option<&Known>, (policy, problem): Said, record: &Record) -> Decision {
+fn decision(daemon: &Daemon, known: Option<&Known>, (policy, problem): Said, record: &Record) -> Decision {
     let unknown = |what: &str, cure: &str| Decision::unknown(Missing { what: what.to_owned(), cure: cure.to_owned() });
     let Some(known) = known else {
         return unknown("the facts of this host have not been read yet", "ask again with `podctl status --refresh`");
@@ -196,7 +196,7 @@ fn decision(known: Option<&Known>, (policy, problem): Said, record: &Record) -> 
         Ok(windows) => windows,
         Err(why) => return unknown(&why, "correct it in podd's policy"),
     };
-    let situation = Situation { keeps_memory: false, covers: cover::covers(&known.manifests) };
+    let situation = Situation { keeps_memory: daemon.config.in_place, covers: cover::covers(&known.manifests) };
     decide(Question {
         facts: &known.facts,
         advisories: &known.advisories,
@@ -233,7 +233,7 @@ pub fn status(daemon: &Daemon) -> Result<StatusView> {
         facts_at: known.as_ref().map(|known| known.facts.at),
         kernel: known.as_ref().and_then(|known| known.facts.kernel.known().cloned()),
         feeds: known.as_ref().map(|known| known.advisories.feeds.clone()).unwrap_or_default(),
-        decision: decision(known.as_deref(), policy, &record),
+        decision: decision(daemon, known.as_deref(), policy, &record),
         chosen: record.chosen,
         at_once: record.at_once,
         pods: Vec::new(),
@@ -266,6 +266,18 @@ pub fn explained(daemon: &Daemon) -> Result<StatusView> {
     Ok(StatusView { pods: running.map(silence).collect::<Result<_>>()?, ..status(daemon)? })
 }
 
+/// The facts that were read last.
+#[must_use]
+pub fn facts(daemon: &Daemon) -> Option<Facts> {
+    known(daemon).map(|known| known.facts.clone())
+}
+
+/// What trusted manifests say that live patches cover.
+#[must_use]
+pub fn covers(daemon: &Daemon) -> Vec<super::decide::Cover> {
+    known(daemon).map(|known| cover::covers(&known.manifests)).unwrap_or_default()
+}
+
 /// What the owner of this host wants: patched now, at a time, or as the policy says (neither). `by`: who said so.
 ///
 /// # Errors
@@ -291,9 +303,10 @@ pub fn choose(daemon: &Daemon, by: &str, request: &ChooseRequest) -> Result<Stat
         let _alone = daemon.watch.record.lock().unwrap_or_else(PoisonError::into_inner);
         let mut record = daemon.store.patch_record()?;
         (record.at_once, record.chosen) = (request.at_once, request.at);
-        daemon.store.put_patch_record(&record)?;
+        let event = [events::entry(daemon, by, What::Chosen { time: request.at, at_once: request.at_once })];
+        daemon.store.put_patch_record(&record, &event)?;
+        events::tell(daemon, &event);
     }
-    note(daemon, by, What::Chosen { time: request.at, at_once: request.at_once })?;
     daemon.told.stir();
     brief(daemon)
 }

@@ -24,6 +24,8 @@ use super::stop::delete;
 use crate::api::ApiError;
 use crate::error::{Attempt, Result};
 use crate::layers::Hold;
+use crate::patch::cordon;
+use crate::patch::run::orders;
 use crate::peer::{Message, Peer, known, unexpected};
 use crate::server::{plan, status};
 use crate::shim::{Mode, Status, client};
@@ -59,7 +61,10 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
             }
             Message::Prepare { migration, record } => {
                 // We must be able to call the source back, should the connection break.
-                let reserved = known(daemon, from).await.and_then(|_| reserve(daemon, from, &migration, &record));
+                let reserved = known(daemon, from).await.and_then(|_| {
+                    cordon::refuse(daemon)?;
+                    reserve(daemon, from, &migration, &record)
+                });
                 match reserved {
                     Ok((claim, migration)) => return arrive(daemon, claim, migration, peer).await,
                     Err(e) => peer.send(&refused(&e)).await?,
@@ -79,6 +84,7 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
                 let answer = crate::patch::watch::choose(daemon, &format!("host {from}"), &request);
                 peer.send(&told(answer)).await?;
             }
+            Message::Patch { json } => peer.send(&told(orders::answer(daemon, &json, from).await)).await?,
             Message::AskHosts => peer.send(&Message::Hosts { hosts: daemon.store.hosts()? }).await?,
             other => return Err(unexpected(&other)),
         }

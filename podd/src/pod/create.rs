@@ -59,6 +59,7 @@ pub fn create(daemon: &Daemon, mut spec: PodSpec, progress: &mut dyn FnMut(Progr
         restarts: 0,
         restarts_in_a_row: 0,
         relies_on: None,
+        wakes: false,
         state: PodState::Created,
         spec,
         id,

@@ -27,6 +27,8 @@ use super::state::{PodRecord, PodState};
 use super::stop::{delete, not_running};
 use crate::api::{ApiError, Bytes, HealthState, MigrateReport, Phases, Prediction, Progress, Times};
 use crate::error::{Attempt, Result};
+use crate::patch::cordon::Cordon;
+use crate::patch::run::orders;
 use crate::peer::{Message, Peer, unexpected};
 use crate::supervisor::{Claim, Daemon};
 use crate::sys::hold::Hold;
@@ -44,6 +46,9 @@ const SETTLED: u64 = 1 << 20;
 /// Tells whoever asked for the move how far it is; nobody may be listening any more.
 pub type Tell = mpsc::UnboundedSender<Progress>;
 
+/// The right to move a pod away: of many that shall leave, a few go at a time.
+pub type Turn<'a> = SemaphorePermit<'a>;
+
 /// Asks a host about a pod, and judges.
 ///
 /// # Errors
@@ -52,6 +57,15 @@ pub async fn preflight(daemon: &Daemon, record: &PodRecord, to: &str) -> Result<
     let target = target_facts(&mut Peer::call(daemon, to).await?, record).await?;
     let (mut findings, files) = tokio::task::block_in_place(|| towards(daemon, record, &target))?;
     let Times { blackout_ms, total_ms } = predict::expected(daemon, record, to, files)?.expected;
+    // A podd that does not know the question hangs up, and knows no cordons.
+    if let Ok(Some(cordon)) = orders::call_host::<Option<Cordon>>(daemon, to, &orders::Call::Cordoned).await {
+        findings.push(Finding {
+            rule: "cordon".into(),
+            verdict: Verdict::No,
+            fact: format!("{to} {}", cordon.in_words()),
+            cure: Some("choose another host, or wait until it takes pods again".into()),
+        });
+    }
     findings.push(Finding {
         rule: "prediction".into(),
         verdict: Verdict::Go,
@@ -72,18 +86,31 @@ async fn target_facts(peer: &mut Peer, record: &PodRecord) -> Result<TargetFacts
     }
 }
 
+/// Waits for the right to move a pod away. Before the right to change the pod is taken: until its turn has come, it is anybody's.
+///
+/// # Errors
+/// podd ends.
+pub async fn turn<'a>(daemon: &'a Daemon, tell: &Tell) -> Result<Turn<'a>> {
+    if daemon.moves.available_permits() == 0 {
+        let phase = "waiting for other moves".to_owned();
+        let _ = tell.send(Progress { phase, done: 0, total: 0, expected: None });
+    }
+    daemon.moves.acquire().await.attempt("wait for other moves")
+}
+
 /// Moves a pod to another host.
 ///
 /// # Errors
 /// A refusal before anything was done, or what failed; the pod then runs on here. Once the pod has been given away,
 /// this waits for the target's answer however long it takes.
-pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, by: &str, tell: &Tell) -> Result<MigrateReport> {
+pub async fn migrate(
+    daemon: &Arc<Daemon>,
+    claim: &Claim,
+    turn: Turn<'_>,
+    (to, by): (&str, &str),
+    tell: &Tell,
+) -> Result<MigrateReport> {
     let record = claim.record();
-    if daemon.moves.available_permits() == 0 {
-        let phase = "waiting for other moves".to_owned();
-        let _ = tell.send(Progress { phase, done: 0, total: 0, expected: None });
-    }
-    let permit = daemon.moves.acquire().await.attempt("wait for other moves")?;
     let (mut run, mut migration) = Run::begin(daemon, claim, to, false, by, tell).await?;
     let mut ready = run.until_sent(&record, &mut migration).await;
     if ready.is_ok() {
@@ -108,7 +135,7 @@ pub async fn migrate(daemon: &Arc<Daemon>, claim: &Claim, to: &str, by: &str, te
     }
     claim.publish(given);
     // From here on it is the target's: however long that takes to answer, others need not wait.
-    drop(permit);
+    drop(turn);
     run.say("handover", 0, 0);
     let Run { begun, predicted, phases, bytes, rounds, watch, peer, hold, flight: _flight, ahead, turn, .. } = run;
     let mode = if ahead.rounds > 0 { "pre-copy" } else { "stop-copy" };
@@ -511,7 +538,7 @@ impl<'a> Run<'a> {
             self.rounds = self.ahead.rounds;
             self.bytes.memory = self.ahead.bytes;
         }
-        self.take_turn(&mut sender).await?;
+        self.take_turn(record, &images, &mut sender).await?;
         self.hold = hold(self.daemon, record);
         if let PodState::Running { init, .. } = record.state
             && let Err(e) = tokio::task::block_in_place(|| neighbours::note(init.pid, &images))
@@ -535,14 +562,22 @@ impl<'a> Run<'a> {
     }
 
     /// Waits until no other pod stands still for a move. Not for ever: that one's target may be away.
-    async fn take_turn(&mut self, sender: &mut Option<Sender>) -> Result<()> {
+    async fn take_turn(&mut self, record: &PodRecord, images: &Path, sender: &mut Option<Sender>) -> Result<()> {
         if let Ok(turn) = self.daemon.freezes.try_acquire() {
             self.turn = Some(turn);
             return Ok(());
         }
         let taken = tokio::time::timeout(TURN, self.daemon.freezes.acquire()).await;
         self.turn = taken.ok().and_then(std::result::Result::ok);
-        // The files may have changed meanwhile.
+        // Memory and files may have changed meanwhile.
+        let mut ahead = std::mem::take(&mut self.ahead);
+        if ahead.rounds > 0 {
+            let round = self.send_round(&mut ahead, record, images).await?;
+            ahead.rounds = round.number;
+            ahead.bytes += round.bytes;
+            (self.rounds, self.bytes.memory) = (ahead.rounds, ahead.bytes);
+        }
+        self.ahead = ahead;
         self.send_files(sender, Mode::Live, BTreeSet::new()).await.map(drop)
     }
 

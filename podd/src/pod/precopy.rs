@@ -91,7 +91,7 @@ impl Run<'_> {
         Ok(ahead)
     }
 
-    async fn send_round(&mut self, ahead: &mut Ahead, record: &PodRecord, images: &Path) -> Result<Round> {
+    pub(super) async fn send_round(&mut self, ahead: &mut Ahead, record: &PodRecord, images: &Path) -> Result<Round> {
         let (queue, mut pieces) = mpsc::channel::<Piece>(8);
         let (cgroup, images) = (self.daemon.cgroup(&record.id), images.to_owned());
         let mut tracker = ahead.tracker.take().ok_or_else(|| ApiError::failed("an earlier round failed"))?;

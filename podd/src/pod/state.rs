@@ -37,6 +37,9 @@ pub struct PodRecord {
     /// What its present run counts on; none: it never ran, or was started by a podd that did not note it.
     #[serde(default)]
     pub relies_on: Option<ReliesOn>,
+    /// It was put to sleep while its host boots: podd wakes it up.
+    #[serde(default)]
+    pub wakes: bool,
     /// Where it stands.
     pub state: PodState,
 }

@@ -21,12 +21,12 @@ use super::caller::Caller;
 use super::fleet;
 use super::peers::known_hosts;
 use crate::api::{
-    API_VERSION, ApiError, CheckpointRequest, CreateRequest, ErrorKind, Event, ExitStatus, HostInitRequest,
+    API_VERSION, ApiError, Check, CheckpointRequest, CreateRequest, ErrorKind, Event, ExitStatus, HostInitRequest,
     HostInviteRequest, HostJoinRequest, HostView, KillRequest, LogLine, MigrateRequest, PreflightRequest, Progress,
     RestoreRequest, StopRequest, Version,
 };
 use crate::error::{Attempt, Result};
-use crate::patch::told;
+use crate::patch::{cordon, told};
 use crate::pod::journal::Migration;
 use crate::pod::state::{PodRecord, PodState};
 use crate::pod::{checkpoint, create, elsewhere, inspect, logs, migrate, preflight, rehearse, restore, start, stop};
@@ -68,6 +68,7 @@ pub fn router(daemon: Arc<Daemon>) -> axum::Router {
         .route("/v1/events", get(super::events::events))
         .route("/v1/patch/plan", get(super::plan::plan))
         .merge(super::status::routes())
+        .merge(super::runs::routes())
         .method_not_allowed_fallback(async || {
             let error = ApiError::usage("this path of the API has no such method");
             (StatusCode::METHOD_NOT_ALLOWED, Json(error))
@@ -190,6 +191,7 @@ async fn list(State(daemon): App) -> Answer {
 
 async fn create_pod(State(daemon): App, Said(request): Said<CreateRequest>) -> Answer {
     let spec = crate::pod::file::validated(&request.spec)?;
+    cordon::refuse(&daemon)?;
     Ok(stream(async move |tell| {
         let making = daemon.clone();
         let claim = tokio::task::spawn_blocking(move || {
@@ -244,10 +246,12 @@ where
 }
 
 async fn start_pod(State(daemon): App, Path(name): Path<String>) -> Answer {
+    cordon::refuse(&daemon)?;
     on_pod(daemon, &name, Doing::Start, async |daemon, claim| start::start(&daemon, &claim).await).await
 }
 
 async fn resume(State(daemon): App, Path(name): Path<String>) -> Answer {
+    cordon::refuse(&daemon)?;
     on_pod(daemon, &name, Doing::Resume, async |daemon, claim| restore::resume(&daemon, &claim).await).await
 }
 
@@ -301,6 +305,7 @@ async fn checkpoint_pod(
 }
 
 async fn restore_pod(State(daemon): App, Said(request): Said<RestoreRequest>) -> Answer {
+    cordon::refuse(&daemon)?;
     Ok(stream(async move |_| {
         let record = restore::restore(&daemon, &request.from).await?;
         Ok(daemon.view(&*daemon.pod(&record.id)?))
@@ -322,13 +327,19 @@ async fn migrate_pod(
     Said(request): Said<MigrateRequest>,
 ) -> Answer {
     let (to, by) = (request.to, caller.name());
-    let Some(notice_s) = request.notice_s else {
-        let claim = daemon.claim_once_tidy(&name, Doing::Migrate).await?;
-        return Ok(stream(async move |tell| migrate::migrate(&daemon, &claim, &to, &by, &tell).await));
-    };
+    if request.notice_s.is_none() {
+        // What cannot be moved need not wait to be told so.
+        drop(daemon.claim_once_tidy(&name, Doing::Migrate).await?);
+    }
     Ok(stream(async move |tell| {
-        let claim = told::before_a_move(&daemon, &name, (&to, &by), notice_s, &tell).await?;
-        migrate::migrate(&daemon, &claim, &to, &by, &tell).await
+        let (turn, claim) = match request.notice_s {
+            Some(notice_s) => told::before_a_move(&daemon, &name, (&to, &by), notice_s, &tell).await?,
+            None => {
+                let turn = migrate::turn(&daemon, &tell).await?;
+                (turn, daemon.claim_once_tidy(&name, Doing::Migrate).await?)
+            }
+        };
+        migrate::migrate(&daemon, &claim, turn, (&to, &by), &tell).await
     }))
 }
 
@@ -416,7 +427,16 @@ async fn migrations(State(daemon): App) -> Answer {
 }
 
 async fn doctor(State(daemon): App) -> Answer {
-    let hosts = fleet::hosts(&daemon).await?;
+    json(checks(&daemon).await?)
+}
+
+/// Whether pods can run on this host, and move.
+///
+/// # Errors
+/// The store's.
+pub async fn checks(daemon: &Arc<Daemon>) -> Result<Vec<Check>> {
+    let hosts = fleet::hosts(daemon).await?;
+    let daemon = daemon.clone();
     let checks = tokio::task::spawn_blocking(move || {
         let flight = daemon.config.flight();
         let inputs = crate::doctor::Inputs {
@@ -432,7 +452,7 @@ async fn doctor(State(daemon): App) -> Answer {
         checks.push(crate::doctor::baseline(&daemon.baseline, &hosts));
         checks
     });
-    json(checks.await.attempt("check the host")?)
+    checks.await.attempt("check the host")
 }
 
 async fn hosts(State(daemon): App) -> Answer {

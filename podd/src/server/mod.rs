@@ -7,6 +7,7 @@ mod fleet;
 mod http;
 mod peers;
 pub mod plan;
+mod runs;
 pub mod status;
 
 use std::fs::File;
@@ -22,10 +23,13 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
 
+pub use self::fleet::names as host_names;
+pub use self::http::checks as doctor;
 use crate::config::Config;
 use crate::events::webhook;
 use crate::layers::LayerStore;
-use crate::patch::told;
+use crate::patch::run::drive;
+use crate::patch::{mechanism, told};
 use crate::patch::watch::watch;
 use crate::recover::recover;
 use crate::store::Sqlite;
@@ -69,6 +73,8 @@ async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn 
     if daemon.config.watch {
         tokio::spawn(watch(daemon.clone()));
     }
+    mechanism::wake_later(&daemon);
+    drive::go_on(&daemon);
     tokio::spawn(told::tell(daemon.clone()));
     tokio::spawn(webhook::deliver(daemon.clone()));
     if let Some(address) = daemon.config.metrics {

@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::patch::decide::Decision;
 use crate::patch::facts::Missing;
 use crate::patch::plan::{self, Host, Left, Move, Plan, Pod, Step};
+use crate::patch::run::orders;
 use crate::patch::watch;
 use crate::peer;
 use crate::pod::state::PodState;
@@ -36,23 +37,31 @@ pub(super) struct PlanQuery {
 /// `GET /v1/patch/plan`.
 pub(super) async fn plan(State(daemon): App, Asked(query): Asked<PlanQuery>) -> Answer {
     let host = query.host.unwrap_or_else(|| daemon.config.host.clone());
-    let mut hosts = all(&daemon).await?;
-    if !query.fleet && !hosts.iter().any(|known| known.name == host) {
-        return Err(daemon.host(&host).err().unwrap_or_else(|| ApiError::not_found(format!("no host {host}"))));
+    json(made(&daemon, (!query.fleet).then_some(host.as_str())).await?)
+}
+
+/// A plan of one host, or of all of the fleet.
+///
+/// # Errors
+/// There is no such host; or the store's.
+pub async fn made(daemon: &Arc<Daemon>, host: Option<&str>) -> Result<Plan> {
+    let mut hosts = all(daemon).await?;
+    if let Some(host) = host.filter(|host| !hosts.iter().any(|known| known.name == **host)) {
+        return Err(daemon.host(host).err().unwrap_or_else(|| ApiError::not_found(format!("no host {host}"))));
     }
-    let policy = watch::policy(&daemon).0.unwrap_or_default();
+    let policy = watch::policy(daemon).0.unwrap_or_default();
     for round in 1.. {
         let mut plan = plan::plan(&hosts, &policy, &daemon.config.host);
-        if !query.fleet {
+        if let Some(host) = host {
             plan.steps.retain(|step| step.host == host);
             plan.left.retain(|left| left.host == host);
         }
-        let refused = refused(&daemon, &plan).await;
+        let refused = refused(daemon, &plan).await;
         if refused.is_empty() {
-            return json(plan);
+            return Ok(plan);
         }
         if round == ROUNDS {
-            return json(without(plan, &refused));
+            return Ok(without(plan, &refused));
         }
         for host in &mut hosts {
             for pod in &mut host.pods {
@@ -122,6 +131,7 @@ pub async fn own(daemon: &Arc<Daemon>) -> Result<Host> {
             cpu: facts.cpu,
             memory: facts.memory.total,
             available: facts.memory.available.min(facts.image_space.free_bytes),
+            cordoned: orders::cordoned(daemon)?.map(|cordon| cordon.in_words()),
             pods: pods.collect::<Result<_>>()?,
         })
     })
@@ -131,7 +141,7 @@ fn silent(name: String, why: String) -> Host {
     let cure = format!("see that podd runs on {name} and can be reached");
     let decision = Decision::unknown(Missing { what: why, cure });
     let (kernel, cpu, pods) = (checkpoint::baseline::OLDEST_KERNEL, checkpoint::host::Cpu::default(), Vec::new());
-    Host { name, decision, kernel, cpu, memory: 0, available: 0, pods }
+    Host { name, decision, kernel, cpu, memory: 0, available: 0, cordoned: None, pods }
 }
 
 /// Moves of a plan that preflight refuses.

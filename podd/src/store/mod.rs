@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 pub use sqlite::Sqlite;
 
 use crate::events::Entry;
+use crate::patch::cordon::Cordon;
 use crate::patch::decide::Record;
 use crate::patch::notice::Notice;
+use crate::patch::run::{Kept, Run};
 use crate::pod::journal::Migration;
 use crate::pod::state::PodRecord;
 
@@ -65,7 +67,7 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`Error`].
     fn migration(&self, id: &str) -> Result<Option<Migration>, Error>;
-    /// Adds or replaces a migration's journal, its pod's record, and once the event of its end, in one step.
+    /// Adds or replaces a migration's journal, its pod's record, and once the event of its end.
     ///
     /// # Errors
     /// [`Error`].
@@ -85,26 +87,61 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`Error`].
     fn patch_record(&self) -> Result<Record, Error>;
-    /// Replaces that.
+    /// Replaces that, and writes these events down.
     ///
     /// # Errors
     /// [`Error`].
-    fn put_patch_record(&self, record: &Record) -> Result<(), Error>;
+    fn put_patch_record(&self, record: &Record, events: &[Entry]) -> Result<(), Error>;
     /// What pods of this host have been told, by the pod's id.
     ///
     /// # Errors
     /// [`Error`].
     fn notices(&self) -> Result<BTreeMap<String, Notice>, Error>;
-    /// Replaces what a pod was told; none: nothing any more.
+    /// Replaces what a pod was told (none: nothing any more), and writes these events down.
     ///
     /// # Errors
     /// [`Error`].
-    fn put_notice(&self, pod_id: &str, notice: Option<&Notice>) -> Result<(), Error>;
-    /// Writes an event down; its number.
+    fn put_notice(&self, pod_id: &str, notice: Option<&Notice>, events: &[Entry]) -> Result<(), Error>;
+    /// Every patch run that this host knows, oldest first.
     ///
     /// # Errors
     /// [`Error`].
-    fn add_event(&self, entry: &Entry) -> Result<u64, Error>;
+    fn runs(&self) -> Result<Vec<Run>, Error>;
+    /// One patch run.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn run(&self, id: &str) -> Result<Option<Run>, Error>;
+    /// The patch run that has not ended.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn open_run(&self) -> Result<Option<Run>, Error>;
+    /// Adds or replaces a patch run, if the [rules](Run::judge) allow it, and writes these events down.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn put_run(&self, run: &Run, events: &[Entry]) -> Result<Kept, Error>;
+    /// Why this host takes no pods.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn cordons(&self) -> Result<Vec<Cordon>, Error>;
+    /// Adds or replaces an owner's.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn put_cordon(&self, cordon: &Cordon) -> Result<(), Error>;
+    /// Removes an owner's; no error if there is none.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn delete_cordon(&self, owner: &str) -> Result<(), Error>;
+    /// Writes events down that nothing else goes with.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn add_events(&self, events: &[Entry]) -> Result<(), Error>;
     /// Events after this number, at most so many, the oldest first.
     ///
     /// # Errors

@@ -10,8 +10,10 @@ use serde::de::DeserializeOwned;
 
 use super::{Error, Host, Store};
 use crate::events::Entry;
+use crate::patch::cordon::Cordon;
 use crate::patch::decide::Record;
 use crate::patch::notice::Notice;
+use crate::patch::run::{Kept, Run};
 use crate::pod::journal::Migration;
 use crate::pod::state::PodRecord;
 
@@ -27,6 +29,8 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS hosts (name TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS patching (id INTEGER PRIMARY KEY CHECK (id = 0), record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS notices (pod TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS runs (id TEXT PRIMARY KEY, open INTEGER NOT NULL, record TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS cordons (owner TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS events (
         id INTEGER PRIMARY KEY AUTOINCREMENT, migration TEXT UNIQUE, record TEXT NOT NULL
     ) STRICT;
@@ -79,10 +83,7 @@ impl Store for Sqlite {
     }
 
     fn migration(&self, id: &str) -> Result<Option<Migration>, Error> {
-        let connection = self.connection();
-        let mut statement = connection.prepare_cached("SELECT record FROM migrations WHERE id = ?1")?;
-        let text: Option<String> = statement.query_row([id], |row| row.get(0)).optional()?;
-        Ok(text.map(|t| serde_json::from_str(&t)).transpose()?)
+        one(&self.connection(), "SELECT record FROM migrations WHERE id = ?1", id)
     }
 
     fn put_migration(&self, migration: &Migration, pod: Option<&PodRecord>, end: Option<&Entry>) -> Result<(), Error> {
@@ -125,10 +126,12 @@ impl Store for Sqlite {
         Ok(self.all("SELECT record FROM patching")?.pop().unwrap_or_default())
     }
 
-    fn put_patch_record(&self, record: &Record) -> Result<(), Error> {
-        self.connection()
-            .execute("INSERT OR REPLACE INTO patching (id, record) VALUES (0, ?1)", params![json(record)?])?;
-        Ok(())
+    fn put_patch_record(&self, record: &Record, events: &[Entry]) -> Result<(), Error> {
+        let mut connection = self.connection();
+        let transaction = connection.transaction()?;
+        transaction.execute("INSERT OR REPLACE INTO patching (id, record) VALUES (0, ?1)", params![json(record)?])?;
+        write_events(&transaction, events)?;
+        Ok(transaction.commit()?)
     }
 
     fn notices(&self) -> Result<BTreeMap<String, Notice>, Error> {
@@ -139,22 +142,72 @@ impl Store for Sqlite {
             .collect()
     }
 
-    fn put_notice(&self, pod_id: &str, notice: Option<&Notice>) -> Result<(), Error> {
-        let connection = self.connection();
+    fn put_notice(&self, pod_id: &str, notice: Option<&Notice>, events: &[Entry]) -> Result<(), Error> {
+        let mut connection = self.connection();
+        let transaction = connection.transaction()?;
         match notice {
-            None => connection.execute("DELETE FROM notices WHERE pod = ?1", [pod_id])?,
-            Some(notice) => connection.execute(
+            None => transaction.execute("DELETE FROM notices WHERE pod = ?1", [pod_id])?,
+            Some(notice) => transaction.execute(
                 "INSERT OR REPLACE INTO notices (pod, record) VALUES (?1, ?2)",
                 params![pod_id, json(notice)?],
             )?,
         };
+        write_events(&transaction, events)?;
+        Ok(transaction.commit()?)
+    }
+
+    fn runs(&self) -> Result<Vec<Run>, Error> {
+        self.all("SELECT record FROM runs ORDER BY rowid")
+    }
+
+    fn run(&self, id: &str) -> Result<Option<Run>, Error> {
+        one(&self.connection(), "SELECT record FROM runs WHERE id = ?1", id)
+    }
+
+    fn open_run(&self) -> Result<Option<Run>, Error> {
+        Ok(self.all("SELECT record FROM runs WHERE open = 1")?.pop())
+    }
+
+    fn put_run(&self, run: &Run, events: &[Entry]) -> Result<Kept, Error> {
+        let mut connection = self.connection();
+        let transaction = connection.transaction()?;
+        let same = one(&transaction, "SELECT record FROM runs WHERE id = ?1", &run.id)?;
+        let other = one(&transaction, "SELECT record FROM runs WHERE open = 1 AND id <> ?1", &run.id)?;
+        let kept = Run::judge(run, same.as_ref(), other.as_ref());
+        if kept == Kept::Yes {
+            transaction.execute(
+                "INSERT INTO runs (id, open, record) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (id) DO UPDATE SET open = excluded.open, record = excluded.record",
+                params![run.id, run.is_open(), json(run)?],
+            )?;
+            write_events(&transaction, events)?;
+        }
+        transaction.commit()?;
+        Ok(kept)
+    }
+
+    fn cordons(&self) -> Result<Vec<Cordon>, Error> {
+        self.all("SELECT record FROM cordons ORDER BY rowid")
+    }
+
+    fn put_cordon(&self, cordon: &Cordon) -> Result<(), Error> {
+        self.connection().execute(
+            "INSERT OR REPLACE INTO cordons (owner, record) VALUES (?1, ?2)",
+            params![cordon.owner, json(cordon)?],
+        )?;
         Ok(())
     }
 
-    fn add_event(&self, entry: &Entry) -> Result<u64, Error> {
-        let connection = self.connection();
-        connection.execute("INSERT INTO events (record) VALUES (?1)", params![json(entry)?])?;
-        Ok(connection.last_insert_rowid().unsigned_abs())
+    fn delete_cordon(&self, owner: &str) -> Result<(), Error> {
+        self.connection().execute("DELETE FROM cordons WHERE owner = ?1", [owner])?;
+        Ok(())
+    }
+
+    fn add_events(&self, events: &[Entry]) -> Result<(), Error> {
+        let mut connection = self.connection();
+        let transaction = connection.transaction()?;
+        write_events(&transaction, events)?;
+        Ok(transaction.commit()?)
     }
 
     fn events(&self, after: u64, most: usize) -> Result<Vec<Entry>, Error> {
@@ -185,6 +238,18 @@ impl Store for Sqlite {
         self.connection().execute("INSERT OR REPLACE INTO delivered (id, event) VALUES (0, ?1)", [signed(id)])?;
         Ok(())
     }
+}
+
+fn write_events(connection: &Connection, events: &[Entry]) -> Result<(), Error> {
+    for event in events {
+        connection.prepare_cached("INSERT INTO events (record) VALUES (?1)")?.execute(params![json(event)?])?;
+    }
+    Ok(())
+}
+
+fn one<T: DeserializeOwned>(connection: &Connection, sql: &str, key: &str) -> Result<Option<T>, Error> {
+    let text: Option<String> = connection.prepare_cached(sql)?.query_row([key], |row| row.get(0)).optional()?;
+    Ok(text.map(|text| serde_json::from_str(&text)).transpose()?)
 }
 
 fn write_pod(connection: &Connection, pod: &PodRecord) -> Result<(), Error> {
@@ -233,7 +298,8 @@ mod tests {
         let path = folder.path().join("db");
         let store = Sqlite::open(&path).unwrap();
         assert_eq!((store.newest_event().unwrap(), store.delivered().unwrap()), (0, 0));
-        assert_eq!(store.add_event(&entry(true)).unwrap(), 1);
+        store.add_events(&[entry(true)]).unwrap();
+        assert_eq!(store.newest_event().unwrap(), 1);
         let migration = Migration {
             id: "1".to_owned(),
             role: Role::Source,
@@ -255,7 +321,7 @@ mod tests {
         }
         assert_eq!(What::of(&Migration { step: Step::Given, ..migration.clone() }, "a"), None);
         assert_eq!(What::of(&Migration { rehearsal: true, ..migration }, "a"), None);
-        store.add_event(&entry(false)).unwrap();
+        store.add_events(&[entry(false)]).unwrap();
         store.set_delivered(2).unwrap();
         drop(store);
         let store = Sqlite::open(&path).unwrap();
@@ -274,9 +340,10 @@ mod tests {
         let subject = Subject { id: "1".to_owned(), name: "web".to_owned() };
         let now = Timestamp::UNIX_EPOCH;
         let notice = Notice::new(&subject, Kind::Move, now, now, &Policy::default().phases);
-        store.put_notice("1", Some(&notice)).unwrap();
+        store.put_notice("1", Some(&notice), &[entry(false)]).unwrap();
         assert_eq!(store.notices().unwrap(), BTreeMap::from([("1".to_owned(), notice)]));
-        store.put_notice("1", None).unwrap();
+        store.put_notice("1", None, &[]).unwrap();
         assert!(store.notices().unwrap().is_empty());
+        assert_eq!(store.newest_event().unwrap(), 1);
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::Hosts;
 use crate::lab::eventually;
 
-/// Time for rounds: some seconds each, and ten times as long on emulated machines.
-const ROUNDS: Duration = Duration::from_secs(300);
+/// Time for rounds: some seconds each, and a hundred times as long on emulated machines that share a processor.
+const ROUNDS: Duration = Duration::from_secs(900);
 /// Between two looks: each takes a good part of an emulated machine's time.
 const LOOK: Duration = Duration::from_millis(500);
 

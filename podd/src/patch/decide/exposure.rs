@@ -150,7 +150,11 @@ impl Subject {
 }
 
 /// dpkg's order.
-pub(super) fn is_before(a: &str, b: &str) -> Result<bool, Missing> {
+/// Whether dpkg has a version before another one.
+///
+/// # Errors
+/// One of them is none.
+pub fn is_before(a: &str, b: &str) -> Result<bool, Missing> {
     compare(a, b).map(Ordering::is_lt).map_err(|error| incomparable(&error))
 }
 

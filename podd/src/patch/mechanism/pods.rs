@@ -1,0 +1,53 @@
+//! The host's pods: how they are, and how they leave.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::api::{ApiError, RehearsalReport};
+use crate::error::Result;
+use crate::patch::run::orders::{Moved, PodStands};
+use crate::patch::told;
+use crate::peer;
+use crate::pod::state::PodState;
+use crate::pod::{migrate, rehearse as rehearsal};
+use crate::supervisor::{Daemon, Doing};
+
+/// How they are. One that is about to leave, or being dumped, runs.
+pub(super) fn stand(daemon: &Daemon) -> Vec<PodStands> {
+    let view = |pod: Arc<crate::supervisor::Pod>| {
+        let view = daemon.view(&pod);
+        PodStands { id: view.id, name: view.name, state: view.state, health: view.health.map(|health| health.state) }
+    };
+    daemon.pods().into_iter().map(view).collect()
+}
+
+/// Sends a clone of a pod.
+pub(super) async fn rehearse(daemon: &Arc<Daemon>, pod: &str, to: &str) -> Result<RehearsalReport> {
+    let claim = daemon.claim_in_turn(daemon.pod(pod)?, Doing::Rehearse).await;
+    rehearsal::rehearse(daemon, &claim, to, &mpsc::unbounded_channel().0).await
+}
+
+/// Sends a pod, once it has been told and its notice is over. One that has gone there already has gone.
+pub(super) async fn go(daemon: &Arc<Daemon>, run: &str, id: &str, to: &str) -> Result<Moved> {
+    let gone = Moved { blackout_ms: None };
+    let Ok(pod) = daemon.pod(id) else {
+        return match peer::has_pod(daemon, to, id).await? {
+            true => Ok(gone),
+            false => Err(ApiError::not_found(format!("the pod {id} is neither on {} nor on {to}", daemon.config.host))),
+        };
+    };
+    told::until_ready(daemon, id).await?;
+    let tell = mpsc::unbounded_channel().0;
+    let turn = migrate::turn(daemon, &tell).await?;
+    let claim = daemon.claim_in_turn(pod, Doing::Migrate).await;
+    match claim.record().state {
+        // Somebody has moved it while we waited for our turn.
+        PodState::Given { .. } => return Ok(gone),
+        _ if daemon.pod(id).is_err() => return Ok(gone),
+        _ => told::settled(daemon, id).await?,
+    }
+    let by = super::owner(run);
+    let report = migrate::migrate(daemon, &claim, turn, (to, &by), &tell).await?;
+    Ok(Moved { blackout_ms: Some(report.blackout_ms) })
+}

@@ -1,0 +1,526 @@
+//! A patch run: hosts are patched one after the other, and whatever dies meanwhile, the run goes on or stops safely.
+//!
+//! The record of the run is its journal. A step is in it before it is done, and each step may be done twice. It is also the
+//! *slot*: hosts keep copies, and no step that cannot be taken back begins before a majority of the fleet keeps a copy that says
+//! so. A host keeps one open run at a time, so two runs never have a majority both; and none of an older term, so a coordinator
+//! that was taken for dead is refused wherever it comes back ([`Run::judge`]). The slot has no lease: a host that does not come
+//! back keeps it, until an operator says otherwise.
+//!
+//! Rules here are pure. [`drive`] is the coordinator, [`keep`] the copies, [`orders`] what the coordinator has hosts do.
+
+pub mod drive;
+pub mod keep;
+pub mod orders;
+mod report;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+pub use report::markdown;
+
+use super::decide::Mechanism;
+use super::plan::Plan;
+use super::policy::RunPolicy;
+
+/// A patch run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Identifier: 12 hex digits.
+    pub id: String,
+    /// Who wanted it.
+    pub by: String,
+    /// When it began.
+    pub began: Timestamp,
+    /// When it ended, if it did.
+    pub ended: Option<Timestamp>,
+    /// The host that carries it out.
+    pub coordinator: String,
+    /// Fencing number: grows with each coordinator.
+    pub term: u64,
+    /// Counts the changes of this record within a term.
+    pub revision: u64,
+    /// Hosts of the fleet when it began: a majority is one of these.
+    pub members: Vec<String>,
+    /// Where it stands.
+    pub state: State,
+    /// Hosts, in the order of the plan.
+    pub hosts: Vec<HostRun>,
+}
+
+/// Where a run stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum State {
+    /// It goes on.
+    Running,
+    /// Somebody wants it to stand still.
+    Paused {
+        /// Who.
+        by: String,
+    },
+    /// The breaker is open: nothing is begun until an operator says so.
+    Stopped {
+        /// Why.
+        why: String,
+    },
+    /// It came to its end.
+    Done,
+    /// It was called off.
+    Cancelled {
+        /// Why.
+        why: String,
+    },
+}
+
+/// A host of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostRun {
+    /// Its name.
+    pub host: String,
+    /// Number of its wave.
+    pub wave: usize,
+    /// How it is patched.
+    pub mechanism: Mechanism,
+    /// Whether it is patched: hardware that fails is only left.
+    pub patch: bool,
+    /// Why.
+    pub why: String,
+    /// What is being done.
+    pub step: Step,
+    /// When each step began.
+    pub begun: Vec<Begun>,
+    /// The boot in which it was found.
+    pub boot_id: Option<String>,
+    /// It must have come back by then; some: it is away, or about to be.
+    pub back_by: Option<Timestamp>,
+    /// What is installed.
+    pub change: Option<Change>,
+    /// Where the plan has its pods go, by their names.
+    pub places: BTreeMap<String, String>,
+    /// Ids of pods that sleep on its disk while it boots.
+    pub asleep: Vec<String>,
+    /// Pods that leave it, and that come back.
+    pub moves: Vec<PodMove>,
+    /// What was looked at afterwards.
+    pub proofs: Vec<Proof>,
+    /// What went wrong.
+    pub trouble: Option<Trouble>,
+    /// What else people should know.
+    pub remarks: Vec<String>,
+}
+
+/// When a step began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// The step.
+    pub step: Step,
+    /// Then.
+    pub at: Timestamp,
+}
+
+/// What is done to a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// Its wave has not come.
+    Waiting,
+    /// It is seen whether it can be patched; packages are fetched.
+    Check,
+    /// No pod comes, or is started there, any more.
+    Cordon,
+    /// A clone of each pod goes where the pod will go.
+    Rehearse,
+    /// Pods leave.
+    Evacuate,
+    /// Packages are installed.
+    Patch,
+    /// Live patches are loaded.
+    LivePatch,
+    /// Programs that run with what was replaced are started again.
+    Restart,
+    /// Pods go to sleep, on this host's disk.
+    Suspend,
+    /// It boots.
+    Reboot,
+    /// It is seen whether all is well.
+    Prove,
+    /// Pods come back.
+    Return,
+    /// It is watched for a while.
+    Soak,
+    /// Pods may come again.
+    Uncordon,
+    /// Something went wrong before it was touched: pods come back, and may come again.
+    PutBack,
+    /// All is done.
+    Done,
+    /// There was nothing to do any more.
+    Skipped,
+    /// It is left as it is.
+    Failed,
+}
+
+/// What is installed on a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Packages that apt installs.
+    pub packages: Vec<String>,
+    /// Version of the kernel's package that runs afterwards; none: the kernel stays.
+    pub kernel: Option<String>,
+    /// Its release, as `uname -r` tells it.
+    pub release: Option<String>,
+    /// What it ends, as [`Decision::ends`](super::decide::Decision::ends) has it.
+    pub ends: Vec<String>,
+}
+
+/// A pod that goes to another host, for a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PodMove {
+    /// The pod's id.
+    pub id: String,
+    /// Its name.
+    pub pod: String,
+    /// From there.
+    pub from: String,
+    /// To there.
+    pub to: String,
+    /// It comes back.
+    pub back: bool,
+    /// It is there. False: it was about to go when this was written.
+    pub done: bool,
+    /// How long it stood still, in ms, if that is known.
+    pub blackout_ms: Option<f64>,
+    /// Why it did not go.
+    pub error: Option<String>,
+}
+
+/// Something that was looked at on a host that was patched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// What, such as `kernel`: the same failure on two hosts has the same name.
+    pub what: String,
+    /// It is as it should be.
+    pub well: bool,
+    /// What was seen.
+    pub seen: String,
+}
+
+/// Why a host could not be patched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// When.
+    pub at: Timestamp,
+    /// In this step.
+    pub step: Step,
+    /// The same fault on another host has the same signature.
+    pub signature: String,
+    /// What happened.
+    pub what: String,
+    /// What the operator can do.
+    pub cure: Option<String>,
+    /// A pod does not run any more.
+    pub pod_lost: bool,
+    /// The host has not come back.
+    pub host_gone: bool,
+}
+
+/// What a host says of a copy that it shall keep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "keep")]
+pub enum Kept {
+    /// It keeps it.
+    Yes,
+    /// It has a newer one: of this coordinator.
+    Newer {
+        /// The coordinator.
+        coordinator: String,
+    },
+    /// It keeps another run, which has not ended.
+    Busy {
+        /// That run.
+        run: String,
+        /// The host that carries it out.
+        coordinator: String,
+    },
+}
+
+impl State {
+    /// In a word.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused { .. } => "paused",
+            Self::Stopped { .. } => "stopped",
+            Self::Done => "done",
+            Self::Cancelled { .. } => "cancelled",
+        }
+    }
+}
+
+impl Step {
+    /// Whether nothing more is done to the host.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Done | Self::Skipped | Self::Failed)
+    }
+
+    /// Whether a majority must know of it before it begins: somebody who takes the run over must not miss it.
+    #[must_use]
+    pub fn is_grave(self) -> bool {
+        use Step::{Cordon, Evacuate, LivePatch, Patch, PutBack, Reboot, Restart, Return, Suspend};
+        matches!(self, Cordon | Evacuate | Patch | LivePatch | Restart | Suspend | Reboot | Return | PutBack)
+    }
+
+    /// Whether the host is as it was before, so that its pods are better off there than away.
+    fn is_harmless(self) -> bool {
+        use Step::{Check, Cordon, Evacuate, Patch, Rehearse, Suspend};
+        matches!(self, Check | Cordon | Rehearse | Evacuate | Patch | Suspend)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Check => "check",
+            Self::Cordon => "cordon",
+            Self::Rehearse => "rehearse",
+            Self::Evacuate => "evacuate",
+            Self::Patch => "patch",
+            Self::LivePatch => "live-patch",
+            Self::Restart => "restart",
+            Self::Suspend => "suspend",
+            Self::Reboot => "reboot",
+            Self::Prove => "prove",
+            Self::Return => "return",
+            Self::Soak => "soak",
+            Self::Uncordon => "uncordon",
+            Self::PutBack => "put-back",
+            Self::Done => "done",
+            Self::Skipped => "skipped",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl HostRun {
+    /// Its steps, in order.
+    fn steps(&self) -> &'static [Step] {
+        use Step::*;
+        match (self.mechanism, self.patch) {
+            (Mechanism::LivePatch, _) => &[Waiting, LivePatch, Prove, Soak, Done],
+            (Mechanism::Restart, _) => &[Waiting, Check, Patch, Restart, Prove, Soak, Done],
+            (Mechanism::InPlace, _) => {
+                &[Waiting, Check, Cordon, Patch, Suspend, Reboot, Prove, Soak, Uncordon, Done]
+            }
+            (Mechanism::Evacuate, true) => &[
+                Waiting, Check, Cordon, Rehearse, Evacuate, Patch, Reboot, Prove, Return, Soak, Uncordon, Done,
+            ],
+            // Hardware that fails stays cordoned.
+            (Mechanism::Evacuate, false) => &[Waiting, Cordon, Evacuate, Done],
+        }
+    }
+
+    /// What comes after the present step has gone well.
+    #[must_use]
+    pub fn next(&self) -> Step {
+        let steps = self.steps();
+        let here = steps.iter().position(|step| *step == self.step);
+        // What is put back is left as it is.
+        here.and_then(|here| steps.get(here + 1)).copied().unwrap_or(Step::Failed)
+    }
+
+    /// Begins a step.
+    pub fn begin(&mut self, step: Step, now: Timestamp) {
+        self.step = step;
+        self.begun.push(Begun { step, at: now });
+    }
+
+    /// Notes that the present step did not go well.
+    pub fn fail(&mut self, trouble: Trouble) {
+        let (now, harmless) = (trouble.at, trouble.step.is_harmless() && !trouble.pod_lost);
+        self.trouble = Some(trouble);
+        self.begin(if harmless { Step::PutBack } else { Step::Failed }, now);
+    }
+
+    /// When the present step began.
+    #[must_use]
+    pub fn since(&self) -> Option<Timestamp> {
+        self.begun.last().map(|begun| begun.at)
+    }
+}
+
+impl Run {
+    /// A new run of this plan.
+    #[must_use]
+    pub fn new(plan: &Plan, members: Vec<String>, coordinator: &str, by: &str, now: Timestamp) -> Self {
+        let hosts = plan.steps.iter().map(|step| HostRun {
+            host: step.host.clone(),
+            wave: step.wave,
+            mechanism: step.mechanism,
+            patch: step.patch,
+            why: step.why.clone(),
+            step: Step::Waiting,
+            begun: Vec::new(),
+            boot_id: None,
+            back_by: None,
+            change: None,
+            places: step.moves.iter().map(|m| (m.pod.clone(), m.to.clone())).collect(),
+            asleep: Vec::new(),
+            moves: Vec::new(),
+            proofs: Vec::new(),
+            trouble: None,
+            remarks: Vec::new(),
+        });
+        Self {
+            id: format!("{:012x}", rand::random::<u64>() >> 16),
+            by: by.to_owned(),
+            began: now,
+            ended: None,
+            coordinator: coordinator.to_owned(),
+            term: 1,
+            revision: 0,
+            members,
+            state: State::Running,
+            hosts: hosts.collect(),
+        }
+    }
+
+    /// Whether something may still be done, or is still away.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Running | State::Paused { .. } | State::Stopped { .. })
+    }
+
+    /// One of its hosts.
+    #[must_use]
+    pub fn host(&self, name: &str) -> Option<&HostRun> {
+        self.hosts.iter().find(|host| host.host == name)
+    }
+
+    /// The same, to be changed.
+    pub fn host_mut(&mut self, name: &str) -> Option<&mut HostRun> {
+        self.hosts.iter_mut().find(|host| host.host == name)
+    }
+
+    /// Copies of so many members are a majority.
+    #[must_use]
+    pub fn majority(&self) -> usize {
+        self.members.len() / 2 + 1
+    }
+
+    /// Hosts of the wave that is under way, or comes next.
+    #[must_use]
+    pub fn wave(&self) -> Vec<String> {
+        let open = || self.hosts.iter().filter(|host| !host.step.is_final());
+        let Some(wave) = open().map(|host| host.wave).min() else { return Vec::new() };
+        open().filter(|host| host.wave == wave).map(|host| host.host.clone()).collect()
+    }
+
+    /// Whether this host takes pods though it is cordoned: its own, which come back.
+    #[must_use]
+    pub fn takes_back(&self, host: &str) -> bool {
+        self.is_open() && self.host(host).is_some_and(|host| matches!(host.step, Step::Return | Step::PutBack))
+    }
+
+    /// Whether a host may keep `new`. `same`: what it has of this run; `open`: another one that has not ended.
+    #[must_use]
+    pub fn judge(new: &Self, same: Option<&Self>, open: Option<&Self>) -> Kept {
+        if let Some(same) = same.filter(|same| (same.term, same.revision) > (new.term, new.revision)) {
+            return Kept::Newer { coordinator: same.coordinator.clone() };
+        }
+        match open.filter(|open| open.id != new.id && new.is_open()) {
+            Some(open) => Kept::Busy { run: open.id.clone(), coordinator: open.coordinator.clone() },
+            None => Kept::Yes,
+        }
+    }
+
+    /// Why nothing more may be begun; none: it may go on. The same fault on two hosts is one of the change, not of the hosts, and
+    /// a canary is there to be the first to fail.
+    #[must_use]
+    pub fn breaker(&self, policy: &RunPolicy) -> Option<String> {
+        let troubles = || self.hosts.iter().filter_map(|host| Some((host, host.trouble.as_ref()?)));
+        if let Some((host, trouble)) = troubles().find(|(_, trouble)| trouble.pod_lost) {
+            return Some(format!("a pod was lost when {} was left: {}", host.host, trouble.what));
+        }
+        if let Some((host, trouble)) = troubles().find(|(_, trouble)| trouble.host_gone) {
+            return Some(format!("{} has not come back: {}", host.host, trouble.what));
+        }
+        let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
+        for (host, trouble) in troubles() {
+            if let Some(first) = seen.insert(&trouble.signature, &host.host) {
+                return Some(format!("{first} and {} failed alike: {}", host.host, trouble.what));
+            }
+        }
+        let canary = |host: &HostRun| {
+            let alike = |other: &&HostRun| other.mechanism == host.mechanism;
+            self.hosts.iter().find(alike).is_some_and(|first| first.host == host.host)
+        };
+        if let Some((host, trouble)) = troubles().find(|(host, _)| canary(host)) {
+            return Some(format!("{} was the canary, and failed: {}", host.host, trouble.what));
+        }
+        let (failed, tried) = (troubles().count(), self.hosts.iter().filter(|host| host.step.is_final()).count());
+        (failed * 100 > tried.max(1) * usize::from(policy.failures))
+            .then(|| format!("{failed} of {tried} hosts failed, more than {} %", policy.failures))
+    }
+
+    /// Goes on after a breaker: hosts that failed after they were touched are looked at again.
+    pub fn resume(&mut self, now: Timestamp) {
+        self.state = State::Running;
+        for host in self.hosts.iter_mut().filter(|host| host.step == Step::Failed) {
+            let Some(trouble) = host.trouble.take() else { continue };
+            let again = match trouble.step {
+                step if step.is_harmless() => Step::Waiting,
+                // It has been told to boot: it may have come back meanwhile, and has as much time again.
+                Step::Reboot => {
+                    host.back_by = None;
+                    Step::Reboot
+                }
+                _ => Step::Prove,
+            };
+            host.remarks.push(format!("tried again after: {}", trouble.what));
+            host.begin(again, now);
+        }
+    }
+
+    /// About how much longer it takes, in seconds, by the hosts that are done; none: not known yet.
+    #[must_use]
+    pub fn left_s(&self, now: Timestamp) -> Option<u64> {
+        let took = |host: &HostRun| {
+            let (first, last) = (host.begun.first()?, host.begun.last()?);
+            (host.step == Step::Done).then(|| last.at.duration_since(first.at).unsigned_abs().as_secs())
+        };
+        let mut done: Vec<u64> = self.hosts.iter().filter_map(took).collect();
+        done.sort_unstable();
+        let usual = *done.get(done.len() / 2)?;
+        let mut waves: BTreeMap<usize, u64> = BTreeMap::new();
+        for host in self.hosts.iter().filter(|host| !host.step.is_final()) {
+            let begun = host.begun.first().map_or(0, |begun| now.duration_since(begun.at).unsigned_abs().as_secs());
+            let left = waves.entry(host.wave).or_default();
+            *left = (*left).max(usual.saturating_sub(begun));
+        }
+        Some(waves.values().sum())
+    }
+
+    /// The whole of it in a line.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        let count = |step| self.hosts.iter().filter(|host| host.step == step).count();
+        let mut text = format!("{} of {} hosts done", count(Step::Done) + count(Step::Skipped), self.hosts.len());
+        if count(Step::Failed) > 0 {
+            text += &format!(", {} failed", count(Step::Failed));
+        }
+        match &self.state {
+            State::Paused { by } => text += &format!("; paused by {by}"),
+            State::Stopped { why } => text += &format!("; stopped: {why}"),
+            State::Cancelled { why } => text += &format!("; cancelled: {why}"),
+            State::Running | State::Done => {}
+        }
+        text
+    }
+}

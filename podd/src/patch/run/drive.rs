@@ -1,0 +1,803 @@
+//! The coordinator of a run: writes each step down, has copies kept, has it done, looks at what came of it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use futures_util::stream;
+use jiff::{SignedDuration, Timestamp};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::keep::{newest, spread};
+use super::orders::{self, Checked, Moved, Order, PodStands, Refusal};
+use super::{HostRun, Kept, PodMove, Proof, Run, State, Step, Trouble};
+use crate::api::{ApiError, HealthState};
+use crate::error::{Attempt, Result};
+use crate::events::{self, What};
+use crate::patch::plan::Plan;
+use crate::patch::policy::{RunPolicy, words};
+use crate::patch::watch;
+use crate::supervisor::Daemon;
+
+/// A host that is not to be away may be silent so long: its podd may be started anew.
+const SILENCE: Duration = Duration::from_secs(120);
+/// Between two questions to a host that is silent.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Told to boot, and still there after this, a host is told again.
+const TOLD_AGAIN: Duration = Duration::from_secs(60);
+/// Moves of one host that are asked for at a time; it has a bound of its own, too.
+const TOGETHER: usize = 4;
+/// A pod that could not go to so many hosts goes nowhere: it may be what kills them.
+const TRIES: usize = 2;
+
+/// What an operator wants of a run that is under way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Steer {
+    /// The run; none: the open one.
+    pub run: Option<String>,
+    /// Who wants it.
+    pub by: String,
+    /// What.
+    pub what: Wish,
+}
+
+/// See [`Steer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wish {
+    /// Begin nothing more.
+    Pause,
+    /// Go on.
+    Resume,
+    /// End it where it is.
+    Cancel,
+}
+
+/// The run that this host carries out.
+#[derive(Debug)]
+pub struct Drive {
+    run: Mutex<Run>,
+    /// Held by whoever carries it out: one at a time.
+    at_work: AsyncMutex<()>,
+}
+
+/// Why a step did not come to its end.
+enum Halt {
+    /// The run is not to go on, here or at all; or the journal cannot be written.
+    Run(ApiError),
+    /// The host could not be patched.
+    Host(Box<Trouble>),
+}
+
+impl From<ApiError> for Halt {
+    fn from(error: ApiError) -> Self {
+        Self::Run(error)
+    }
+}
+
+type Done = std::result::Result<(), Halt>;
+
+/// Begins a run of this plan.
+///
+/// # Errors
+/// Another one is under way, too few hosts answer, or there is nothing to do.
+pub async fn begin(daemon: &Arc<Daemon>, plan: &Plan, by: &str) -> Result<Run> {
+    if let Some(open) = newest(daemon, None).await? {
+        return Err(busy(&open));
+    }
+    let members = crate::server::host_names(daemon).await?;
+    let run = Run::new(plan, members, &daemon.config.host, by, Timestamp::now());
+    if daemon.store.put_run(&run, &[])? != Kept::Yes {
+        return Err(daemon.store.open_run()?.map_or_else(|| ApiError::conflict("another run is under way"), |o| busy(&o)));
+    }
+    let error = match spread(daemon, &run).await {
+        Ok(copies) if copies >= run.majority() => return Ok(start(daemon, run)),
+        Ok(copies) => {
+            let (needed, all) = (run.majority(), run.members.len());
+            ApiError::unreachable(format!("{copies} of {all} hosts answer, and a run needs {needed}"))
+                .cure("see with `podctl host ls` which do not")
+        }
+        Err(error) => error,
+    };
+    let cancelled = ended(run, State::Cancelled { why: error.message.clone() });
+    daemon.store.put_run(&cancelled, &[])?;
+    let _ = spread(daemon, &cancelled).await;
+    Err(error)
+}
+
+fn busy(open: &Run) -> ApiError {
+    let (id, coordinator, how) = (&open.id, &open.coordinator, open.state.word());
+    ApiError::conflict(format!("run {id}, which {coordinator} carries out, is {how}")).cure(match open.state {
+        State::Running => "wait for its end: `podctl patch runs`",
+        _ => "`podctl patch resume` has it go on, `podctl patch cancel` ends it where it is",
+    })
+}
+
+fn ended(run: Run, state: State) -> Run {
+    Run { state, ended: Some(Timestamp::now()), revision: run.revision + 1, ..run }
+}
+
+/// Goes on with a run that this host carries out; at its start.
+pub fn go_on(daemon: &Arc<Daemon>) {
+    match daemon.store.open_run() {
+        Ok(Some(run)) if run.coordinator == daemon.config.host && run.state == State::Running => {
+            start(daemon, run);
+        }
+        Ok(_) => {}
+        Err(error) => tracing::error!(%error, "the journal of patch runs cannot be read"),
+    }
+}
+
+fn start(daemon: &Arc<Daemon>, run: Run) -> Run {
+    let drive = drive(daemon, &run);
+    let worker = daemon.clone();
+    tokio::spawn(async move {
+        let _alone = drive.at_work.lock().await;
+        if let Err(error) = drive.to_the_end(&worker).await {
+            let run = drive.run();
+            tracing::warn!(run = run.id, error = error.message, "the run stands still");
+        }
+    });
+    run
+}
+
+/// The one drive of a run, made if there is none.
+fn drive(daemon: &Daemon, run: &Run) -> Arc<Drive> {
+    let mut driving = daemon.driving.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*driving {
+        Some(drive) if drive.run().id == run.id && drive.run().term == run.term => drive.clone(),
+        _ => {
+            let drive = Arc::new(Drive { run: Mutex::new(run.clone()), at_work: AsyncMutex::default() });
+            *driving = Some(drive.clone());
+            drive
+        }
+    }
+}
+
+/// Does what an operator wants with a run, wherever it is carried out. If its coordinator does not answer, this host takes over.
+///
+/// # Errors
+/// There is no such run, it has ended, or too few hosts answer.
+pub async fn steer_any(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
+    let none = || {
+        let what = wish.run.as_ref().map_or_else(|| "no run is under way".to_owned(), |run| format!("there is no run {run}"));
+        ApiError::not_found(what).cure("`podctl patch runs` lists them")
+    };
+    let run = newest(daemon, wish.run.as_deref()).await?.ok_or_else(none)?;
+    if !run.is_open() {
+        return Err(ApiError::conflict(format!("run {} is {}", run.id, run.state.word())));
+    }
+    if run.coordinator == daemon.config.host {
+        return steer(daemon, wish).await;
+    }
+    let call = orders::Call::Steer(wish.clone());
+    match orders::call_host(daemon, &run.coordinator, &call).await {
+        Err(_) if is_silent(daemon, &run.coordinator).await => {
+            if wish.what == Wish::Pause {
+                let message = format!("{} carries it out, and does not answer", run.coordinator);
+                return Err(ApiError::unreachable(message)
+                    .cure("`podctl patch resume` has this host take over, `podctl patch cancel` ends the run"));
+            }
+            tracing::warn!(run = run.id, from = run.coordinator, "taking the run over");
+            let run = Run { coordinator: daemon.config.host.clone(), term: run.term + 1, revision: 0, ..run };
+            match daemon.store.put_run(&run, &[])? {
+                Kept::Yes => {}
+                kept => return Err(ApiError::conflict(format!("the run cannot be taken over: {kept:?}"))),
+            }
+            let copies = spread(daemon, &run).await?;
+            if copies < run.majority() {
+                return Err(ApiError::unreachable(format!("{copies} hosts answer, too few to take the run over")));
+            }
+            steer(daemon, wish).await
+        }
+        answer => answer,
+    }
+}
+
+/// Whether a host answers no question at all.
+async fn is_silent(daemon: &Daemon, host: &str) -> bool {
+    orders::call_host::<Vec<Run>>(daemon, host, &orders::Call::Runs).await.is_err()
+}
+
+/// Does what an operator wants with a run that this host carries out.
+///
+/// # Errors
+/// It does not; the store's.
+pub async fn steer(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
+    let run = daemon.store.open_run()?.filter(|run| run.coordinator == daemon.config.host);
+    let run = run.filter(|run| wish.run.as_ref().is_none_or(|id| *id == run.id));
+    let run = run.ok_or_else(|| ApiError::not_found("this host carries no run out"))?;
+    let drive = drive(daemon, &run);
+    let by = wish.by.clone();
+    match wish.what {
+        Wish::Pause => {
+            if let State::Stopped { .. } = run.state {
+                return Err(ApiError::conflict(format!("run {} is stopped already", run.id)));
+            }
+            drive.write(daemon, None, |run| run.state = State::Paused { by }).await?;
+        }
+        Wish::Resume => {
+            drive.write(daemon, None, |run| run.resume(Timestamp::now())).await?;
+            start(daemon, drive.run());
+        }
+        Wish::Cancel => {
+            // Whatever is under way comes to its end first.
+            drive.write(daemon, None, |run| run.state = State::Paused { by: by.clone() }).await?;
+            let _alone = drive.at_work.lock().await;
+            let run = drive.run();
+            for host in run.hosts.iter().filter(|host| !host.step.is_final() && host.step != Step::Waiting) {
+                let _: std::result::Result<(), Refusal> = orders::order(daemon, &run, &host.host, Order::Uncordon).await;
+            }
+            drive.write(daemon, None, |run| *run = ended(run.clone(), State::Cancelled { why: format!("by {by}") })).await?;
+        }
+    }
+    Ok(drive.run())
+}
+
+impl Drive {
+    fn run(&self) -> Run {
+        self.run.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn host(&self, name: &str) -> Result<HostRun> {
+        self.run().host(name).cloned().ok_or_else(|| ApiError::failed(format!("{name} is no host of this run")))
+    }
+
+    /// Refuses unless the run is to go on.
+    fn may_go_on(&self) -> Result<()> {
+        match self.run().state {
+            State::Running => Ok(()),
+            other => Err(ApiError::conflict(format!("the run is {}", other.word()))),
+        }
+    }
+
+    /// Writes a change down, and has copies kept: so many are.
+    async fn write(&self, daemon: &Arc<Daemon>, about: Option<&str>, change: impl FnOnce(&mut Run)) -> Result<usize> {
+        let run = {
+            let mut held = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut run = held.clone();
+            change(&mut run);
+            run.revision += 1;
+            let is_told = held.state != run.state || about.is_some();
+            let host = about.and_then(|name| run.host(name));
+            let event = is_told.then(|| events::entry(daemon, &run.by, What::run(&run, host)));
+            match daemon.store.put_run(&run, event.as_slice())? {
+                Kept::Yes => {}
+                Kept::Newer { coordinator } | Kept::Busy { coordinator, .. } => {
+                    return Err(ApiError::conflict(format!("{coordinator} has taken the run over")));
+                }
+            }
+            events::tell(daemon, event.as_slice());
+            *held = run.clone();
+            run
+        };
+        if let Some(host) = about.and_then(|name| run.host(name)) {
+            crate::fault::point(&daemon.config.run, "run", host.step.word());
+        }
+        match spread(daemon, &run).await {
+            Err(error) => {
+                // Somebody else carries it out: what we have is not the newest.
+                *self.run.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Run { state: State::Cancelled { why: error.message.clone() }, ..run };
+                Err(error)
+            }
+            copies => copies,
+        }
+    }
+
+    /// The same, and does not return before a majority keeps a copy.
+    async fn write_for_sure(&self, daemon: &Arc<Daemon>, about: Option<&str>, change: impl FnOnce(&mut Run)) -> Result<()> {
+        let mut copies = self.write(daemon, about, change).await?;
+        let needed = self.run().majority();
+        while copies < needed {
+            tracing::warn!(copies, needed, "too few hosts keep the run's journal; waiting for them");
+            tokio::time::sleep(PAUSE).await;
+            self.may_go_on()?;
+            copies = spread(daemon, &self.run()).await?;
+        }
+        Ok(())
+    }
+
+    async fn begin(&self, daemon: &Arc<Daemon>, host: &str, step: Step) -> Result<()> {
+        let change = |run: &mut Run| {
+            if let Some(host) = run.host_mut(host) {
+                host.begin(step, Timestamp::now());
+            }
+        };
+        match step.is_grave() {
+            true => self.write_for_sure(daemon, Some(host), change).await,
+            false => self.write(daemon, Some(host), change).await.map(drop),
+        }
+    }
+
+    async fn change(&self, daemon: &Arc<Daemon>, host: &str, change: impl FnOnce(&mut HostRun)) -> Result<()> {
+        self.write_for_sure(daemon, None, |run| run.host_mut(host).into_iter().for_each(change_once(change))).await
+    }
+
+    async fn to_the_end(&self, daemon: &Arc<Daemon>) -> Result<()> {
+        loop {
+            self.may_go_on()?;
+            let wave = self.run().wave();
+            if wave.is_empty() {
+                break;
+            }
+            for ended in join_all(wave.iter().map(|host| self.patch(daemon, host))).await {
+                ended?;
+            }
+        }
+        self.write(daemon, None, |run| (run.state, run.ended) = (State::Done, Some(Timestamp::now()))).await.map(drop)
+    }
+
+    /// All steps of a host.
+    async fn patch(&self, daemon: &Arc<Daemon>, name: &str) -> Result<()> {
+        loop {
+            self.may_go_on()?;
+            let host = self.host(name)?;
+            if host.step.is_final() {
+                return Ok(());
+            }
+            match self.perform(daemon, &host).await {
+                // It may have been found that there is nothing to do.
+                Ok(()) if self.host(name)?.step.is_final() => {}
+                Ok(()) => self.begin(daemon, name, host.next()).await?,
+                Err(Halt::Run(error)) => return Err(error),
+                Err(Halt::Host(trouble)) => self.fail(daemon, name, *trouble).await?,
+            }
+        }
+    }
+
+    async fn fail(&self, daemon: &Arc<Daemon>, name: &str, trouble: Trouble) -> Result<()> {
+        let limits = policy(daemon);
+        let change = |run: &mut Run| {
+            if let Some(host) = run.host_mut(name) {
+                host.fail(trouble);
+            }
+        };
+        self.write(daemon, Some(name), change).await?;
+        // What was not touched gets its pods back first, breaker or not.
+        if self.host(name)?.step == Step::PutBack {
+            let host = self.host(name)?;
+            match self.perform(daemon, &host).await {
+                Ok(()) => self.begin(daemon, name, Step::Failed).await?,
+                Err(Halt::Run(error)) => return Err(error),
+                Err(Halt::Host(more)) => {
+                    let change = |run: &mut Run| {
+                        if let Some(host) = run.host_mut(name) {
+                            host.remarks.push(more.what);
+                            host.begin(Step::Failed, Timestamp::now());
+                        }
+                    };
+                    self.write(daemon, Some(name), change).await?;
+                }
+            }
+        }
+        if let Some(why) = self.run().breaker(&limits) {
+            self.write(daemon, None, |run| run.state = State::Stopped { why }).await?;
+        }
+        Ok(())
+    }
+
+    async fn perform(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
+        let name = host.host.as_str();
+        match host.step {
+            Step::Waiting | Step::Done | Step::Skipped | Step::Failed => Ok(()),
+            Step::Check => self.check(daemon, host).await,
+            Step::Cordon => {
+                let reason = format!("patch run {}", self.run().id);
+                self.ask(daemon, host, Order::Cordon { reason }).await
+            }
+            Step::Rehearse => self.rehearse(daemon, host).await,
+            Step::Evacuate => self.evacuate(daemon, host).await,
+            Step::Patch => self.ask(daemon, host, Order::Patch { change: host.change.clone().unwrap_or_default() }).await,
+            Step::LivePatch => self.ask(daemon, host, Order::LivePatch).await,
+            Step::Restart => self.ask(daemon, host, Order::Restart).await,
+            Step::Suspend => {
+                let asleep: Vec<String> = self.ask(daemon, host, Order::Suspend).await?;
+                Ok(self.change(daemon, name, |host| host.asleep = asleep).await?)
+            }
+            Step::Reboot => self.reboot(daemon, host).await,
+            Step::Prove => self.prove(daemon, host).await,
+            Step::Return => match policy(daemon).return_pods {
+                true => self.bring_back(daemon, host).await,
+                false => Ok(()),
+            },
+            Step::Soak => self.soak(daemon, host).await,
+            Step::Uncordon => self.ask(daemon, host, Order::Uncordon).await,
+            Step::PutBack => {
+                self.bring_back(daemon, host).await?;
+                if !host.asleep.is_empty() || host.trouble.as_ref().is_some_and(|t| t.step == Step::Suspend) {
+                    let () = self.ask(daemon, host, Order::Resume).await?;
+                }
+                self.ask(daemon, host, Order::Uncordon).await
+            }
+        }
+    }
+
+    async fn check(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
+        let Checked { boot_id, change, remarks } =
+            self.ask(daemon, host, Order::Check { mechanism: host.mechanism }).await?;
+        let nothing = change.is_none();
+        let note = |host: &mut HostRun| {
+            (host.boot_id, host.change) = (Some(boot_id), change);
+            host.remarks.extend(remarks);
+        };
+        self.change(daemon, &host.host, note).await?;
+        if nothing {
+            self.begin(daemon, &host.host, Step::Skipped).await?;
+        }
+        Ok(())
+    }
+
+    /// Pods that run on a host.
+    async fn running(&self, daemon: &Arc<Daemon>, host: &HostRun) -> std::result::Result<Vec<PodStands>, Halt> {
+        let pods: Vec<PodStands> = self.ask(daemon, host, Order::Pods).await?;
+        Ok(pods.into_iter().filter(|pod| pod.state == "running").collect())
+    }
+
+    async fn rehearse(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
+        if !policy(daemon).rehearse {
+            return Ok(());
+        }
+        for pod in self.running(daemon, host).await? {
+            let Some(to) = host.places.get(&pod.name) else { continue };
+            self.may_go_on()?;
+            let order = Order::Rehearse { pod: pod.id, to: to.clone() };
+            let _: serde_json::Value = self.ask_about(daemon, host, &format!("pod {}", pod.name), order).await?;
+        }
+        Ok(())
+    }
+
+    /// Until no pod runs there any more.
+    async fn evacuate(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
+        // Some may be started meanwhile by their restart policy.
+        for _ in 0..3 {
+            let pods = self.running(daemon, host).await?;
+            if pods.is_empty() {
+                return Ok(());
+            }
+            let mut moving = stream::iter(pods)
+                .map(|pod| async move { self.send_away(daemon, host, &pod).await })
+                .buffer_unordered(TOGETHER);
+            let mut ended = Ok(());
+            while let Some(moved) = moving.next().await {
+                // Those under way come to their end.
+                if ended.is_ok() {
+                    ended = moved;
+                }
+            }
+            ended?;
+        }
+        match self.running(daemon, host).await?.first() {
+            None => Ok(()),
+            Some(pod) => {
+                let what = format!("{} is started there again and again", pod.name);
+                Err(trouble(host, &format!("pod {}", pod.name), &ApiError::failed(what)))
+            }
+        }
+    }
+
+    /// Has a pod leave: to where the plan has it go, or else to another host.
+    async fn send_away(&self, daemon: &Arc<Daemon>, host: &HostRun, pod: &PodStands) -> Done {
+        let mut why = Vec::new();
+        for to in self.places(host, &pod.name).into_iter().take(TRIES) {
+            self.may_go_on()?;
+            match self.send(daemon, host, pod, &host.host, &to).await? {
+                Ok(()) => return Ok(()),
+                Err(error) => why.push(format!("{to} ({})", error.message)),
+            }
+        }
+        let why = if why.is_empty() { "there is no host for it".to_owned() } else { why.join(", nor to ") };
+        let what = format!("{} could not go to {why}", pod.name);
+        let error = ApiError::failed(what).cure(format!("see `podctl preflight {} --to HOST`", pod.name));
+        Err(trouble(host, &format!("pod {}", pod.name), &error))
+    }
+
+    /// Where a pod can go: first where it was planned to.
+    fn places(&self, host: &HostRun, pod: &str) -> Vec<String> {
+        let run = self.run();
+        let is_away = |name: &String| {
+            run.host(name).is_some_and(|host| !matches!(host.step, Step::Waiting | Step::Done | Step::Skipped))
+        };
+        let planned = host.places.get(pod).filter(|to| !is_away(to)).cloned();
+        let others = run.members.iter().filter(|name| **name != host.host && Some(*name) != planned.as_ref() && !is_away(name));
+        planned.iter().chain(others).cloned().collect()
+    }
+
+    /// Moves a pod of one host's to another. First: the run, or the host, halts. Second: why the pod did not go.
+    async fn send(
+        &self,
+        daemon: &Arc<Daemon>,
+        of: &HostRun,
+        pod: &PodStands,
+        from: &str,
+        to: &str,
+    ) -> std::result::Result<Result<()>, Halt> {
+        let (id, name, back) = (pod.id.clone(), pod.name.clone(), to == of.host);
+        let intent = PodMove {
+            id,
+            pod: name,
+            from: from.to_owned(),
+            to: to.to_owned(),
+            back,
+            done: false,
+            blackout_ms: None,
+            error: None,
+        };
+        let same = |m: &PodMove| m.id == intent.id && m.from == intent.from && m.to == intent.to && !m.done;
+        let planned = intent.clone();
+        let note = |host: &mut HostRun| {
+            if !host.moves.iter().any(same) {
+                host.moves.push(planned);
+            }
+        };
+        self.change(daemon, &of.host, note).await?;
+        let order = Order::Move { pod: pod.id.clone(), to: to.to_owned() };
+        let moved: std::result::Result<Moved, ApiError> = match self.ask_at(daemon, from, order).await {
+            Ok(moved) => Ok(moved),
+            Err(Refusal::Failed(error) | Refusal::Silent(error)) => Err(error),
+            Err(Refusal::Overtaken(error)) => return Err(Halt::Run(error)),
+        };
+        let note = |host: &mut HostRun| {
+            if let Some(m) = host.moves.iter_mut().rev().find(|m| same(m)) {
+                (m.done, m.blackout_ms) = (moved.is_ok(), moved.as_ref().ok().and_then(|moved| moved.blackout_ms));
+                m.error = moved.as_ref().err().map(|error| error.message.clone());
+            }
+        };
+        self.change(daemon, &of.host, note).await?;
+        let Err(error) = moved else { return Ok(Ok(())) };
+        // It may be lost, and then nothing more is to move.
+        let mut stands = Vec::new();
+        for host in [from, to] {
+            let pods = self.ask_at::<Vec<PodStands>>(daemon, host, Order::Pods).await.unwrap_or_default();
+            stands.extend(pods.into_iter().filter(|other| other.id == pod.id).map(|other| other.state));
+        }
+        match stands.iter().any(|state| state == "running") || stands.is_empty() {
+            true => Ok(Err(error)),
+            false => {
+                let mut lost = trouble_of(of, &format!("pod {}", pod.name), &error);
+                lost.pod_lost = true;
+                Err(Halt::Host(Box::new(lost)))
+            }
+        }
+    }
+
+    async fn reboot(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
+        let Some(boot_id) = host.boot_id.clone() else {
+            return Err(trouble(host, "reboot", &ApiError::failed("it was not checked before")));
+        };
+        let limit = policy(daemon).back_within;
+        if host.back_by.is_none() {
+            let back_by = Timestamp::now().checked_add(limit.0).attempt("reckon with such a limit")?;
+            self.change(daemon, &host.host, |host| host.back_by = Some(back_by)).await?;
+        }
+        let back_by = self.host(&host.host)?.back_by.unwrap_or(Timestamp::UNIX_EPOCH);
+        let mut told: Option<std::time::Instant> = None;
+        loop {
+            self.may_go_on()?;
+            let boot: std::result::Result<String, Refusal> =
+                orders::order(daemon, &self.run(), &host.host, Order::Boot).await;
+            match boot {
+                Err(Refusal::Overtaken(error)) => return Err(Halt::Run(error)),
+                Ok(now) if now != boot_id => break,
+                Ok(_) if told.is_none_or(|at| at.elapsed() > TOLD_AGAIN) => {
+                    told = Some(std::time::Instant::now());
+                    let order = Order::Reboot { boot_id: boot_id.clone() };
+                    if let Err(Refusal::Failed(error)) =
+                        orders::order::<()>(daemon, &self.run(), &host.host, order).await
+                    {
+                        return Err(trouble(host, "reboot", &error));
+                    }
+                }
+                Ok(_) | Err(Refusal::Silent(_) | Refusal::Failed(_)) => {}
+            }
+            if Timestamp::now() > back_by {
+                let what = format!("it was told to boot, and is not back after {}", words(limit.0));
+                let error = ApiError::failed(what).cure(
+                    "look at its console; once it is back, or if it stays away, `podctl patch resume` or `podctl patch cancel`",
+                );
+                let mut gone = trouble_of(host, "reboot", &error);
+                gone.host_gone = true;
+                return Err(Halt::Host(Box::new(gone)));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(self.change(daemon, &host.host, |host| host.back_by = None).await?)
+    }
+
+    async fn prove(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
+        let run = self.run();
+        let is_there = |name: &&String| {
+            **name != host.host && run.host(name).is_none_or(|host| host.back_by.is_none() && host.trouble.is_none())
+        };
+        let boots = host.begun.iter().any(|begun| begun.step == Step::Reboot);
+        let order = Order::Prove {
+            change: host.change.clone().unwrap_or_default(),
+            boot_id: host.boot_id.clone().filter(|_| boots),
+            peers: run.members.iter().filter(is_there).cloned().collect(),
+        };
+        let mut proofs: Vec<Proof> = self.ask(daemon, host, order).await?;
+        proofs.push(self.all_run(daemon, host).await?);
+        let failed = proofs.iter().find(|proof| !proof.well).cloned();
+        self.change(daemon, &host.host, |host| host.proofs = proofs).await?;
+        let Some(failed) = failed else { return Ok(()) };
+        let error = ApiError::failed(format!("{}: {}", failed.what, failed.seen))
+            .cure("look at the host; `podctl patch resume` proves it again, `podctl patch cancel` leaves it as it is");
+        let mut trouble = trouble_of(host, &failed.what, &error);
+        trouble.pod_lost = failed.what == PODS;
+        Err(Halt::Host(Box::new(trouble)))
+    }
+
+    /// Whether all pods run that left this host, or slept on it.
+    async fn all_run(&self, daemon: &Arc<Daemon>, host: &HostRun) -> std::result::Result<Proof, Halt> {
+        let left = host.moves.iter().filter(|m| m.done).map(|m| (&m.id, m.pod.as_str()));
+        let ids: std::collections::BTreeMap<&String, &str> =
+            left.chain(host.asleep.iter().map(|id| (id, id.as_str()))).collect();
+        let begun = std::time::Instant::now();
+        loop {
+            let places = self.stand(daemon).await;
+            let missing: Vec<&str> = ids
+                .iter()
+                .filter(|(id, _)| !places.iter().any(|(_, pod)| pod.id == ***id && pod.state == "running"))
+                .map(|(_, name)| *name)
+                .collect();
+            // A host may be silent for a moment.
+            if missing.is_empty() || begun.elapsed() > SILENCE / 4 {
+                let seen = match missing.is_empty() {
+                    true => format!("{} run", ids.len()),
+                    false => format!("{} run(s) nowhere that answers", missing.join(", ")),
+                };
+                return Ok(Proof { what: PODS.to_owned(), well: missing.is_empty(), seen });
+            }
+            self.may_go_on()?;
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// All pods of all members that answer.
+    async fn stand(&self, daemon: &Arc<Daemon>) -> Vec<(String, PodStands)> {
+        let run = self.run();
+        let asked = run.members.iter().map(async |member| {
+            let pods = orders::order::<Vec<PodStands>>(daemon, &run, member, Order::Pods).await.unwrap_or_default();
+            pods.into_iter().map(|pod| (member.clone(), pod)).collect::<Vec<_>>()
+        });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// Has a host's pods come back: first one, then the others. What does not come is told, and no more.
+    async fn bring_back(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
+        let left = |pod: &PodStands| host.moves.iter().any(|m| m.id == pod.id);
+        let away: Vec<(String, PodStands)> = self
+            .stand(daemon)
+            .await
+            .into_iter()
+            .filter(|(at, pod)| *at != host.host && pod.state == "running" && left(pod))
+            .collect();
+        let come = async |(at, pod): &(String, PodStands)| -> Done {
+            self.may_go_on()?;
+            if let Err(error) = self.send(daemon, host, pod, at, &host.host).await? {
+                let remark = format!("{} stays on {at}: {}", pod.name, error.message);
+                self.change(daemon, &host.host, |host| host.remarks.push(remark)).await?;
+            }
+            Ok(())
+        };
+        let Some((first, others)) = away.split_first() else { return Ok(()) };
+        come(first).await?;
+        let mut coming = stream::iter(others).map(come).buffer_unordered(TOGETHER);
+        while let Some(came) = coming.next().await {
+            came?;
+        }
+        Ok(())
+    }
+
+    async fn soak(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
+        let soak = policy(daemon).soak.0;
+        let since = host.since().unwrap_or(Timestamp::UNIX_EPOCH);
+        loop {
+            self.may_go_on()?;
+            let pods: Vec<PodStands> = self.ask(daemon, host, Order::Pods).await?;
+            let ours = |pod: &&PodStands| host.moves.iter().any(|m| m.id == pod.id) || host.asleep.contains(&pod.id);
+            if let Some(ill) = pods.iter().filter(ours).find(|pod| {
+                pod.state == "lost" || pod.health == Some(HealthState::Unhealthy)
+            }) {
+                let what = format!("{} is {} there", ill.name, if ill.state == "lost" { "lost" } else { "unhealthy" });
+                let mut trouble = trouble_of(host, "a pod is ill", &ApiError::failed(what));
+                trouble.pod_lost = ill.state == "lost";
+                return Err(Halt::Host(Box::new(trouble)));
+            }
+            if Timestamp::now().duration_since(since) >= soak {
+                return Ok(());
+            }
+            let left = soak - Timestamp::now().duration_since(since);
+            tokio::time::sleep(left.clamp(SignedDuration::ZERO, SignedDuration::from_secs(2)).unsigned_abs()).await;
+        }
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        daemon: &Arc<Daemon>,
+        host: &HostRun,
+        order: Order,
+    ) -> std::result::Result<T, Halt> {
+        self.ask_about(daemon, host, host.step.word(), order).await
+    }
+
+    /// Has a host do something; `about` is the signature of what may go wrong.
+    async fn ask_about<T: DeserializeOwned>(
+        &self,
+        daemon: &Arc<Daemon>,
+        host: &HostRun,
+        about: &str,
+        order: Order,
+    ) -> std::result::Result<T, Halt> {
+        self.ask_at(daemon, &host.host, order).await.map_err(|refusal| match refusal {
+            Refusal::Overtaken(error) => Halt::Run(error),
+            Refusal::Failed(error) => trouble(host, about, &error),
+            Refusal::Silent(error) => {
+                let what = format!("it has been silent for {} s: {}", SILENCE.as_secs(), error.message);
+                let mut trouble = trouble_of(host, "silent", &ApiError { message: what, ..error });
+                trouble.host_gone = true;
+                Halt::Host(Box::new(trouble))
+            }
+        })
+    }
+
+    /// The same; a host that is silent is asked again for a while.
+    async fn ask_at<T: DeserializeOwned>(
+        &self,
+        daemon: &Arc<Daemon>,
+        host: &str,
+        order: Order,
+    ) -> std::result::Result<T, Refusal> {
+        let mut silent: Option<std::time::Instant> = None;
+        loop {
+            let answer = orders::order(daemon, &self.run(), host, order.clone()).await;
+            match answer {
+                Err(Refusal::Silent(error)) => {
+                    tracing::info!(host, error = error.message, "it does not answer; asking again");
+                    if silent.get_or_insert_with(std::time::Instant::now).elapsed() > SILENCE {
+                        return Err(Refusal::Silent(error));
+                    }
+                }
+                answer => return answer,
+            }
+            self.may_go_on().map_err(Refusal::Overtaken)?;
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Name of the proof that no pod is lost.
+const PODS: &str = "pods";
+
+fn policy(daemon: &Daemon) -> RunPolicy {
+    watch::policy(daemon).0.map(|policy| policy.run.clone()).unwrap_or_default()
+}
+
+fn trouble(host: &HostRun, signature: &str, error: &ApiError) -> Halt {
+    Halt::Host(Box::new(trouble_of(host, signature, error)))
+}
+
+fn trouble_of(host: &HostRun, signature: &str, error: &ApiError) -> Trouble {
+    Trouble {
+        at: Timestamp::now(),
+        step: host.step,
+        signature: format!("{} {signature}", host.step.word()),
+        what: error.message.clone(),
+        cure: error.cure.clone(),
+        pod_lost: false,
+        host_gone: false,
+    }
+}
+
+/// For `Option::into_iter().for_each`, which wants a function that can be called again.
+fn change_once<T>(change: impl FnOnce(&mut T)) -> impl FnMut(&mut T) {
+    let mut change = Some(change);
+    move |value| {
+        if let Some(change) = change.take() {
+            change(value);
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! What a coordinator has hosts do, and how it hears of it.
+//!
+//! An order is given with the run's term: a host that knows of a newer coordinator refuses it. What takes long goes on in a task
+//! of the host, whoever hangs up; the coordinator asks again until it has ended. A coordinator that starts anew gives the order
+//! anew: all of them may be carried out twice.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::{Mutex as AsyncMutex, watch};
+
+use super::{Change, Kept, Run};
+use crate::api::{ApiError, HealthState};
+use crate::error::{Attempt, Result};
+use crate::patch::cordon::Cordon;
+use crate::patch::decide::Mechanism;
+use crate::patch::mechanism;
+use crate::peer::{self, Message, Peer};
+use crate::supervisor::Daemon;
+
+/// An answer comes after this, if only that it goes on.
+const SOON: Duration = Duration::from_millis(500);
+/// What has ended is remembered so long.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+/// Nothing is said for longer.
+const SILENT: Duration = Duration::from_secs(15);
+/// Between two questions.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// What one podd asks another about runs. JSON: a podd that does not know a question says so.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "call", content = "of")]
+pub enum Call {
+    /// Keep this copy; answered by [`Kept`].
+    Keep(Box<Run>),
+    /// Which runs do you know? Answered by a list of [`Run`]s: the open one and the last one that ended.
+    Runs,
+    /// Carry an order out; answered by [`Report`].
+    Do {
+        /// The run.
+        run: String,
+        /// Its term.
+        term: u64,
+        /// Names this order among those of the run.
+        number: u64,
+        /// What to do.
+        order: Order,
+    },
+    /// Why do you take no pods? Answered by an `Option` of [`Cordon`].
+    Cordoned,
+    /// You carry a run out: do this with it. Answered by [`Run`].
+    Steer(super::drive::Steer),
+}
+
+/// Something that a host does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "order")]
+pub enum Order {
+    /// Tell your boot's id.
+    Boot,
+    /// Tell how your pods are: a list of [`PodStands`].
+    Pods,
+    /// See whether you can be patched, and fetch what that needs: [`Checked`].
+    Check {
+        /// By this means.
+        mechanism: Mechanism,
+    },
+    /// Take no pods.
+    Cordon {
+        /// Why.
+        reason: String,
+    },
+    /// Take pods again.
+    Uncordon,
+    /// Send a clone of a pod there.
+    Rehearse {
+        /// Its id.
+        pod: String,
+        /// The host.
+        to: String,
+    },
+    /// Send a pod there: [`Moved`].
+    Move {
+        /// Its id.
+        pod: String,
+        /// The host.
+        to: String,
+    },
+    /// Install this.
+    Patch {
+        /// What.
+        change: Change,
+    },
+    /// Load the live patches that there are.
+    LivePatch,
+    /// Start programs again that run with what was replaced.
+    Restart,
+    /// Put all running pods to sleep, on disk; they wake up with the host.
+    Suspend,
+    /// Wake up those that were put to sleep.
+    Resume,
+    /// Boot, unless you have since this boot.
+    Reboot {
+        /// Its id.
+        boot_id: String,
+    },
+    /// See whether all is well: a list of [`Proof`](super::Proof)s.
+    Prove {
+        /// What was to be done.
+        change: Change,
+        /// The boot before; none: it was not to boot.
+        boot_id: Option<String>,
+        /// Hosts that should answer.
+        peers: Vec<String>,
+    },
+}
+
+/// How a pod is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodStands {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// As `podctl ls` shows it.
+    pub state: String,
+    /// What its health probe says, if it has one.
+    pub health: Option<HealthState>,
+}
+
+/// A host can be patched.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Checked {
+    /// Its boot's id.
+    pub boot_id: String,
+    /// What will be installed; none: there is nothing to do any more.
+    pub change: Option<Change>,
+    /// What people should know.
+    pub remarks: Vec<String>,
+}
+
+/// A pod is on the other host.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Moved {
+    /// How long it stood still, in ms, if that is known: it may have gone before somebody asked for it again.
+    pub blackout_ms: Option<f64>,
+}
+
+/// What a host says of an order.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "report")]
+pub enum Report {
+    /// It goes on.
+    Working,
+    /// It is done.
+    Done {
+        /// What came of it.
+        value: Value,
+    },
+    /// It could not be done.
+    Failed {
+        /// Why.
+        error: ApiError,
+    },
+    /// The host does not know this run in this term.
+    Stale,
+}
+
+/// Why an order was not carried out.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The host cannot do it.
+    Failed(ApiError),
+    /// It does not answer, or not in words that are understood here.
+    Silent(ApiError),
+    /// Another host carries the run out now.
+    Overtaken(ApiError),
+}
+
+/// Orders under way on this host.
+#[derive(Debug, Default)]
+pub struct Hand {
+    work: Mutex<HashMap<(String, u64), Work>>,
+    /// Held by whoever changes the host itself.
+    turn: AsyncMutex<()>,
+}
+
+#[derive(Debug)]
+struct Work {
+    begun: Instant,
+    said: watch::Receiver<Report>,
+}
+
+impl Order {
+    /// Whether no other order may be carried out meanwhile.
+    fn is_alone(&self) -> bool {
+        match self {
+            Self::Check { .. } | Self::Patch { .. } | Self::LivePatch | Self::Restart | Self::Suspend | Self::Resume => true,
+            Self::Boot | Self::Pods | Self::Cordon { .. } | Self::Uncordon | Self::Rehearse { .. } => false,
+            Self::Move { .. } | Self::Reboot { .. } | Self::Prove { .. } => false,
+        }
+    }
+}
+
+/// Carries an order out, or tells how far it is.
+///
+/// # Errors
+/// The store's.
+pub async fn carry_out(daemon: &Arc<Daemon>, run: &str, term: u64, number: u64, order: Order) -> Result<Report> {
+    let known = daemon.store.run(run)?.is_some_and(|known| known.term == term && known.is_open());
+    if !known {
+        return Ok(Report::Stale);
+    }
+    let mut said = {
+        let mut work = daemon.hand.work.lock().unwrap_or_else(PoisonError::into_inner);
+        work.retain(|_, work| work.begun.elapsed() < REMEMBERED);
+        let begin = || {
+            let (say, said) = watch::channel(Report::Working);
+            let (daemon, run) = (daemon.clone(), run.to_owned());
+            tokio::spawn(async move {
+                let _turn = if order.is_alone() { Some(daemon.hand.turn.lock().await) } else { None };
+                let report = match mechanism::perform(&daemon, &run, order).await {
+                    Ok(value) => Report::Done { value },
+                    Err(error) => Report::Failed { error },
+                };
+                say.send_replace(report);
+            });
+            Work { begun: Instant::now(), said }
+        };
+        work.entry((run.to_owned(), number)).or_insert_with(begin).said.clone()
+    };
+    let ended = tokio::time::timeout(SOON, said.wait_for(|report| !matches!(report, Report::Working))).await;
+    Ok(match ended {
+        Ok(Ok(report)) => report.clone(),
+        Ok(Err(_)) => Report::Failed { error: ApiError::failed("the daemon stumbled over an order") },
+        Err(_) => Report::Working,
+    })
+}
+
+/// Gives an order and waits until it has been carried out.
+///
+/// # Errors
+/// [`Refusal`].
+pub async fn order<T: DeserializeOwned>(
+    daemon: &Arc<Daemon>,
+    run: &Run,
+    host: &str,
+    order: Order,
+) -> std::result::Result<T, Refusal> {
+    let number = rand::random();
+    let mut told = false;
+    loop {
+        let call = Call::Do { run: run.id.clone(), term: run.term, number, order: order.clone() };
+        let report = match host == daemon.config.host {
+            true => carry_out(daemon, &run.id, run.term, number, order.clone()).await,
+            false => call_host(daemon, host, &call).await,
+        };
+        match report.map_err(Refusal::Silent)? {
+            Report::Done { value } => {
+                return serde_json::from_value(value).attempt("understand the host's answer").map_err(Refusal::Failed);
+            }
+            Report::Failed { error } => return Err(Refusal::Failed(error)),
+            Report::Stale if told => {
+                let what = format!("{host} takes orders from another coordinator");
+                return Err(Refusal::Overtaken(ApiError::conflict(what)));
+            }
+            Report::Stale => {
+                told = true;
+                let newest = daemon.store.run(&run.id).map_err(|e| Refusal::Silent(e.into()))?;
+                let newest = newest.unwrap_or_else(|| run.clone());
+                if let Kept::Newer { coordinator } = keep_at(daemon, host, &newest).await.map_err(Refusal::Silent)? {
+                    let what = format!("{coordinator} has taken the run over");
+                    return Err(Refusal::Overtaken(ApiError::conflict(what)));
+                }
+            }
+            Report::Working => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}
+
+/// Has a host keep a copy.
+///
+/// # Errors
+/// It does not answer, or cannot.
+pub async fn keep_at(daemon: &Arc<Daemon>, host: &str, run: &Run) -> Result<Kept> {
+    match host == daemon.config.host {
+        true => super::keep::keep(daemon, run),
+        false => call_host(daemon, host, &Call::Keep(Box::new(run.clone()))).await,
+    }
+}
+
+/// Asks another host.
+///
+/// # Errors
+/// It does not answer, or not in words that are understood here.
+pub async fn call_host<T: DeserializeOwned>(daemon: &Daemon, host: &str, call: &Call) -> Result<T> {
+    let json = serde_json::to_string(call).attempt("say it")?;
+    let asked = async { Peer::call(daemon, host).await?.ask(&Message::Patch { json }).await };
+    let silent = || ApiError::unreachable(format!("{host} does not answer"));
+    match tokio::time::timeout(SILENT, asked).await.map_err(|_| silent())?? {
+        Message::Status { json } => serde_json::from_str(&json).attempt(format!("understand the answer of {host}")),
+        other => Err(peer::unexpected(&other)),
+    }
+}
+
+/// Answers another host.
+///
+/// # Errors
+/// The question is of a newer podd, or cannot be answered.
+pub async fn answer(daemon: &Arc<Daemon>, json: &str, from: &str) -> Result<Value> {
+    let cure = "compare `podctl version` on both hosts; upgrade the older one";
+    let call: Call = serde_json::from_str(json)
+        .map_err(|e| ApiError::failed(format!("{} does not understand {from}: {e}", daemon.config.host)).cure(cure))?;
+    let value = match call {
+        Call::Keep(run) => serde_json::to_value(super::keep::keep(daemon, &run)?),
+        Call::Runs => serde_json::to_value(super::keep::known(daemon)?),
+        Call::Do { run, term, number, order } => {
+            serde_json::to_value(carry_out(daemon, &run, term, number, order).await?)
+        }
+        Call::Cordoned => serde_json::to_value(cordoned(daemon)?),
+        Call::Steer(steer) => serde_json::to_value(super::drive::steer(daemon, steer).await?),
+    };
+    value.attempt("say it")
+}
+
+/// Why this host takes no pods.
+///
+/// # Errors
+/// The store's.
+pub fn cordoned(daemon: &Daemon) -> Result<Option<Cordon>> {
+    let host = &daemon.config.host;
+    if daemon.store.open_run()?.is_some_and(|run| run.takes_back(host)) {
+        return Ok(None);
+    }
+    crate::patch::cordon::of(daemon)
+}

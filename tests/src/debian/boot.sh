@@ -1,0 +1,21 @@
+#!/bin/sh
+# The host boots the kernel to which /boot/vmlinuz leads; all of it as far as podd can see.
+set -e
+d=@FOLDER@
+cp /proc/sys/kernel/random/uuid "$d/root/boot_id"
+release=$(readlink "$d/root/boot/vmlinuz")
+release=${release#vmlinuz-}
+version=$(sed -n "s/^$release //p" "$d/installed" | tail -n 1)
+echo "$release" >"$d/root/osrelease"
+echo "#1 SMP PREEMPT_DYNAMIC Debian $version (2026-11-01)" >"$d/root/version"
+# Pods mount /proc only if one can be seen as a whole (mount_too_revealing() in the kernel's fs/namespace.c).
+mkdir -p "$d/root/proc"
+mount -t proc proc "$d/root/proc"
+mount --bind "$d/root/boot_id" /proc/sys/kernel/random/boot_id
+mount --bind "$d/root/osrelease" /proc/sys/kernel/osrelease
+mount --bind "$d/root/version" /proc/sys/kernel/version
+mount --bind "$d/root/os-release" /etc/os-release
+mount --bind "$d/root/boot" /boot
+for tool in apt-cache apt-get dpkg dpkg-query dmesg; do
+    mount --bind "$d/tool" "$(command -v $tool)"
+done

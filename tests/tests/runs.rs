@@ -1,0 +1,192 @@
+//! Patch runs from end to end: hosts of the lab with kernels of their own invention (`tests::debian`), real pods and moves.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::debian::{Fleet, NEW, OLD};
+use tests::invariants::Writer;
+use tests::lab::{eventually, rootfs};
+use tests::workload;
+
+/// A run of three hosts takes some 20 s here.
+const LIMIT: Duration = Duration::from_secs(180);
+/// What the tests need not wait for.
+const QUICK: &str = "[run]\nsoak = \"0s\"\nback-within = \"2m\"\n";
+
+fn sleeper(fleet: &Fleet, host: &str, name: &str) {
+    fleet.lab.ok(host, &["run", "--name", name, "--rootfs", &rootfs("busybox"), "--", "sleep", "100000"]);
+}
+
+/// Hosts on which a pod runs.
+fn places(fleet: &Fleet, pod: &str) -> Vec<&'static str> {
+    let runs = |host: &&&str| fleet.lab.state(host, pod).as_deref() == Some("running");
+    fleet.hosts.iter().filter(runs).copied().collect()
+}
+
+fn steps(run: &Value, host: &str) -> Vec<String> {
+    let host = run["hosts"].as_array().unwrap().iter().find(|h| h["host"] == host).unwrap();
+    host["begun"].as_array().unwrap().iter().map(|begun| begun["step"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn all_hosts_are_patched_and_a_client_keeps_its_connection() {
+    let fleet = Fleet::up(3, QUICK);
+    workload::redis(&*fleet.lab, "a", "redis", "10.77.1.9");
+    sleeper(&fleet, "b", "idle");
+    let writer = Writer::start(&fleet.lab, "10.77.1.9");
+    let plan = fleet.lab.podctl("b", &["patch", "plan", "--fleet"]);
+    assert!(plan.code == 0 && plan.out.contains("redis  a"), "{plan:?}");
+    let said = fleet.lab.podctl("b", &["patch", "run", "--fleet"]);
+    let run: Value = fleet.lab.json("b", &["patch", "runs"])[0].clone();
+    assert_eq!((said.code, run["state"]["state"].as_str()), (0, Some("done")), "{said:?}: {run:#}");
+    for host in fleet.hosts {
+        assert_eq!(fleet.runs(host), NEW.0, "{host}");
+        let steps = steps(&run, host);
+        let all = ["check", "cordon", "rehearse", "evacuate", "patch", "reboot", "prove", "return", "soak", "uncordon", "done"];
+        assert_eq!(steps, all, "{host}");
+        assert!(fleet.lab.ok(host, &["host", "cordons"]).contains("takes pods"));
+    }
+    // The coordinator comes last, and a host without pods first.
+    let order: Vec<&str> = run["hosts"].as_array().unwrap().iter().map(|h| h["host"].as_str().unwrap()).collect();
+    assert_eq!(order, ["c", "a", "b"]);
+    assert_eq!((places(&fleet, "redis"), places(&fleet, "idle")), (vec!["a"], vec!["b"]), "they came back");
+    assert!(writer.acknowledged() > 100 && writer.complaints().is_empty(), "{}", writer.complaints());
+    for host in fleet.hosts {
+        let report = fleet.lab.ok(host, &["patch", "history", run["id"].as_str().unwrap()]);
+        assert!(report.contains("| redis | a |") && report.contains("3 of 3 hosts done"), "{host}: {report}");
+    }
+    let history = fleet.lab.ok("b", &["history"]);
+    assert!(history.contains("patch run") && history.contains("c: reboot"), "{history}");
+    // Nothing is due any more: quiet, as cron wants it.
+    let quiet = fleet.lab.podctl("b", &["patch", "run", "--fleet", "--auto"]);
+    assert!(quiet.code == 0 && quiet.out.is_empty() && quiet.err.is_empty(), "{quiet:?}");
+}
+
+#[test]
+fn a_bad_kernel_stops_at_the_canary_and_is_proved_again_when_mended() {
+    let fleet = Fleet::up(3, &format!("verify = [\"test -e /run/mended\"]\n{QUICK}"));
+    sleeper(&fleet, "b", "web");
+    sleeper(&fleet, "c", "db");
+    let id = fleet.begin("a");
+    let run = fleet.until("a", &id, "stopped", LIMIT);
+    let why = run["state"]["why"].as_str().unwrap();
+    assert!(why.contains("was the canary") && why.contains("verify `test -e /run/mended`"), "{why}");
+    let canary = run["hosts"][0]["host"].as_str().unwrap().to_owned();
+    assert_eq!(canary, "b", "one pod each, so by name; the coordinator has none, and comes last");
+    assert_eq!([fleet.runs("a"), fleet.runs("b"), fleet.runs("c")], [OLD.0, NEW.0, OLD.0]);
+    assert_eq!((places(&fleet, "web").len(), places(&fleet, "db")), (1, vec!["c"]));
+    assert_ne!(places(&fleet, "web"), ["b"], "it does not go back to a host that failed");
+    // It stays so, says so, and takes no pods.
+    let auto = fleet.lab.podctl("c", &["patch", "run", "--fleet", "--auto"]);
+    assert!(auto.code == 1 && auto.err.contains("is stopped") && auto.err.contains("cure: "), "{auto:?}");
+    let refused = fleet.lab.podctl("b", &["run", "--name", "x", "--rootfs", &rootfs("busybox"), "--", "true"]);
+    assert!(refused.code == 1 && refused.err.contains("takes no pods: cordoned by run"), "{refused:?}");
+    let preflight = fleet.lab.podctl("c", &["preflight", "db", "--to", "b"]);
+    assert!(preflight.out.contains("takes no pods"), "{preflight:?}");
+    for host in fleet.hosts {
+        fleet.lab.on(host, &["sh", "-c", "touch /run/mended"]).status().unwrap();
+    }
+    // From any host; /run is new after a boot, so each is mended again as it comes.
+    fleet.lab.ok("c", &["patch", "resume"]);
+    eventually("b is done", LIMIT, || fleet.run("a", &id).is_some_and(|run| run["hosts"][0]["step"] == "done"));
+    fleet.lab.ok("c", &["patch", "cancel"]);
+    assert_eq!(places(&fleet, "web"), ["b"], "it came back once all was well");
+    let run = fleet.run("a", &id).unwrap();
+    assert_eq!(run["state"]["state"], "cancelled", "{run:#}");
+}
+
+#[test]
+fn a_host_that_stays_away_keeps_its_slot() {
+    let fleet = Fleet::up(3, "[run]\nsoak = \"0s\"\nback-within = \"8s\"\nrehearse = false\n");
+    sleeper(&fleet, "b", "web");
+    sleeper(&fleet, "c", "db");
+    fs::write(fleet.file("b", "off"), "").unwrap();
+    let id = fleet.begin("a");
+    let run = fleet.until("a", &id, "stopped", LIMIT);
+    assert!(run["state"]["why"].as_str().unwrap().contains("b has not come back"), "{run:#}");
+    assert_eq!((places(&fleet, "web").len(), places(&fleet, "db"), fleet.runs("c")), (1, vec!["c"], OLD.0.to_owned()));
+    let another = fleet.lab.podctl("c", &["patch", "run", "--fleet"]);
+    assert!(another.code == 1 && another.err.contains("is stopped") && another.err.contains("cure: "), "{another:?}");
+    // Somebody presses the button.
+    fs::remove_file(fleet.file("b", "off")).unwrap();
+    fleet.lab.script(&["up", "--hosts", "3"]).must();
+    fleet.lab.ok("a", &["patch", "resume"]);
+    fleet.until("a", &id, "done", LIMIT);
+    assert_eq!((fleet.runs("b"), places(&fleet, "web"), places(&fleet, "db")), (NEW.0.to_owned(), vec!["b"], vec!["c"]));
+}
+
+#[test]
+fn what_keeps_a_host_from_being_patched_is_found_before_a_pod_moves() {
+    let fleet = Fleet::up(2, QUICK);
+    sleeper(&fleet, "b", "web");
+    let full = |fleet: &Fleet| {
+        let mount = "mount -t tmpfs -o size=1m tmpfs /mnt && cp -a /boot/. /mnt && mount --move /mnt /boot";
+        fleet.lab.on("b", &["sh", "-c", mount]).status().unwrap();
+    };
+    let roomy = |fleet: &Fleet| {
+        fleet.lab.on("b", &["umount", "/boot"]).status().unwrap();
+    };
+    let make = |name: &'static str, text: &'static str| move |fleet: &Fleet| fs::write(fleet.file("b", name), text).unwrap();
+    let remove = |name: &'static str| move |fleet: &Fleet| fs::remove_file(fleet.file("b", name)).unwrap();
+    type Act = Box<dyn Fn(&Fleet)>;
+    let cases: [(&str, &str, Act, Act); 3] = [
+        ("mirror", "Failed to fetch", Box::new(make("mirror-down", "")), Box::new(remove("mirror-down"))),
+        ("dpkg", "dpkg is not done", Box::new(make("audit", "half installed\n")), Box::new(remove("audit"))),
+        ("boot", "/boot has", Box::new(full), Box::new(roomy)),
+    ];
+    for (what, sentence, break_it, mend_it) in cases {
+        break_it(&fleet);
+        let run = fleet.lab.json("a", &["patch", "run", "b", "--detach"]);
+        let id = run["id"].as_str().unwrap().to_owned();
+        let run = fleet.until("a", &id, "stopped", LIMIT);
+        let trouble = &run["hosts"][0]["trouble"];
+        assert!(trouble["what"].as_str().unwrap().contains(sentence), "{what}: {run:#}");
+        assert!(trouble["cure"].as_str().is_some_and(|cure| !cure.is_empty()), "{what}: {run:#}");
+        assert_eq!(steps(&run, "b"), ["check", "put-back", "failed"], "{what}");
+        assert_eq!((places(&fleet, "web"), fleet.runs("b")), (vec!["b"], OLD.0.to_owned()), "{what}");
+        fleet.lab.ok("a", &["patch", "cancel"]);
+        mend_it(&fleet);
+    }
+    // A pod that cannot move is found when the plan is made.
+    sleeper(&fleet, "a", "twin");
+    fleet.lab.ok("b", &["run", "--name", "twin", "--rootfs", &rootfs("busybox"), "--", "sleep", "1000"]);
+    let plan = fleet.lab.podctl("a", &["patch", "plan", "b"]);
+    assert!(plan.out.contains("b is left as it is: ") && plan.out.contains("twin"), "{plan:?}");
+    let nothing = fleet.lab.podctl("a", &["patch", "run", "b"]);
+    assert!(nothing.code == 0 && nothing.out.contains("b is left as it is"), "{nothing:?}");
+}
+
+#[test]
+fn a_run_stands_still_and_another_host_takes_over_from_a_dead_coordinator() {
+    let fleet = Fleet::with(3, QUICK, false);
+    sleeper(&fleet, "b", "web");
+    // The coordinator dies as it writes that b is to boot; nobody starts it again.
+    fleet.lab.fault("a", "run reboot crash");
+    let id = fleet.begin("a");
+    eventually("the coordinator is dead", LIMIT, || tests::invariants::podd(&fleet.lab, "a").is_none());
+    assert_eq!(fleet.runs("c"), NEW.0.replace(NEW.0, &fleet.runs("c")));
+    let paused = fleet.lab.podctl("b", &["patch", "pause"]);
+    assert!(paused.code == 4 && paused.err.contains("a carries it out, and does not answer"), "{paused:?}");
+    fleet.lab.ok("b", &["patch", "resume"]);
+    eventually("two hosts are done", LIMIT, || {
+        fleet.run("b", &id).is_some_and(|run| {
+            run["hosts"].as_array().unwrap().iter().filter(|host| host["step"] == "done").count() == 2
+        })
+    });
+    fleet.lab.ok("c", &["patch", "pause"]);
+    let run = fleet.run("b", &id).unwrap();
+    assert_eq!((run["coordinator"].as_str(), run["term"].as_u64()), (Some("b"), Some(2)), "{run:#}");
+    // The old one comes back, learns that, and does nothing by itself.
+    fleet.lab.script(&["start", "a"]).must();
+    std::thread::sleep(Duration::from_secs(2));
+    let run = fleet.until("b", &id, "paused", LIMIT);
+    assert_eq!(run["coordinator"], "b", "{run:#}");
+    fleet.lab.ok("a", &["patch", "resume"]);
+    fleet.until("b", &id, "done", LIMIT);
+    for host in fleet.hosts {
+        assert_eq!(fleet.runs(host), NEW.0, "{host}");
+    }
+    assert_eq!(places(&fleet, "web"), ["b"]);
+}
