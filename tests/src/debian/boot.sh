@@ -16,6 +16,8 @@ mount --bind "$d/root/osrelease" /proc/sys/kernel/osrelease
 mount --bind "$d/root/version" /proc/sys/kernel/version
 mount --bind "$d/root/os-release" /etc/os-release
 mount --bind "$d/root/boot" /boot
+# Of tests: a fault that podd shall have after this boot.
+[ ! -e "$d/fault" ] || { mkdir -p /run/podd; mv "$d/fault" /run/podd/fault; }
 for tool in apt-cache apt-get dpkg dpkg-query dmesg; do
     mount --bind "$d/tool" "$(command -v $tool)"
 done

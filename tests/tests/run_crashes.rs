@@ -1,0 +1,173 @@
+//! Something dies at each step of a patch run: the run goes on or stops safely, the pod runs in one place, no write is lost.
+//!
+//! A few cases are of every test run. All of them: `PODD_TEST_LIMIT=5400 scripts/test at_every_step --ignored`.
+#![allow(clippy::unwrap_used)]
+
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use tests::debian::{Fleet, NEW};
+use tests::invariants::{Writer, kill_podd};
+use tests::workload;
+
+const STEPS: [&str; 11] = [
+    "check", "cordon", "rehearse", "evacuate", "patch", "reboot", "prove", "return", "soak", "uncordon", "done",
+];
+/// A run of one host takes some 8 s here; a host that is silent is waited for.
+const LIMIT: Duration = Duration::from_secs(240);
+const ADDRESS: &str = "10.77.1.8";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dies {
+    /// kill -9 of podd.
+    Podd,
+    /// Power.
+    Host,
+    /// The host's cable, for some seconds.
+    Cable,
+}
+
+/// One case. The run is of `patched`, with the pod on it, and is carried out by a.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    patched: &'static str,
+    step: &'static str,
+    /// Before the step is done, or in the middle of it.
+    late: bool,
+    dies: Dies,
+    of: &'static str,
+}
+
+fn all() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for patched in ["b", "a"] {
+        for step in STEPS {
+            for of in ["a", "b", "c"] {
+                for late in [false, true] {
+                    cases.push(Case { patched, step, late, dies: Dies::Podd, of });
+                }
+                cases.push(Case { patched, step, late: true, dies: Dies::Host, of });
+                if of != "c" {
+                    cases.push(Case { patched, step, late: false, dies: Dies::Cable, of });
+                }
+            }
+        }
+    }
+    cases
+}
+
+impl Case {
+    /// What went wrong; none: nothing.
+    fn fails(self) -> Option<String> {
+        std::panic::catch_unwind(|| self.run()).err().map(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+        })
+    }
+
+    fn run(self) {
+        let fleet = Fleet::up(3, "[run]\nsoak = \"1s\"\nback-within = \"2m\"\n");
+        let lab = &fleet.lab;
+        workload::redis(&**lab, self.patched, "redis", ADDRESS);
+        let writer = Writer::start(lab, ADDRESS);
+        // The coordinator writes the step down, and waits a little before it goes on; or dies.
+        let own = self.dies == Dies::Podd && self.of == "a" && !self.late;
+        let fault = format!("run {} {}", self.step, if own { "crash" } else { "pause 300" });
+        let after_boot = self.patched == "a" && STEPS.iter().skip_while(|step| **step != "prove").any(|s| *s == self.step);
+        match after_boot {
+            true => std::fs::write(fleet.file("a", "fault"), format!("{fault}\n")).unwrap(),
+            false => lab.fault("a", &fault),
+        }
+        let run = lab.json("a", &["patch", "run", self.patched, "--detach"]);
+        let id = run["id"].as_str().unwrap().to_owned();
+        self.until("the step is reached", || {
+            let left = tests::lab::run(lab.on("a", &["cat", "/run/podd/fault"]));
+            // A boot takes the file along: then the step has been, unless the file comes with the boot.
+            let gone = !after_boot && left.err.contains("No such file");
+            gone || (left.code == 0 && !left.out.contains(self.step))
+        });
+        if self.late {
+            std::thread::sleep(Duration::from_millis(450));
+        }
+        match self.dies {
+            Dies::Podd if own => {}
+            Dies::Podd => kill_podd(lab, self.of),
+            Dies::Host => {
+                lab.script(&["crash", self.of]).must();
+                lab.script(&["up", "--hosts", "3"]).must();
+            }
+            Dies::Cable => {
+                lab.script(&["cut", self.of]).must();
+                std::thread::sleep(Duration::from_secs(4));
+                lab.script(&["join", self.of]).must();
+            }
+        }
+        let mut state = String::new();
+        self.until("the run ends or stops", || {
+            let run = fleet.run("a", &id);
+            state = run.and_then(|run| run["state"]["state"].as_str().map(str::to_owned)).unwrap_or_default();
+            matches!(state.as_str(), "done" | "stopped")
+        });
+        let report = lab.ok("a", &["patch", "history", &id]);
+        let stands: Vec<(&str, String)> =
+            fleet.hosts.iter().filter_map(|host| Some((*host, lab.state(host, "redis")?))).collect();
+        assert_eq!(stands.len(), 1, "in one place: {stands:?}: {report}");
+        if self.dies == Dies::Host {
+            // Whoever had the pod has lost it; it is told, and nobody else has a copy.
+            return;
+        }
+        assert_eq!(state, "done", "{report}");
+        assert_eq!(stands, [(self.patched, "running".to_owned())], "{report}");
+        assert_eq!(fleet.runs(self.patched), NEW.0, "{report}");
+        assert!(lab.ok(self.patched, &["host", "cordons"]).contains("takes pods"), "{report}");
+        // It checks each answer, and has had one connection all along.
+        let before = writer.acknowledged();
+        self.until("the client goes on", || writer.acknowledged() > before || !writer.complaints().is_empty());
+        assert_eq!(writer.complaints(), "", "{report}");
+    }
+
+    fn until(self, what: &str, mut condition: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !condition() {
+            assert!(begun.elapsed() < LIMIT, "not within {LIMIT:?}: {what}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn check(cases: &[Case]) {
+    let mut failed = String::new();
+    for (n, case) in cases.iter().enumerate() {
+        let begun = Instant::now();
+        let fails = case.fails();
+        eprintln!("{} of {}: {case:?}: {} ({:.1?})", n + 1, cases.len(), if fails.is_some() { "FAILED" } else { "ok" }, begun.elapsed());
+        if let Some(why) = fails {
+            let _ = writeln!(failed, "{case:?}: {why}");
+        }
+    }
+    assert!(failed.is_empty(), "{failed}");
+}
+
+#[test]
+fn at_some_steps() {
+    let sample = [
+        Case { patched: "b", step: "evacuate", late: true, dies: Dies::Podd, of: "a" },
+        Case { patched: "b", step: "patch", late: true, dies: Dies::Podd, of: "b" },
+        Case { patched: "a", step: "reboot", late: false, dies: Dies::Podd, of: "a" },
+        Case { patched: "b", step: "return", late: false, dies: Dies::Cable, of: "b" },
+    ];
+    check(&sample);
+}
+
+/// Two halves, for two threads.
+#[test]
+#[ignore = "takes most of an hour"]
+fn at_every_step_of_another_host() {
+    check(&all().into_iter().filter(|case| case.patched == "b").collect::<Vec<_>>());
+}
+
+#[test]
+#[ignore = "takes most of an hour"]
+fn at_every_step_of_the_coordinator() {
+    check(&all().into_iter().filter(|case| case.patched == "a").collect::<Vec<_>>());
+}
