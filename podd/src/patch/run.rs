@@ -93,7 +93,7 @@ pub struct HostRun {
     pub step: Step,
     /// When each step began.
     pub begun: Vec<Begun>,
-    /// The boot in which it was found.
+    /// The boot in which it was told to boot.
     pub boot_id: Option<String>,
     /// It must have come back by then; some: it is away, or about to be.
     pub back_by: Option<Timestamp>,
@@ -470,15 +470,15 @@ impl Run {
     }
 
     /// Goes on after a breaker: hosts that failed after they were touched are looked at again.
-    pub fn resume(&mut self, now: Timestamp) {
+    pub fn resume(&mut self, policy: &RunPolicy, now: Timestamp) {
         self.state = State::Running;
         for host in self.hosts.iter_mut().filter(|host| host.step == Step::Failed) {
             let Some(trouble) = host.trouble.take() else { continue };
             let again = match trouble.step {
                 step if step.is_harmless() => Step::Waiting,
-                // It has been told to boot: it may have come back meanwhile, and has as much time again.
+                // It may have come back meanwhile, and has as much time again.
                 Step::Reboot => {
-                    host.back_by = None;
+                    host.back_by = host.back_by.map(|_| now.checked_add(policy.back_within.0).unwrap_or(Timestamp::MAX));
                     Step::Reboot
                 }
                 _ => Step::Prove,

@@ -172,7 +172,7 @@ pub async fn history(args: OfRun, ctl: &Podctl<'_>) -> Outcome {
     };
     let run: Run = ctl.daemon.get(&path(&["patch", "runs", &id])).await?;
     ctl.out.show(&run, markdown);
-    Ok(outcome(&run))
+    Ok(DONE)
 }
 
 pub async fn steer(args: OfRun, what: Wish, ctl: &Podctl<'_>) -> Outcome {

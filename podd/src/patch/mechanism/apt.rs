@@ -40,7 +40,6 @@ pub(super) async fn check(daemon: &Arc<Daemon>, run: &str, mechanism: Mechanism)
     well(daemon, fetched.await?, "fetch apt's lists")?;
     watch::look(daemon, false).await?;
     let (decision, facts) = looked(daemon)?;
-    let boot_id = daemon.boot.clone();
     let due = match decision.verdict {
         Verdict::Due { mechanism } => mechanism,
         Verdict::Blocked { reason, cure } => return Err(ApiError::conflict(reason).cure(cure)),
@@ -51,7 +50,7 @@ pub(super) async fn check(daemon: &Arc<Daemon>, run: &str, mechanism: Mechanism)
         }
         other => {
             let remarks = vec![format!("it is {} by now", other.name())];
-            return Ok(Checked { boot_id, change: None, remarks });
+            return Ok(Checked { change: None, remarks });
         }
     };
     if due != mechanism {
@@ -69,7 +68,7 @@ pub(super) async fn check(daemon: &Arc<Daemon>, run: &str, mechanism: Mechanism)
         has_room_for_a_kernel(&facts)?;
         boots_the_newest(&facts)?;
     }
-    Ok(Checked { boot_id, change: Some(change), remarks: Vec::new() })
+    Ok(Checked { change: Some(change), remarks: Vec::new() })
 }
 
 /// Whoever holds apt's lock is waited for.

@@ -220,7 +220,7 @@ pub async fn steer(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
             drive.write(daemon, None, |run| run.state = State::Paused { by }).await?;
         }
         Wish::Resume => {
-            drive.write(daemon, None, |run| run.resume(Timestamp::now())).await?;
+            drive.write(daemon, None, |run| run.resume(&policy(daemon), Timestamp::now())).await?;
             start(daemon, drive.run());
         }
         Wish::Cancel => {
@@ -417,11 +417,11 @@ impl Drive {
     }
 
     async fn check(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
-        let Checked { boot_id, change, remarks } =
+        let Checked { change, remarks } =
             self.ask(daemon, host, Order::Check { mechanism: host.mechanism }).await?;
         let nothing = change.is_none();
         let note = |host: &mut HostRun| {
-            (host.boot_id, host.change) = (Some(boot_id), change);
+            host.change = change;
             host.remarks.extend(remarks);
         };
         self.change(daemon, &host.host, note).await?;
@@ -565,15 +565,16 @@ impl Drive {
     }
 
     async fn reboot(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
-        let Some(boot_id) = host.boot_id.clone() else {
-            return Err(trouble(host, "reboot", &ApiError::failed("it was not checked before")));
-        };
         let limit = policy(daemon).back_within;
         if host.back_by.is_none() {
+            // Written down before it is told: whoever takes the run over knows by it whether the host has booted.
+            let boot_id: String = self.ask(daemon, host, Order::Boot).await?;
             let back_by = Timestamp::now().checked_add(limit.0).attempt("reckon with such a limit")?;
-            self.change(daemon, &host.host, |host| host.back_by = Some(back_by)).await?;
+            let note = |host: &mut HostRun| (host.boot_id, host.back_by) = (Some(boot_id), Some(back_by));
+            self.change(daemon, &host.host, note).await?;
         }
-        let back_by = self.host(&host.host)?.back_by.unwrap_or(Timestamp::UNIX_EPOCH);
+        let HostRun { boot_id, back_by, .. } = self.host(&host.host)?;
+        let (boot_id, back_by) = (boot_id.unwrap_or_default(), back_by.unwrap_or(Timestamp::UNIX_EPOCH));
         let mut told: Option<std::time::Instant> = None;
         loop {
             self.may_go_on()?;

@@ -135,8 +135,6 @@ pub struct PodStands {
 /// A host can be patched.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Checked {
-    /// Its boot's id.
-    pub boot_id: String,
     /// What will be installed; none: there is nothing to do any more.
     pub change: Option<Change>,
     /// What people should know.
