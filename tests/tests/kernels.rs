@@ -4,12 +4,11 @@
 use serde_json::Value;
 use tests::lab::{binary, eventually};
 use tests::machine::Lab;
+use tests::machine::archive::Archive;
 use tests::machine::cache::Cache;
 use tests::machine::harness::Counter;
-use tests::machine::kernels::{self, Kernel};
 use tests::workload;
 
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -246,20 +245,6 @@ fn installing_a_kernel_and_rebooting_changes_the_kernel() {
     redis(&lab, "a", "redis", "10.78.1.5");
 }
 
-/// A repository as Debian's, on a machine, in `/srv/repository/CODENAME`.
-fn publish(lab: &Lab, keys: &Path, label: &str, codename: &str, packages: &[&Path]) {
-    let made = tempfile::tempdir().expect("a folder");
-    let dir = made.path().join(codename);
-    let script = include_str!("../machine/make-repository");
-    let mut make = Command::new("sh");
-    make.args(["-c", script, "make-repository"]).arg(&dir).args([label, codename]).arg(keys).args(packages);
-    assert!(make.status().expect("sh runs").success());
-    lab.room().copy_in("a", &[dir, keys.join("key.gpg")], "/srv/repository").expect("it is copied");
-    let line = format!("deb [signed-by=/srv/repository/key.gpg] file:/srv/repository/{codename} {codename} main");
-    let script = "chmod -R a+rX /srv; echo \"$1\" >\"/etc/apt/sources.list.d/$2.list\" && apt-get update 2>&1";
-    lab.exec("a", &["sh", "-c", script, "sh", &line, codename]).must();
-}
-
 /// What the status service says of the machine, all read anew; and podctl's exit code.
 fn status(lab: &Lab) -> (Value, i32) {
     let run = lab.podctl("a", &["--json", "status", "a", "--refresh"]);
@@ -271,51 +256,35 @@ fn status(lab: &Lab) -> (Value, i32) {
 /// team sends the newer one, with it held, after it is installed, and after the boot.
 #[test]
 fn the_status_follows_apt_and_the_kernel_that_runs() {
-    let system = std::fs::read_to_string("/etc/os-release").expect("os-release");
-    let codename = system.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).expect("a codename");
-    let series = if codename == "bookworm" { "6.1" } else { "6.12" };
-    let (lab, cache) = (Lab::new(), Cache::open().expect("a cache"));
-    let [newer, older] = kernels::fetch_two(&cache, series).expect("two kernels");
-    let release = |kernel: &Kernel| kernel.package.name.trim_start_matches("linux-image-").to_owned();
-    let first = lab.up("a", series).kernel;
-    lab.room().install("a", &older).expect("it is installed");
-    // It looks by itself from its next start on.
+    let (lab, archive) = (Lab::new(), Archive::new(&Cache::open().expect("a cache")));
+    let Archive { codename, older, newer, .. } = &archive;
+    let security = archive.security();
+    assert_eq!(lab.up_with("a", &older.kernel).kernel, older.release);
+    // It looks by itself.
     lab.exec("a", &["sed", "-i", "s/watch = false/watch = true/", "/etc/podd/podd.toml"]).must();
-    assert_eq!(lab.reboot("a", None).kernel, release(&older));
-    lab.exec("a", &["dpkg", "--purge", &format!("linux-image-{first}")]).must();
-
-    let keys = tempfile::tempdir().expect("a folder");
-    let meta = |kernel: &Kernel| kernels::fetch_metapackage(&cache, kernel).expect("the metapackage");
-    let (before, after) = (meta(&older), meta(&newer));
-    let security = format!("{codename}-security");
-    publish(&lab, keys.path(), "Debian", codename, &[&older.files[0], &before]);
+    lab.configure("a", "");
+    archive.publish(&lab, &["a"], "Debian", codename, &[older]);
     let apt = |words: &[&str]| {
         let mut all = vec!["env", "DEBIAN_FRONTEND=noninteractive"];
         all.extend(words);
         lab.exec("a", &all).must()
     };
     apt(&["apt-get", "install", "-y", "linux-image-cloud-amd64"]);
-    let advisory = serde_json::json!({"linux": {"CVE-2026-1": {"description": "a fault", "scope": "remote", "releases": {
-        codename: {"status": "resolved", "repositories": {}, "fixed_version": newer.package.version, "urgency": "high"}}}}});
-    let (tracker, policy) = (keys.path().join("tracker.json"), keys.path().join("policy.toml"));
-    std::fs::write(&tracker, advisory.to_string()).expect("the advisories");
-    std::fs::write(&policy, "[advisories]\ntracker = \"/srv/advisories/tracker.json\"\n").expect("the policy");
-    lab.room().copy_in("a", &[tracker], "/srv/advisories").expect("it is copied");
-    lab.room().copy_in("a", &[policy], "/etc/podd").expect("it is copied");
+    archive.advise(&lab, &["a"], &newer.version, "");
 
     // Nobody has said where security updates come from.
     let (decision, code) = status(&lab);
     assert_eq!((decision["verdict"].as_str(), code), (Some("unknown"), 12), "{decision:#}");
     assert!(decision.to_string().contains("no source of security updates"), "{decision:#}");
     // It is known then, and has nothing yet.
-    publish(&lab, keys.path(), "Debian-Security", &security, &[&older.files[0], &before]);
+    archive.publish(&lab, &["a"], "Debian-Security", &security, &[older]);
     let (decision, code) = status(&lab);
     assert_eq!((decision["verdict"].as_str(), code), (Some("current"), 0), "{decision:#}");
     assert_eq!(decision["exposures"].as_array().map_or(9, Vec::len), 0, "status is brief");
     let all = lab.json("a", &["advisories"]);
     assert_eq!((all[0]["id"].as_str(), all[0]["standing"].as_str()), (Some("CVE-2026-1"), Some("open")), "{all:#}");
     // It comes.
-    publish(&lab, keys.path(), "Debian-Security", &security, &[&newer.files[0], &after]);
+    archive.publish(&lab, &["a"], "Debian-Security", &security, &[newer]);
     let due = |what: &str| {
         let (decision, code) = status(&lab);
         let said =
@@ -344,16 +313,16 @@ fn the_status_follows_apt_and_the_kernel_that_runs() {
         assert!(history.contains(part), "{part}: {history}");
     }
     let why = lab.podctl("a", &["why"]);
-    assert!(why.out.contains("CVE-2026-1") && why.out.contains(&newer.package.version), "{why:?}");
+    assert!(why.out.contains("CVE-2026-1") && why.out.contains(&newer.version), "{why:?}");
     apt(&["apt-mark", "hold", "linux-image-cloud-amd64"]);
     let (decision, code) = status(&lab);
     assert_eq!((decision["verdict"].as_str(), code), (Some("blocked"), 13), "{decision:#}");
     assert!(decision["reason"].as_str().is_some_and(|reason| reason.contains("is held")), "{decision:#}");
     apt(&["apt-mark", "unhold", "linux-image-cloud-amd64"]);
     apt(&["apt-get", "install", "-y", "linux-image-cloud-amd64"]);
-    lab.exec("a", &["test", "-e", &format!("/boot/vmlinuz-{}", release(&newer))]).must();
+    lab.exec("a", &["test", "-e", &format!("/boot/vmlinuz-{}", newer.release)]).must();
     assert_eq!(due("it is installed, and does not run"), deadline, "counted from when it could be had");
-    assert_eq!(lab.reboot("a", None).kernel, release(&newer));
+    assert_eq!(lab.reboot("a", None).kernel, newer.release);
     let (decision, code) = status(&lab);
     assert_eq!((decision["verdict"].as_str(), code), (Some("current"), 0), "{decision:#}");
     assert_eq!(lab.json("a", &["advisories"]).as_array().map_or(9, Vec::len), 0);

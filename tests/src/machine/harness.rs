@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::kernels::Kernel;
 use super::room::{Ready, Room};
 use super::{Failure, program, tools};
 use crate::Run;
@@ -61,16 +62,34 @@ impl Lab {
         said(name, good(self.room.up(name, kernel, cpu, MEMORY)))
     }
 
+    /// Makes and starts a machine with this very kernel.
+    #[track_caller]
+    pub fn up_with(&self, name: &str, kernel: &Kernel) -> Ready {
+        said(name, good(self.room.up_with(name, kernel, "max", MEMORY)))
+    }
+
     /// Writes a `[baseline]` into the configuration of a machine's podd, and restarts that.
     #[track_caller]
     pub fn set_baseline(&self, name: &str, baseline: &str) {
-        let script = "printf '\\n[baseline]\\n%s\\n' \"$1\" >>/etc/podd/podd.toml
+        self.reconfigure(name, "printf '\\n[baseline]\\n%s\\n' \"$1\" >>/etc/podd/podd.toml", baseline);
+    }
+
+    /// Puts lines at the top of the configuration of a machine's podd, and restarts that.
+    #[track_caller]
+    pub fn configure(&self, name: &str, lines: &str) {
+        let script = "{ echo \"$1\"; cat /etc/podd/podd.toml; } >/run/podd.toml && mv /run/podd.toml /etc/podd/podd.toml";
+        self.reconfigure(name, script, lines);
+    }
+
+    #[track_caller]
+    fn reconfigure(&self, name: &str, change: &str, text: &str) {
+        let restart = "
             kill \"$(cat /run/podd.pid)\"
             while [ -d \"/proc/$(cat /run/podd.pid)\" ]; do sleep 0.1; done
             setsid /usr/local/lib/vm/podd &
             for i in $(seq 100); do podctl ls >/dev/null 2>&1 && exit; sleep 0.1; done
             exit 1";
-        self.exec(name, &["sh", "-c", script, "sh", baseline]).must();
+        self.exec(name, &["sh", "-c", &format!("{change}{restart}"), "sh", text]).must();
     }
 
     /// Starts a machine that was switched off.

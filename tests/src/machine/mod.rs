@@ -9,12 +9,14 @@
 //! | `supervisor` `qemu` | the process beside a machine; one run of QEMU |
 //! | `lan` `group` | a network without a way out; processes by cgroup |
 //! | `exec` `agent` `frames` `files` | commands in a machine, files into it and out of it |
+//! | `archive` | signed archives of kernel packages for the machines' own apt |
 //! | `matrix` | pods under load between every two of several kernels |
 //! | `cache` `tools` `failure` | files that can be made again; programs of the host; what goes wrong |
 //!
 //! Files that go into machines are in `tests/machine/`.
 
 pub mod agent;
+pub mod archive;
 pub mod base;
 pub mod boot;
 pub mod cache;

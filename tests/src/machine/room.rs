@@ -82,6 +82,25 @@ impl Room {
     /// # Errors
     /// Of any step. What was made so far stays, for a look at it, until [`Self::down`].
     pub fn up(&self, name: &str, series: &str, cpu: &str, memory: u32) -> Result<Ready, Failure> {
+        self.up_as(name, series, cpu, memory, || kernels::fetch(&self.cache, series))
+    }
+
+    /// The same, with this very kernel.
+    ///
+    /// # Errors
+    /// As [`Self::up`].
+    pub fn up_with(&self, name: &str, kernel: &Kernel, cpu: &str, memory: u32) -> Result<Ready, Failure> {
+        self.up_as(name, &kernel.series, cpu, memory, || Ok(kernel.clone()))
+    }
+
+    fn up_as(
+        &self,
+        name: &str,
+        series: &str,
+        cpu: &str,
+        memory: u32,
+        kernel: impl FnOnce() -> Result<Kernel, Failure>,
+    ) -> Result<Ready, Failure> {
         check_name(name)?;
         tools::need_programs()?;
         let ready = if let Ok(known) = self.machine(name) {
@@ -93,7 +112,7 @@ impl Room {
             }
             if self.runs(name) { self.wait(name, Instant::now(), None)? } else { self.start(name)? }
         } else {
-            let kernel = kernels::fetch(&self.cache, series)?;
+            let kernel = kernel()?;
             let tree = base::tree(&self.cache)?;
             let (image, template) = (base::image(&self.cache, &tree)?, boot::template(&self.cache, &tree, &kernel)?);
             self.make(name, series, cpu, memory, &image, &template)?;

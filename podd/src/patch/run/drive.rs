@@ -14,7 +14,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::keep::{newest, spread};
 use super::orders::{self, Checked, Moved, Order, PodStands, Refusal};
 use super::{HostRun, Kept, PodMove, Proof, Run, State, Step, Trouble};
-use crate::api::{ApiError, HealthState};
+use crate::api::{ApiError, ErrorKind, HealthState};
 use crate::error::{Attempt, Result};
 use crate::events::{self, What};
 use crate::patch::plan::Plan;
@@ -30,6 +30,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 const TOLD_AGAIN: Duration = Duration::from_secs(60);
 /// Moves of one host that are asked for at a time; it has a bound of its own, too.
 const TOGETHER: usize = 4;
+/// Moves and rehearsals that failed are tried so often, with a pause between.
+const ATTEMPTS: u32 = 3;
+const ATTEMPT_PAUSE: Duration = Duration::from_secs(4);
 /// A pod that could not go to so many hosts goes nowhere: it may be what kills them.
 const TRIES: usize = 2;
 
@@ -445,7 +448,9 @@ impl Drive {
             let Some(to) = host.places.get(&pod.name) else { continue };
             self.may_go_on()?;
             let order = Order::Rehearse { pod: pod.id, to: to.clone() };
-            let _: serde_json::Value = self.ask_about(daemon, host, &format!("pod {}", pod.name), order).await?;
+            let signature = format!("pod {}", pod.name);
+            let rehearsed = self.ask_again::<serde_json::Value>(daemon, &host.host, order).await;
+            rehearsed.map_err(|refusal| halt(host, &signature, refusal))?;
         }
         Ok(())
     }
@@ -535,7 +540,7 @@ impl Drive {
         };
         self.change(daemon, &of.host, note).await?;
         let order = Order::Move { pod: pod.id.clone(), to: to.to_owned() };
-        let moved: std::result::Result<Moved, ApiError> = match self.ask_at(daemon, from, order).await {
+        let moved: std::result::Result<Moved, ApiError> = match self.ask_again(daemon, from, order).await {
             Ok(moved) => Ok(moved),
             Err(Refusal::Failed(error) | Refusal::Silent(error)) => Err(error),
             Err(Refusal::Overtaken(error)) => return Err(Halt::Run(error)),
@@ -722,30 +727,30 @@ impl Drive {
         host: &HostRun,
         order: Order,
     ) -> std::result::Result<T, Halt> {
-        self.ask_about(daemon, host, host.step.word(), order).await
+        self.ask_at(daemon, &host.host, order).await.map_err(|refusal| halt(host, host.step.word(), refusal))
     }
 
-    /// Has a host do something; `about` is the signature of what may go wrong.
-    async fn ask_about<T: DeserializeOwned>(
+    /// Has a host do something with another one, whose podd may just be starting anew: what fails, and is not refused, is tried again.
+    async fn ask_again<T: DeserializeOwned>(
         &self,
         daemon: &Arc<Daemon>,
-        host: &HostRun,
-        about: &str,
+        host: &str,
         order: Order,
-    ) -> std::result::Result<T, Halt> {
-        self.ask_at(daemon, &host.host, order).await.map_err(|refusal| match refusal {
-            Refusal::Overtaken(error) => Halt::Run(error),
-            Refusal::Failed(error) => trouble(host, about, &error),
-            Refusal::Silent(error) => {
-                let what = format!("it has been silent for {} s: {}", SILENCE.as_secs(), error.message);
-                let mut trouble = trouble_of(host, "silent", &ApiError { message: what, ..error });
-                trouble.host_gone = true;
-                Halt::Host(Box::new(trouble))
+    ) -> std::result::Result<T, Refusal> {
+        for _ in 1..ATTEMPTS {
+            match self.ask_at(daemon, host, order.clone()).await {
+                Err(Refusal::Failed(error)) if matches!(error.kind, ErrorKind::Failed | ErrorKind::Unreachable) => {
+                    tracing::warn!(host, error = error.message, "it failed; trying again");
+                }
+                answer => return answer,
             }
-        })
+            tokio::time::sleep(ATTEMPT_PAUSE).await;
+            self.may_go_on().map_err(Refusal::Overtaken)?;
+        }
+        self.ask_at(daemon, host, order).await
     }
 
-    /// The same; a host that is silent is asked again for a while.
+    /// Has a host do something; one that is silent is asked again for a while.
     async fn ask_at<T: DeserializeOwned>(
         &self,
         daemon: &Arc<Daemon>,
@@ -775,6 +780,20 @@ const PODS: &str = "pods";
 
 fn policy(daemon: &Daemon) -> RunPolicy {
     watch::policy(daemon).0.map(|policy| policy.run.clone()).unwrap_or_default()
+}
+
+/// What a refusal means for the host of which something was wanted.
+fn halt(host: &HostRun, signature: &str, refusal: Refusal) -> Halt {
+    match refusal {
+        Refusal::Overtaken(error) => Halt::Run(error),
+        Refusal::Failed(error) => trouble(host, signature, &error),
+        Refusal::Silent(error) => {
+            let what = format!("it has been silent for {} s: {}", SILENCE.as_secs(), error.message);
+            let mut trouble = trouble_of(host, "silent", &ApiError { message: what, ..error });
+            trouble.host_gone = true;
+            Halt::Host(Box::new(trouble))
+        }
+    }
 }
 
 fn trouble(host: &HostRun, signature: &str, error: &ApiError) -> Halt {

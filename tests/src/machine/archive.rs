@@ -1,0 +1,113 @@
+//! An archive of kernel packages as Debian's: signed, with a security suite, read by the machines' own apt.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::Lab;
+use super::cache::Cache;
+use super::kernels::{self, Kernel};
+
+const MAKE: &str = include_str!("../../machine/make-repository");
+const BREAK: &str = include_str!("../../machine/break-kernel");
+
+/// What it is made of, and where.
+#[derive(Debug)]
+pub struct Archive {
+    /// The host's release: `bookworm`.
+    pub codename: String,
+    /// Two kernels of one series: the one that machines have at first.
+    pub older: Published,
+    /// And what the security team sends.
+    pub newer: Published,
+    keys: TempDir,
+}
+
+/// A kernel with the package that follows it.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// Its release, as `uname -r` tells it.
+    pub release: String,
+    /// Version of its package.
+    pub version: String,
+    /// The kernel's package, and the one that follows it.
+    pub packages: [PathBuf; 2],
+    /// All of it, to make machines of.
+    pub kernel: Kernel,
+}
+
+impl Archive {
+    /// Two kernels of the series of this host's Debian.
+    #[must_use]
+    pub fn new(cache: &Cache) -> Self {
+        let system = fs::read_to_string("/etc/os-release").expect("os-release");
+        let codename = system.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).expect("a codename");
+        let series = if codename == "bookworm" { "6.1" } else { "6.12" };
+        let [newer, older] = kernels::fetch_two(cache, series).expect("two kernels").map(|kernel| {
+            let follows = kernels::fetch_metapackage(cache, &kernel).expect("the metapackage");
+            Published {
+                release: kernel.package.name.trim_start_matches("linux-image-").to_owned(),
+                version: kernel.package.version.clone(),
+                packages: [kernel.files[0].clone(), follows],
+                kernel,
+            }
+        });
+        Self { codename: codename.to_owned(), older, newer, keys: tempfile::tempdir().expect("a folder") }
+    }
+
+    /// The suite of the security team.
+    #[must_use]
+    pub fn security(&self) -> String {
+        format!("{}-security", self.codename)
+    }
+
+    /// A newer kernel still, which does not start.
+    #[must_use]
+    pub fn broken(&self) -> Published {
+        let folder = self.keys.path().join("broken");
+        let version = format!("{}+broken", self.newer.version);
+        let mut make = Command::new("sh");
+        make.args(["-ec", BREAK, "break-kernel"]).arg(&folder).args(&self.newer.packages);
+        assert!(make.args([&self.newer.version, &version]).status().expect("sh runs").success());
+        let packages = ["image.deb", "follows.deb"].map(|name| folder.join(name));
+        Published { version, packages, ..self.newer.clone() }
+    }
+
+    /// Publishes these in a suite, on each of these machines, whose apt reads it.
+    pub fn publish(&self, lab: &Lab, machines: &[&str], label: &str, codename: &str, kernels: &[&Published]) {
+        let made = tempfile::tempdir().expect("a folder");
+        let dir = made.path().join(codename);
+        let mut make = Command::new("sh");
+        make.args(["-c", MAKE, "make-repository"]).arg(&dir).args([label, codename]).arg(self.keys.path());
+        make.args(kernels.iter().flat_map(|kernel| &kernel.packages));
+        assert!(make.status().expect("sh runs").success());
+        for machine in machines {
+            let files = [dir.clone(), self.keys.path().join("key.gpg")];
+            lab.room().copy_in(machine, &files, "/srv/repository").expect("it is copied");
+            let line =
+                format!("deb [signed-by=/srv/repository/key.gpg] file:/srv/repository/{codename} {codename} main");
+            let script = "chmod -R a+rX /srv; echo \"$1\" >\"/etc/apt/sources.list.d/$2.list\" && apt-get update 2>&1";
+            lab.exec(machine, &["sh", "-c", script, "sh", &line, codename]).must();
+        }
+    }
+
+    /// Tells these machines that this version ends an exploited fault, and what their policy is.
+    pub fn advise(&self, lab: &Lab, machines: &[&str], version: &str, policy: &str) {
+        let advisory = json!({"linux": {"CVE-2026-1": {"description": "a fault", "scope": "remote", "releases": {
+            &self.codename: {"status": "resolved", "repositories": {}, "fixed_version": version, "urgency": "high"}}}}});
+        let [tracker, file] = ["tracker.json", "policy.toml"].map(|name| self.keys.path().join(name));
+        write(&tracker, &advisory.to_string());
+        write(&file, &format!("{policy}\n[advisories]\ntracker = \"/srv/advisories/tracker.json\"\n"));
+        for machine in machines {
+            lab.room().copy_in(machine, std::slice::from_ref(&tracker), "/srv/advisories").expect("it is copied");
+            lab.room().copy_in(machine, std::slice::from_ref(&file), "/etc/podd").expect("it is copied");
+        }
+    }
+}
+
+fn write(path: &Path, text: &str) {
+    fs::write(path, text).expect("a file can be written");
+}
