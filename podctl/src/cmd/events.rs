@@ -9,7 +9,8 @@ use crate::output::printable;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Events are changes of the host's verdict, what its owner chose, notices to pods and their answers, and the ends of moves.
+Events are changes of the host's verdict, what its owner chose, notices to pods and their answers, ends of moves, and the steps of
+patch runs that this host carries out.
 With --json, each is an object in a line of its own; `id` grows with time, so that a program can go on where it was:
   podctl events --json --follow --after 41")]
 pub struct Args {

@@ -128,9 +128,11 @@ pub struct Record {
     pub chosen: Option<Timestamp>,
     /// The owner wants it done now, in a window or not.
     pub at_once: bool,
-    /// Hosts of the fleet that were left because of their hardware, and when.
+    /// When hosts of the fleet were left because of their hardware. Not stored: it follows from past runs.
+    #[serde(skip)]
     pub left: Vec<Timestamp>,
-    /// The breaker is open: nobody leaves.
+    /// The breaker is open: nobody leaves. Not stored either.
+    #[serde(skip)]
     pub breaker_open: bool,
     /// The last verdict that was told as an event; empty: none.
     pub verdict: String,

@@ -7,6 +7,7 @@
 //! | `podd_patch_deadline_seconds` | time left until the step must be done, negative if overdue; absent: none is due |
 //! | `podd_patch_exposures{severity,standing}` | advisories that the host has not ended: `fixed`, `covered` or `open` |
 //! | `podd_pods{state}` | pods of the host |
+//! | `podd_patch_run{state}` | 1 for where the fleet's patch run stands: `none`, `running`, `paused`, or `stopped` by the breaker |
 //! | `podd_migration_blackout_seconds` | histogram of the blackouts of moves from this host |
 
 use std::collections::BTreeMap;
@@ -31,9 +32,9 @@ const VERDICTS: [&str; 10] = [
     "unknown",
 ];
 
-/// Of a status, the states of all pods, and blackouts in ms.
+/// Of a status, the states of all pods, blackouts in ms, and where the patch run stands that is under way.
 #[must_use]
-pub fn text(status: &StatusView, states: &[String], blackouts_ms: &[f64]) -> String {
+pub fn text(status: &StatusView, states: &[String], blackouts_ms: &[f64], run: Option<&str>) -> String {
     let mut text = String::new();
     let mut metric = |name: &str, kind: &str, help: &str, samples: Vec<(String, f64)>| {
         if !samples.is_empty() {
@@ -69,6 +70,9 @@ pub fn text(status: &StatusView, states: &[String], blackouts_ms: &[f64]) -> Str
     states.iter().for_each(|state| *pods.entry(state).or_default() += 1.0);
     let pods = pods.into_iter().map(|(state, count)| (format!("{{state=\"{state}\"}}"), count)).collect();
     metric("pods", "gauge", "Pods of the host.", pods);
+    let stands = ["none", "running", "paused", "stopped"]
+        .map(|state| (format!("{{state=\"{state}\"}}"), f64::from(u8::from(state == run.unwrap_or("none")))));
+    metric("patch_run", "gauge", "1 for where the patch run stands.", stands.to_vec());
     let seconds: Vec<f64> = blackouts_ms.iter().map(|ms| ms / 1000.0).collect();
     let below = |bound: f64| seconds.iter().filter(|s| **s <= bound).count() as f64;
     let mut samples: Vec<(String, f64)> =
@@ -105,7 +109,7 @@ mod tests {
         status.decision.exposures = vec![exposure("CVE-1", Standing::Open), exposure("CVE-2", Standing::Open)];
         status.decision.deadline = Some(Timestamp::UNIX_EPOCH);
         let states = ["running", "running", "exited"].map(str::to_owned);
-        let said = text(&status, &states, &[31.25, 250.0]);
+        let said = text(&status, &states, &[31.25, 250.0], Some("stopped"));
         for line in [
             "podd_facts_age_seconds 60",
             "podd_patch_verdict{verdict=\"unknown\"} 1",
@@ -113,6 +117,8 @@ mod tests {
             "podd_patch_deadline_seconds -100",
             "podd_patch_exposures{severity=\"high\",standing=\"open\"} 2",
             "podd_pods{state=\"running\"} 2",
+            "podd_patch_run{state=\"stopped\"} 1",
+            "podd_patch_run{state=\"none\"} 0",
             "podd_migration_blackout_seconds_bucket{le=\"0.05\"} 1",
             "podd_migration_blackout_seconds_bucket{le=\"+Inf\"} 2",
             "podd_migration_blackout_seconds_sum 0.28125",

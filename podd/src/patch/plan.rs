@@ -174,6 +174,8 @@ fn wanted(host: &Host) -> Result<Option<(Mechanism, bool)>, Left> {
     match &host.decision.verdict {
         Verdict::Current | Verdict::Covered { .. } => Ok(None),
         Verdict::Due { mechanism } => Ok(Some((*mechanism, true))),
+        // Once all have left there is nothing more to do.
+        Verdict::Leave { .. } if host.pods.is_empty() => Ok(None),
         Verdict::Leave { .. } => Ok(Some((Mechanism::Evacuate, false))),
         Verdict::Wait { until, why, .. } => left(format!("it waits until {until} ({why})"), ""),
         Verdict::Blocked { reason, cure } => left(format!("it is blocked: {reason}"), cure),

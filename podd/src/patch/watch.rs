@@ -16,6 +16,7 @@ use super::decide::{Decision, LINUX, Question, Record, Situation, Verdict, decid
 use super::facts::{Facts, Missing, advisories_of};
 use super::policy::Policy;
 use super::reader::ThisHost;
+use super::run::State;
 use crate::api::{ApiError, ChooseRequest, ErrorKind, PodSilence, StatusView};
 use crate::error::{Attempt, Result};
 use crate::events::{self, PODD, What};
@@ -183,6 +184,15 @@ fn remembered(mut record: Record, decision: &Decision, now: Timestamp) -> Record
     record
 }
 
+/// What patch runs add to what is remembered: hosts that were left because of their hardware, and whether the breaker is open.
+fn with_runs(daemon: &Daemon, record: &Record) -> Record {
+    let runs = daemon.store.runs().unwrap_or_default();
+    let left = runs.iter().flat_map(|run| &run.hosts).filter(|host| !host.patch);
+    let left = left.filter_map(|host| host.begun.first().map(|begun| begun.at)).collect();
+    let breaker_open = runs.iter().any(|run| matches!(run.state, State::Stopped { .. }));
+    Record { left, breaker_open, ..record.clone() }
+}
+
 fn decision(daemon: &Daemon, known: Option<&Known>, (policy, problem): Said, record: &Record) -> Decision {
     let unknown = |what: &str, cure: &str| Decision::unknown(Missing { what: what.to_owned(), cure: cure.to_owned() });
     let Some(known) = known else {
@@ -196,6 +206,7 @@ fn decision(daemon: &Daemon, known: Option<&Known>, (policy, problem): Said, rec
         Ok(windows) => windows,
         Err(why) => return unknown(&why, "correct it in podd's policy"),
     };
+    let record = &with_runs(daemon, record);
     let situation = Situation { keeps_memory: daemon.config.in_place, covers: cover::covers(&known.manifests) };
     decide(Question {
         facts: &known.facts,
@@ -226,6 +237,11 @@ pub fn status(daemon: &Daemon) -> Result<StatusView> {
             let problem = manifest.problem.as_deref().unwrap_or_default();
             remarks.push(format!("{} does not count: {problem}", manifest.path.display()));
         }
+    }
+    if let Some(run) = daemon.store.open_run()? {
+        let host = run.host(&daemon.config.host).filter(|host| !host.step.is_final());
+        let here = host.map(|host| format!(", here at {}", host.step.word())).unwrap_or_default();
+        remarks.push(format!("patch run {} is {}{here}: {}", run.id, run.state.word(), run.in_words()));
     }
     Ok(StatusView {
         host: daemon.config.host.clone(),

@@ -115,6 +115,7 @@ async fn measures(State(daemon): App) -> Answer {
     let states: Vec<String> = daemon.pods().iter().map(|pod| daemon.view(pod).state).collect();
     let own = moves.iter().filter(|m| m.from == daemon.config.host && !m.rehearsal);
     let blackouts: Vec<f64> = own.filter_map(|m| m.blackout_ms).collect();
-    let text = metrics::text(&status, &states, &blackouts);
+    let run = daemon.store.open_run()?.map(|run| run.state.word());
+    let text = metrics::text(&status, &states, &blackouts, run);
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }
