@@ -152,6 +152,17 @@ const HOSTS: [Row; 9] = [
     ("an unknown host for podctl", &["--host", "z", "ls"], USAGE),
 ];
 
+const PATCHING: [Row; 8] = [
+    ("a plan of an unknown host", &["patch", "plan", "nosuch"], USAGE),
+    ("a run of an unknown host", &["patch", "run", "nosuch"], USAGE),
+    ("the report of an unknown run", &["patch", "history", "nosuch"], FAILED),
+    ("pause when no run is under way", &["patch", "pause"], FAILED),
+    ("resume a run that is not there", &["patch", "resume", "nosuch"], FAILED),
+    ("a cordon without a reason", &["host", "cordon"], USAGE),
+    ("a cordon for no length of time", &["host", "cordon", "--reason", "x", "--for", "soon"], USAGE),
+    ("uncordon what nobody has cordoned", &["host", "uncordon"], FAILED),
+];
+
 const COMMAND_LINE: [Row; 5] = [
     ("an unknown verb", &["fly"], USAGE),
     ("an unknown flag", &["run", "--nonsense"], USAGE),
@@ -191,6 +202,7 @@ fn every_mistake_gets_a_sentence_and_changes_nothing() {
     bench.section(&mut document, "Describing a pod", &POD_FILES);
     bench.section(&mut document, "Pods in the wrong state", &STATES);
     bench.section(&mut document, "Hosts", &HOSTS);
+    bench.section(&mut document, "Patching", &PATCHING);
     bench.section(&mut document, "podctl itself", &COMMAND_LINE);
     let mut session = bench.lab.podctl_command("a", &["exec", "web", "--", "sleep", "600"]).spawn().unwrap();
     eventually("the session is there", Duration::from_secs(10), || {

@@ -47,13 +47,16 @@ async fn deliver_all(daemon: &Arc<Daemon>) -> crate::error::Result<()> {
         // It cannot be read, and nobody knows whether it names a webhook: that is looked at again.
         return Ok(());
     };
-    if policy.notify.webhook.is_none() {
+    let Some(url) = policy.notify.webhook.clone() else {
         // Nobody wants to know; whoever is named later is told from then on.
         return Ok(daemon.store.set_delivered(newest)?);
-    }
+    };
     let done = daemon.store.delivered()?;
-    if newest.saturating_sub(done) > BACKLOG {
-        daemon.store.set_delivered(newest - BACKLOG)?;
+    let skipped = newest.saturating_sub(done).saturating_sub(BACKLOG);
+    if skipped > 0 {
+        let (id, why) = (done + skipped, format!("with it, the {skipped} oldest of {} are left out", skipped + BACKLOG));
+        daemon.store.set_delivered(id)?;
+        note(daemon, PODD, What::Undelivered { id, url, why })?;
     }
     loop {
         let done = daemon.store.delivered()?;

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use super::tool;
 use crate::api::Verdict as Check;
 use crate::error::Result;
-use crate::patch::decide::Verdict;
+use crate::patch::decide::{Mechanism, Verdict};
 use crate::patch::run::orders::{Call, call_host};
 use crate::patch::run::{Change, Proof, Run};
 use crate::patch::watch;
@@ -49,6 +49,7 @@ pub(super) async fn prove(
         Verdict::Unknown { missing } => {
             proof("advisories", false, missing.first().map_or("unknown", |missing| missing.what.as_str()))
         }
+        Verdict::Due { mechanism: Mechanism::LivePatch } => proof("advisories", false, "a live patch is still due"),
         _ if open.is_empty() => proof("advisories", true, format!("{} ended", change.ends.len())),
         _ => proof("advisories", false, format!("still there: {}", open.join(", "))),
     });

@@ -321,6 +321,9 @@ impl Drive {
     }
 
     async fn to_the_end(&self, daemon: &Arc<Daemon>) -> Result<()> {
+        // Somebody may have taken over while we were away: nothing is done before a majority has heard of us.
+        self.may_go_on()?;
+        self.write_for_sure(daemon, None, |_| ()).await?;
         loop {
             self.may_go_on()?;
             let wave = self.run().wave();
