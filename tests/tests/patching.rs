@@ -209,8 +209,10 @@ fn demonstration_of_three_hosts() {
     let asked: web::Asked = asked.finish();
     assert!(asked.errors.is_empty() && asked.right > 100, "{asked:?}");
     let silence = format!("nginx' client {:.0} ms", asked.longest_silence_ms);
-    site.say(&format!("no client lost its connection: {} increments, {} transactions, {} pages; longest silence of {silence}",
-        counted.increments, benched.processed, asked.right));
+    site.say(&format!(
+        "no client lost its connection: {} increments, {} transactions, {} pages; longest silence of {silence}",
+        counted.increments, benched.processed, asked.right
+    ));
 }
 
 #[test]

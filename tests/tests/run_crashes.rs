@@ -10,9 +10,8 @@ use tests::debian::{Fleet, NEW};
 use tests::invariants::{Writer, kill_podd};
 use tests::workload;
 
-const STEPS: [&str; 11] = [
-    "check", "cordon", "rehearse", "evacuate", "patch", "reboot", "prove", "return", "soak", "uncordon", "done",
-];
+const STEPS: [&str; 11] =
+    ["check", "cordon", "rehearse", "evacuate", "patch", "reboot", "prove", "return", "soak", "uncordon", "done"];
 /// A run of one host takes some 8 s here; a host that is silent is waited for.
 const LIMIT: Duration = Duration::from_secs(240);
 const ADDRESS: &str = "10.77.1.8";
@@ -73,7 +72,8 @@ impl Case {
         // The coordinator writes the step down, and waits a little before it goes on; or dies.
         let own = self.dies == Dies::Podd && self.of == "a" && !self.late;
         let fault = format!("run {} {}", self.step, if own { "crash" } else { "pause 300" });
-        let after_boot = self.patched == "a" && STEPS.iter().skip_while(|step| **step != "prove").any(|s| *s == self.step);
+        let after_boot =
+            self.patched == "a" && STEPS.iter().skip_while(|step| **step != "prove").any(|s| *s == self.step);
         match after_boot {
             true => std::fs::write(fleet.file("a", "fault"), format!("{fault}\n")).unwrap(),
             false => lab.fault("a", &fault),
@@ -142,7 +142,13 @@ fn check(cases: &[Case]) {
     for (n, case) in cases.iter().enumerate().skip(skip) {
         let begun = Instant::now();
         let fails = case.fails();
-        eprintln!("{} of {}: {case:?}: {} ({:.1?})", n + 1, cases.len(), if fails.is_some() { "FAILED" } else { "ok" }, begun.elapsed());
+        eprintln!(
+            "{} of {}: {case:?}: {} ({:.1?})",
+            n + 1,
+            cases.len(),
+            if fails.is_some() { "FAILED" } else { "ok" },
+            begun.elapsed()
+        );
         if let Some(why) = fails {
             let _ = writeln!(failed, "{case:?}: {why}");
         }

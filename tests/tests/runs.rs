@@ -44,7 +44,9 @@ fn all_hosts_are_patched_and_a_client_keeps_its_connection() {
     for host in fleet.hosts {
         assert_eq!(fleet.runs(host), NEW.0, "{host}");
         let steps = steps(&run, host);
-        let all = ["check", "cordon", "rehearse", "evacuate", "patch", "reboot", "prove", "return", "soak", "uncordon", "done"];
+        let all = [
+            "check", "cordon", "rehearse", "evacuate", "patch", "reboot", "prove", "return", "soak", "uncordon", "done",
+        ];
         assert_eq!(steps, all, "{host}");
         assert!(fleet.lab.ok(host, &["host", "cordons"]).contains("takes pods"));
     }
@@ -114,7 +116,10 @@ fn a_host_that_stays_away_keeps_its_slot() {
     fleet.lab.script(&["up", "--hosts", "3"]).must();
     fleet.lab.ok("a", &["patch", "resume"]);
     fleet.until("a", &id, "done", LIMIT);
-    assert_eq!((fleet.runs("b"), places(&fleet, "web"), places(&fleet, "db")), (NEW.0.to_owned(), vec!["b"], vec!["c"]));
+    assert_eq!(
+        (fleet.runs("b"), places(&fleet, "web"), places(&fleet, "db")),
+        (NEW.0.to_owned(), vec!["b"], vec!["c"])
+    );
 }
 
 #[test]
@@ -128,7 +133,8 @@ fn what_keeps_a_host_from_being_patched_is_found_before_a_pod_moves() {
     let roomy = |fleet: &Fleet| {
         fleet.lab.on("b", &["umount", "/boot"]).status().unwrap();
     };
-    let make = |name: &'static str, text: &'static str| move |fleet: &Fleet| fs::write(fleet.file("b", name), text).unwrap();
+    let make =
+        |name: &'static str, text: &'static str| move |fleet: &Fleet| fs::write(fleet.file("b", name), text).unwrap();
     let remove = |name: &'static str| move |fleet: &Fleet| fs::remove_file(fleet.file("b", name)).unwrap();
     type Act = Box<dyn Fn(&Fleet)>;
     let cases: [(&str, &str, Act, Act); 3] = [
@@ -166,9 +172,10 @@ fn a_run_stands_still_and_another_host_takes_over_from_a_dead_coordinator() {
     fleet.lab.fault("a", "run reboot crash");
     let id = fleet.begin("a");
     eventually("the coordinator is dead", LIMIT, || tests::invariants::podd(&fleet.lab, "a").is_none());
-    assert_eq!(fleet.runs("c"), NEW.0.replace(NEW.0, &fleet.runs("c")));
     let paused = fleet.lab.podctl("b", &["patch", "pause"]);
     assert!(paused.code == 4 && paused.err.contains("a carries it out, and does not answer"), "{paused:?}");
+    let auto = fleet.lab.podctl("b", &["patch", "run", "--fleet", "--auto"]);
+    assert!(auto.code == 1 && auto.err.contains("stands still: a, which carries it out"), "{auto:?}");
     fleet.lab.ok("b", &["patch", "resume"]);
     eventually("two hosts are done", LIMIT, || {
         fleet.run("b", &id).is_some_and(|run| {
@@ -189,4 +196,22 @@ fn a_run_stands_still_and_another_host_takes_over_from_a_dead_coordinator() {
         assert_eq!(fleet.runs(host), NEW.0, "{host}");
     }
     assert_eq!(places(&fleet, "web"), ["b"]);
+}
+
+#[test]
+fn of_several_that_begin_at_once_one_does() {
+    let fleet = Fleet::up(3, QUICK);
+    let begin = |host: &'static str| {
+        let lab = fleet.lab.clone();
+        std::thread::spawn(move || lab.podctl(host, &["patch", "run", "--fleet", "--auto", "--detach"]))
+    };
+    let said: Vec<tests::Run> = ["a", "b", "c"].map(begin).map(|begun| begun.join().unwrap()).to_vec();
+    assert!(said.iter().all(|run| run.code == 0 && run.err.is_empty()), "{said:?}");
+    let begun: Vec<&tests::Run> = said.iter().filter(|run| run.out.contains("has begun")).collect();
+    assert!(begun.len() == 1 && said.iter().filter(|run| run.out.is_empty()).count() == 2, "{said:?}");
+    let id = begun[0].out.split_whitespace().find(|word| word.len() == 12).unwrap();
+    fleet.until("a", id, "done", LIMIT);
+    for host in fleet.hosts {
+        assert_eq!(fleet.runs(host), NEW.0, "{host}");
+    }
 }

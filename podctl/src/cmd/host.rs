@@ -160,9 +160,9 @@ fn cordons(all: &[Cordon]) -> String {
         return "this host takes pods".to_owned();
     }
     let until = |cordon: &Cordon| cordon.until.map(|until| format!("{until:.0}")).unwrap_or_default();
-    let rows = all.iter().map(|cordon| {
-        [cordon.owner.clone(), format!("{:.0}", cordon.since), until(cordon), printable(&cordon.reason)]
-    });
+    let rows = all
+        .iter()
+        .map(|cordon| [cordon.owner.clone(), format!("{:.0}", cordon.since), until(cordon), printable(&cordon.reason)]);
     table(["CORDONED BY", "SINCE", "UNTIL", "WHY"], rows)
 }
 

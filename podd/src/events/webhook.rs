@@ -54,7 +54,8 @@ async fn deliver_all(daemon: &Arc<Daemon>) -> crate::error::Result<()> {
     let done = daemon.store.delivered()?;
     let skipped = newest.saturating_sub(done).saturating_sub(BACKLOG);
     if skipped > 0 {
-        let (id, why) = (done + skipped, format!("with it, the {skipped} oldest of {} are left out", skipped + BACKLOG));
+        let (id, why) =
+            (done + skipped, format!("with it, the {skipped} oldest of {} are left out", skipped + BACKLOG));
         daemon.store.set_delivered(id)?;
         note(daemon, PODD, What::Undelivered { id, url, why })?;
     }

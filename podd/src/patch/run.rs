@@ -6,12 +6,13 @@
 //! that was taken for dead is refused wherever it comes back ([`Run::judge`]). The slot has no lease: a host that does not come
 //! back keeps it, until an operator says otherwise.
 //!
-//! Rules here are pure. [`drive`] is the coordinator, [`keep`] the copies, [`orders`] what the coordinator has hosts do.
+//! Rules here are pure. [`drive`] is the coordinator, `steps` what it does in each step, [`keep`] the copies, [`orders`] what the coordinator has hosts do.
 
 pub mod drive;
 pub mod keep;
 pub mod orders;
 mod report;
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -315,12 +316,10 @@ impl HostRun {
         match (self.mechanism, self.patch) {
             (Mechanism::LivePatch, _) => &[Waiting, LivePatch, Prove, Soak, Done],
             (Mechanism::Restart, _) => &[Waiting, Check, Patch, Restart, Prove, Soak, Done],
-            (Mechanism::InPlace, _) => {
-                &[Waiting, Check, Cordon, Patch, Suspend, Reboot, Prove, Soak, Uncordon, Done]
+            (Mechanism::InPlace, _) => &[Waiting, Check, Cordon, Patch, Suspend, Reboot, Prove, Soak, Uncordon, Done],
+            (Mechanism::Evacuate, true) => {
+                &[Waiting, Check, Cordon, Rehearse, Evacuate, Patch, Reboot, Prove, Return, Soak, Uncordon, Done]
             }
-            (Mechanism::Evacuate, true) => &[
-                Waiting, Check, Cordon, Rehearse, Evacuate, Patch, Reboot, Prove, Return, Soak, Uncordon, Done,
-            ],
             // Hardware that fails stays cordoned.
             (Mechanism::Evacuate, false) => &[Waiting, Cordon, Evacuate, Done],
         }
@@ -478,7 +477,8 @@ impl Run {
                 step if step.is_harmless() => Step::Waiting,
                 // It may have come back meanwhile, and has as much time again.
                 Step::Reboot => {
-                    host.back_by = host.back_by.map(|_| now.checked_add(policy.back_within.0).unwrap_or(Timestamp::MAX));
+                    host.back_by =
+                        host.back_by.map(|_| now.checked_add(policy.back_within.0).unwrap_or(Timestamp::MAX));
                     Step::Reboot
                 }
                 _ => Step::Prove,

@@ -77,7 +77,8 @@ impl Lab {
     /// Puts lines at the top of the configuration of a machine's podd, and restarts that.
     #[track_caller]
     pub fn configure(&self, name: &str, lines: &str) {
-        let script = "{ echo \"$1\"; cat /etc/podd/podd.toml; } >/run/podd.toml && mv /run/podd.toml /etc/podd/podd.toml";
+        let script =
+            "{ echo \"$1\"; cat /etc/podd/podd.toml; } >/run/podd.toml && mv /run/podd.toml /etc/podd/podd.toml";
         self.reconfigure(name, script, lines);
     }
 

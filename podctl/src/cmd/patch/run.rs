@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use podd::api::{ApiError, ErrorKind, RunRequest, SteerRequest};
+use podd::api::{ApiError, ErrorKind, HostView, RunRequest, SteerRequest};
 use podd::client::path;
 use podd::patch::policy::words as length;
 use podd::patch::run::drive::Wish;
@@ -54,9 +54,7 @@ pub async fn run(args: RunArgs, ctl: &Podctl<'_>) -> Outcome {
     if args.auto
         && let Some(open) = all(ctl).await?.into_iter().find(Run::is_open)
     {
-        // Whoever began it looks after it; what stands still is for people.
-        let State::Stopped { why } = &open.state else { return Ok(DONE) };
-        return Err(failed(format!("patch run {} is stopped: {why}", open.id), Some("`podctl patch resume` has it go on")));
+        return stand_back(ctl, &open).await;
     }
     let plan = plan(ctl, args.of.as_deref(), args.fleet).await?;
     if plan.steps.is_empty() {
@@ -65,14 +63,41 @@ pub async fn run(args: RunArgs, ctl: &Podctl<'_>) -> Outcome {
         }
         return Ok(DONE);
     }
-    if !ctl.out.is_json() {
-        ctl.out.text(&plan_in_words(&plan));
+    let shown = plan_in_words(&plan);
+    if !ctl.out.is_json() && !args.auto {
+        ctl.out.text(&shown);
     }
     let host = if args.fleet { None } else { Some(args.of.map_or_else(|| plan.steps[0].host.clone(), |host| host)) };
-    let run: Run = ctl.daemon.post(&path(&["patch", "run"]), &RunRequest { host, plan: Some(plan) }).await?;
+    let request = RunRequest { host, plan: Some(plan) };
+    let run: Run = match ctl.daemon.post(&path(&["patch", "run"]), &request).await {
+        // Somebody was a moment earlier, or the plan is another one by now: cron comes again.
+        Err(error) if args.auto && error.kind == ErrorKind::Conflict => return Ok(DONE),
+        begun => begun?,
+    };
+    if !ctl.out.is_json() && args.auto {
+        ctl.out.text(&shown);
+    }
     match args.detach {
         true => ctl.out.show(&run, |run| format!("patch run {} has begun", run.id)),
         false => return follow(ctl, run).await,
+    }
+    Ok(DONE)
+}
+
+/// Another run is under way: whoever began it looks after it. What stands still is for people.
+async fn stand_back(ctl: &Podctl<'_>, open: &Run) -> Outcome {
+    if let State::Stopped { why } = &open.state {
+        let what = format!("patch run {} is stopped: {why}", open.id);
+        return Err(failed(what, Some("`podctl patch resume` has it go on")));
+    }
+    let hosts: Vec<HostView> = ctl.daemon.get(&path(&["hosts"])).await?;
+    let silent = hosts.iter().any(|host| host.name == open.coordinator && host.reachable == Some(false));
+    // Its own turn comes, too, and then it boots.
+    let boots = open.host(&open.coordinator).is_some_and(|host| host.back_by.is_some_and(|by| by > Timestamp::now()));
+    if silent && !boots && open.state == State::Running {
+        let what =
+            format!("patch run {} stands still: {}, which carries it out, does not answer", open.id, open.coordinator);
+        return Err(failed(what, Some("`podctl patch resume` has this host take over")));
     }
     Ok(DONE)
 }
@@ -167,7 +192,8 @@ pub async fn history(args: OfRun, ctl: &Podctl<'_>) -> Outcome {
         Some(id) => id,
         None => {
             let last = all(ctl).await?.pop();
-            last.ok_or_else(|| failed("there was no patch run yet".to_owned(), Some("`podctl patch run` begins one")))?.id
+            last.ok_or_else(|| failed("there was no patch run yet".to_owned(), Some("`podctl patch run` begins one")))?
+                .id
         }
     };
     let run: Run = ctl.daemon.get(&path(&["patch", "runs", &id])).await?;

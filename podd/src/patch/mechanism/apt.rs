@@ -1,5 +1,6 @@
 //! Debian's packages: whether the newer ones can be installed, and installing them.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,8 +36,12 @@ const INSTALL: [&str; 9] = [
 /// Sees whether the host can be patched, and fetches all that it takes. Nothing is changed but apt's lists.
 pub(super) async fn check(daemon: &Arc<Daemon>, run: &str, mechanism: Mechanism) -> Result<Checked> {
     is_whole(daemon, run).await?;
-    let fetched =
-        tool::run(daemon, run, &["apt-get", "-q", "-o", LOCK, "-o", "APT::Update::Error-Mode=any", "update"], FETCH_LIMIT);
+    let fetched = tool::run(
+        daemon,
+        run,
+        &["apt-get", "-q", "-o", LOCK, "-o", "APT::Update::Error-Mode=any", "update"],
+        FETCH_LIMIT,
+    );
     well(daemon, fetched.await?, "fetch apt's lists")?;
     watch::look(daemon, false).await?;
     let (decision, facts) = looked(daemon)?;
@@ -180,8 +185,14 @@ fn has_room_for_a_kernel(facts: &Facts) -> Result<()> {
         .cure("remove kernels that do not run: `apt-get autoremove --purge`"))
 }
 
-/// Refuses if the boot loader holds on to an older kernel than the newest of this flavour: it would not take the one to come.
+/// Refuses if the boot loader holds on to one kernel: it would not take the one to come.
 fn boots_the_newest(facts: &Facts) -> Result<()> {
+    let cure = "run `update-grub`, and look at GRUB_DEFAULT in /etc/default/grub";
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let has_grub = Path::new("/boot/grub/grub.cfg").exists();
+    if let Some(entry) = pinned(&read("/etc/default/grub"), &read("/boot/grub/grubenv")).filter(|_| has_grub) {
+        return Err(ApiError::conflict(format!("GRUB always boots {entry:?}, not the newest kernel")).cure(cure));
+    }
     let (Some(next), Some(running), Some(installed)) =
         (facts.boot_default.known(), facts.kernel.known(), facts.installed.known())
     else {
@@ -192,8 +203,39 @@ fn boots_the_newest(facts: &Facts) -> Result<()> {
     match newest.filter(|newest| newest.release != *next) {
         Some(newest) => {
             Err(ApiError::conflict(format!("{} is installed, and the next boot takes {next}", newest.release))
-                .cure("run `update-grub`, and look at GRUB_DEFAULT in /etc/default/grub"))
+                .cure(cure))
         }
         None => Ok(()),
+    }
+}
+
+/// The menu entry that GRUB was told to boot whatever is installed, by its configuration and its environment; none: the first one.
+fn pinned(defaults: &str, environment: &str) -> Option<String> {
+    let value = |text: &str, key: &str| {
+        let line = text.lines().rev().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='));
+        line.map(|value| value.trim_matches(['"', '\'']).to_owned())
+    };
+    let chosen = value(defaults, "GRUB_DEFAULT").unwrap_or_default();
+    let chosen = if chosen == "saved" { value(environment, "saved_entry").unwrap_or_default() } else { chosen };
+    // By number, the first one is the newest.
+    (!chosen.is_empty() && chosen != "0").then_some(chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grub_may_hold_on_to_a_kernel() {
+        for (defaults, environment, entry) in [
+            ("", "", None),
+            ("GRUB_DEFAULT=0\n#GRUB_DEFAULT=7\n", "", None),
+            ("GRUB_DEFAULT=saved\n", "# GRUB Environment Block\n", None),
+            ("GRUB_DEFAULT=\"1>2\"\n", "", Some("1>2")),
+            ("GRUB_DEFAULT=0\nGRUB_DEFAULT='gnulinux-6.1.0-48-amd64'\n", "", Some("gnulinux-6.1.0-48-amd64")),
+            ("GRUB_DEFAULT=saved\n", "saved_entry=old\n", Some("old")),
+        ] {
+            assert_eq!(pinned(defaults, environment).as_deref(), entry, "{defaults:?}");
+        }
     }
 }

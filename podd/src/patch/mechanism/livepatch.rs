@@ -19,7 +19,8 @@ const LOADED: &str = "/sys/kernel/livepatch";
 /// Loads what trusted manifests offer for the running kernel, and is not loaded yet.
 pub(super) async fn load(daemon: &Arc<Daemon>, run: &str) -> Result<()> {
     watch::look(daemon, false).await?;
-    let version = watch::facts(daemon).and_then(|facts| Some(facts.kernel.known()?.version.clone())).unwrap_or_default();
+    let version =
+        watch::facts(daemon).and_then(|facts| Some(facts.kernel.known()?.version.clone())).unwrap_or_default();
     let fitting = watch::covers(daemon).into_iter().filter(|cover| cover.kernels.contains(&version));
     let fitting: Vec<(String, String)> = fitting.filter_map(|cover| Some((cover.patch, cover.module?))).collect();
     if fitting.is_empty() {

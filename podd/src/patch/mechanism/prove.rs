@@ -90,9 +90,9 @@ async fn network(daemon: &Daemon, peers: &[String]) -> Proof {
     let begun = Instant::now();
     loop {
         let asked = peers.iter().filter(|peer| **peer != daemon.config.host);
-        let answers = join_all(asked.map(async |peer| {
-            (peer.as_str(), call_host::<Vec<Run>>(daemon, peer, &Call::Runs).await.is_ok())
-        }));
+        let answers = join_all(
+            asked.map(async |peer| (peer.as_str(), call_host::<Vec<Run>>(daemon, peer, &Call::Runs).await.is_ok())),
+        );
         let answers = answers.await;
         let silent: Vec<&str> = answers.iter().filter(|(_, well)| !well).map(|(peer, _)| *peer).collect();
         if silent.is_empty() {

@@ -17,7 +17,9 @@ pub(super) async fn reboot(daemon: &Daemon, run: &str, boot_id: &str) -> Result<
         return Ok(());
     }
     let records = daemon.pods().into_iter().map(|pod| pod.record());
-    let alive = |state: &PodState| matches!(state, PodState::Running { .. } | PodState::Arriving { .. } | PodState::Given { .. });
+    let alive = |state: &PodState| {
+        matches!(state, PodState::Running { .. } | PodState::Arriving { .. } | PodState::Given { .. })
+    };
     if let Some(pod) = records.into_iter().find(|record| alive(&record.state)) {
         let what = format!("{} is still on {}, which is not booted with it", pod.spec.name, daemon.config.host);
         return Err(ApiError::conflict(what).cure("move it, or stop it"));

@@ -19,7 +19,16 @@ fn due(mechanism: Mechanism) -> Decision {
 /// 8 GB, 6 of them available.
 fn host(name: &str, decision: Decision, pods: Vec<Pod>) -> Host {
     let cpu = Cpu::default();
-    Host { name: name.to_owned(), decision, kernel: KernelVersion(6, 12), cpu, memory: 8 * GB, available: 6 * GB, cordoned: None, pods }
+    Host {
+        name: name.to_owned(),
+        decision,
+        kernel: KernelVersion(6, 12),
+        cpu,
+        memory: 8 * GB,
+        available: 6 * GB,
+        cordoned: None,
+        pods,
+    }
 }
 
 fn pod(name: &str, memory: u64) -> Pod {

@@ -3,38 +3,26 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::future::join_all;
-use futures_util::stream;
-use jiff::{SignedDuration, Timestamp};
-use serde::de::DeserializeOwned;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::keep::{newest, spread};
-use super::orders::{self, Checked, Moved, Order, PodStands, Refusal};
-use super::{HostRun, Kept, PodMove, Proof, Run, State, Step, Trouble};
-use crate::api::{ApiError, ErrorKind, HealthState};
-use crate::error::{Attempt, Result};
+use super::orders::{self, Order, Refusal};
+use super::{HostRun, Kept, Run, State, Step, Trouble};
+use crate::api::{ApiError, ErrorKind};
+use crate::error::Result;
 use crate::events::{self, What};
 use crate::patch::plan::Plan;
-use crate::patch::policy::{RunPolicy, words};
+use crate::patch::policy::RunPolicy;
 use crate::patch::watch;
 use crate::supervisor::Daemon;
 
-/// A host that is not to be away may be silent so long: its podd may be started anew.
-const SILENCE: Duration = Duration::from_secs(120);
-/// Between two questions to a host that is silent.
+/// Between two tries to have a majority keep the journal.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Told to boot, and still there after this, a host is told again.
-const TOLD_AGAIN: Duration = Duration::from_secs(60);
-/// Moves of one host that are asked for at a time; it has a bound of its own, too.
-const TOGETHER: usize = 4;
-/// Moves and rehearsals that failed are tried so often, with a pause between.
-const ATTEMPTS: u32 = 3;
-const ATTEMPT_PAUSE: Duration = Duration::from_secs(4);
-/// A pod that could not go to so many hosts goes nowhere: it may be what kills them.
-const TRIES: usize = 2;
+/// A run is begun so often, should another one be begun at the same moment.
+const TRIES: u32 = 4;
 
 /// What an operator wants of a run that is under way.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -68,7 +56,7 @@ pub struct Drive {
 }
 
 /// Why a step did not come to its end.
-enum Halt {
+pub(super) enum Halt {
     /// The run is not to go on, here or at all; or the journal cannot be written.
     Run(ApiError),
     /// The host could not be patched.
@@ -81,20 +69,36 @@ impl From<ApiError> for Halt {
     }
 }
 
-type Done = std::result::Result<(), Halt>;
+pub(super) type Done = std::result::Result<(), Halt>;
 
 /// Begins a run of this plan.
 ///
 /// # Errors
-/// Another one is under way, too few hosts answer, or there is nothing to do.
+/// Another one is under way, or too few hosts answer.
 pub async fn begin(daemon: &Arc<Daemon>, plan: &Plan, by: &str) -> Result<Run> {
+    let mut tried = try_to_begin(daemon, plan, by).await;
+    for _ in 1..TRIES {
+        if tried.as_ref().map_or_else(|error| error.kind != ErrorKind::Conflict, |_| true) {
+            break;
+        }
+        // Two that begin at the same moment, as cron has them do, can each keep the other one from a majority.
+        tokio::time::sleep(PAUSE.mul_f64(rand::random::<f64>() * 3.0)).await;
+        tried = try_to_begin(daemon, plan, by).await;
+    }
+    tried
+}
+
+async fn try_to_begin(daemon: &Arc<Daemon>, plan: &Plan, by: &str) -> Result<Run> {
     if let Some(open) = newest(daemon, None).await? {
         return Err(busy(&open));
     }
     let members = crate::server::host_names(daemon).await?;
     let run = Run::new(plan, members, &daemon.config.host, by, Timestamp::now());
     if daemon.store.put_run(&run, &[])? != Kept::Yes {
-        return Err(daemon.store.open_run()?.map_or_else(|| ApiError::conflict("another run is under way"), |o| busy(&o)));
+        return Err(daemon
+            .store
+            .open_run()?
+            .map_or_else(|| ApiError::conflict("another run is under way"), |o| busy(&o)));
     }
     let error = match spread(daemon, &run).await {
         Ok(copies) if copies >= run.majority() => return Ok(start(daemon, run)),
@@ -166,7 +170,8 @@ fn drive(daemon: &Daemon, run: &Run) -> Arc<Drive> {
 /// There is no such run, it has ended, or too few hosts answer.
 pub async fn steer_any(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
     let none = || {
-        let what = wish.run.as_ref().map_or_else(|| "no run is under way".to_owned(), |run| format!("there is no run {run}"));
+        let what =
+            wish.run.as_ref().map_or_else(|| "no run is under way".to_owned(), |run| format!("there is no run {run}"));
         ApiError::not_found(what).cure("`podctl patch runs` lists them")
     };
     let run = newest(daemon, wish.run.as_deref()).await?.ok_or_else(none)?;
@@ -232,25 +237,28 @@ pub async fn steer(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
             let _alone = drive.at_work.lock().await;
             let run = drive.run();
             for host in run.hosts.iter().filter(|host| !host.step.is_final() && host.step != Step::Waiting) {
-                let _: std::result::Result<(), Refusal> = orders::order(daemon, &run, &host.host, Order::Uncordon).await;
+                let _: std::result::Result<(), Refusal> =
+                    orders::order(daemon, &run, &host.host, Order::Uncordon).await;
             }
-            drive.write(daemon, None, |run| *run = ended(run.clone(), State::Cancelled { why: format!("by {by}") })).await?;
+            drive
+                .write(daemon, None, |run| *run = ended(run.clone(), State::Cancelled { why: format!("by {by}") }))
+                .await?;
         }
     }
     Ok(drive.run())
 }
 
 impl Drive {
-    fn run(&self) -> Run {
+    pub(super) fn run(&self) -> Run {
         self.run.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn host(&self, name: &str) -> Result<HostRun> {
+    pub(super) fn host(&self, name: &str) -> Result<HostRun> {
         self.run().host(name).cloned().ok_or_else(|| ApiError::failed(format!("{name} is no host of this run")))
     }
 
     /// Refuses unless the run is to go on.
-    fn may_go_on(&self) -> Result<()> {
+    pub(super) fn may_go_on(&self) -> Result<()> {
         match self.run().state {
             State::Running => Ok(()),
             other => Err(ApiError::conflict(format!("the run is {}", other.word()))),
@@ -292,7 +300,12 @@ impl Drive {
     }
 
     /// The same, and does not return before a majority keeps a copy.
-    async fn write_for_sure(&self, daemon: &Arc<Daemon>, about: Option<&str>, change: impl FnOnce(&mut Run)) -> Result<()> {
+    async fn write_for_sure(
+        &self,
+        daemon: &Arc<Daemon>,
+        about: Option<&str>,
+        change: impl FnOnce(&mut Run),
+    ) -> Result<()> {
         let mut copies = self.write(daemon, about, change).await?;
         let needed = self.run().majority();
         while copies < needed {
@@ -304,20 +317,21 @@ impl Drive {
         Ok(())
     }
 
-    async fn begin(&self, daemon: &Arc<Daemon>, host: &str, step: Step) -> Result<()> {
-        let change = |run: &mut Run| {
-            if let Some(host) = run.host_mut(host) {
-                host.begin(step, Timestamp::now());
-            }
-        };
+    pub(super) async fn begin(&self, daemon: &Arc<Daemon>, host: &str, step: Step) -> Result<()> {
+        let change = of_host(host, |host| host.begin(step, Timestamp::now()));
         match step.is_grave() {
             true => self.write_for_sure(daemon, Some(host), change).await,
             false => self.write(daemon, Some(host), change).await.map(drop),
         }
     }
 
-    async fn change(&self, daemon: &Arc<Daemon>, host: &str, change: impl FnOnce(&mut HostRun)) -> Result<()> {
-        self.write_for_sure(daemon, None, |run| run.host_mut(host).into_iter().for_each(change_once(change))).await
+    pub(super) async fn change(
+        &self,
+        daemon: &Arc<Daemon>,
+        host: &str,
+        change: impl FnOnce(&mut HostRun),
+    ) -> Result<()> {
+        self.write_for_sure(daemon, None, of_host(host, change)).await
     }
 
     async fn to_the_end(&self, daemon: &Arc<Daemon>) -> Result<()> {
@@ -356,471 +370,37 @@ impl Drive {
     }
 
     async fn fail(&self, daemon: &Arc<Daemon>, name: &str, trouble: Trouble) -> Result<()> {
-        let limits = policy(daemon);
-        let change = |run: &mut Run| {
-            if let Some(host) = run.host_mut(name) {
-                host.fail(trouble);
-            }
-        };
-        self.write(daemon, Some(name), change).await?;
+        self.write(daemon, Some(name), of_host(name, |host| host.fail(trouble))).await?;
         // What was not touched gets its pods back first, breaker or not.
-        if self.host(name)?.step == Step::PutBack {
-            let host = self.host(name)?;
-            match self.perform(daemon, &host).await {
-                Ok(()) => self.begin(daemon, name, Step::Failed).await?,
+        let host = self.host(name)?;
+        if host.step == Step::PutBack {
+            let remark = match self.perform(daemon, &host).await {
+                Ok(()) => None,
                 Err(Halt::Run(error)) => return Err(error),
-                Err(Halt::Host(more)) => {
-                    let change = |run: &mut Run| {
-                        if let Some(host) = run.host_mut(name) {
-                            host.remarks.push(more.what);
-                            host.begin(Step::Failed, Timestamp::now());
-                        }
-                    };
-                    self.write(daemon, Some(name), change).await?;
-                }
-            }
+                Err(Halt::Host(more)) => Some(more.what),
+            };
+            let change = of_host(name, |host| {
+                host.remarks.extend(remark);
+                host.begin(Step::Failed, Timestamp::now());
+            });
+            self.write(daemon, Some(name), change).await?;
         }
-        if let Some(why) = self.run().breaker(&limits) {
+        if let Some(why) = self.run().breaker(&policy(daemon)) {
             self.write(daemon, None, |run| run.state = State::Stopped { why }).await?;
         }
         Ok(())
     }
+}
 
-    async fn perform(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
-        let name = host.host.as_str();
-        match host.step {
-            Step::Waiting | Step::Done | Step::Skipped | Step::Failed => Ok(()),
-            Step::Check => self.check(daemon, host).await,
-            Step::Cordon => {
-                let reason = format!("patch run {}", self.run().id);
-                self.ask(daemon, host, Order::Cordon { reason }).await
-            }
-            Step::Rehearse => self.rehearse(daemon, host).await,
-            Step::Evacuate => self.evacuate(daemon, host).await,
-            Step::Patch => self.ask(daemon, host, Order::Patch { change: host.change.clone().unwrap_or_default() }).await,
-            Step::LivePatch => self.ask(daemon, host, Order::LivePatch).await,
-            Step::Restart => self.ask(daemon, host, Order::Restart).await,
-            Step::Suspend => {
-                let asleep: Vec<String> = self.ask(daemon, host, Order::Suspend).await?;
-                Ok(self.change(daemon, name, |host| host.asleep = asleep).await?)
-            }
-            Step::Reboot => self.reboot(daemon, host).await,
-            Step::Prove => self.prove(daemon, host).await,
-            Step::Return => match policy(daemon).return_pods {
-                true => self.bring_back(daemon, host).await,
-                false => Ok(()),
-            },
-            Step::Soak => self.soak(daemon, host).await,
-            Step::Uncordon => self.ask(daemon, host, Order::Uncordon).await,
-            Step::PutBack => {
-                self.bring_back(daemon, host).await?;
-                if !host.asleep.is_empty() || host.trouble.as_ref().is_some_and(|t| t.step == Step::Suspend) {
-                    let () = self.ask(daemon, host, Order::Resume).await?;
-                }
-                self.ask(daemon, host, Order::Uncordon).await
-            }
-        }
-    }
-
-    async fn check(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
-        let Checked { change, remarks } =
-            self.ask(daemon, host, Order::Check { mechanism: host.mechanism }).await?;
-        let nothing = change.is_none();
-        let note = |host: &mut HostRun| {
-            host.change = change;
-            host.remarks.extend(remarks);
-        };
-        self.change(daemon, &host.host, note).await?;
-        if nothing {
-            self.begin(daemon, &host.host, Step::Skipped).await?;
-        }
-        Ok(())
-    }
-
-    /// Pods that run on a host.
-    async fn running(&self, daemon: &Arc<Daemon>, host: &HostRun) -> std::result::Result<Vec<PodStands>, Halt> {
-        let pods: Vec<PodStands> = self.ask(daemon, host, Order::Pods).await?;
-        Ok(pods.into_iter().filter(|pod| pod.state == "running").collect())
-    }
-
-    async fn rehearse(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
-        if !policy(daemon).rehearse {
-            return Ok(());
-        }
-        for pod in self.running(daemon, host).await? {
-            let Some(to) = host.places.get(&pod.name) else { continue };
-            self.may_go_on()?;
-            let order = Order::Rehearse { pod: pod.id, to: to.clone() };
-            let signature = format!("pod {}", pod.name);
-            let rehearsed = self.ask_again::<serde_json::Value>(daemon, &host.host, order).await;
-            rehearsed.map_err(|refusal| halt(host, &signature, refusal))?;
-        }
-        Ok(())
-    }
-
-    /// Until no pod runs there any more.
-    async fn evacuate(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
-        // Some may be started meanwhile by their restart policy.
-        for _ in 0..3 {
-            let pods = self.running(daemon, host).await?;
-            if pods.is_empty() {
-                return Ok(());
-            }
-            let mut moving = stream::iter(pods)
-                .map(|pod| async move { self.send_away(daemon, host, &pod).await })
-                .buffer_unordered(TOGETHER);
-            let mut ended = Ok(());
-            while let Some(moved) = moving.next().await {
-                // Those under way come to their end.
-                if ended.is_ok() {
-                    ended = moved;
-                }
-            }
-            ended?;
-        }
-        match self.running(daemon, host).await?.first() {
-            None => Ok(()),
-            Some(pod) => {
-                let what = format!("{} is started there again and again", pod.name);
-                Err(trouble(host, &format!("pod {}", pod.name), &ApiError::failed(what)))
-            }
-        }
-    }
-
-    /// Has a pod leave: to where the plan has it go, or else to another host.
-    async fn send_away(&self, daemon: &Arc<Daemon>, host: &HostRun, pod: &PodStands) -> Done {
-        let mut why = Vec::new();
-        for to in self.places(host, &pod.name).into_iter().take(TRIES) {
-            self.may_go_on()?;
-            match self.send(daemon, host, pod, &host.host, &to).await? {
-                Ok(()) => return Ok(()),
-                Err(error) => why.push(format!("{to} ({})", error.message)),
-            }
-        }
-        let why = if why.is_empty() { "there is no host for it".to_owned() } else { why.join(", nor to ") };
-        let what = format!("{} could not go to {why}", pod.name);
-        let error = ApiError::failed(what).cure(format!("see `podctl preflight {} --to HOST`", pod.name));
-        Err(trouble(host, &format!("pod {}", pod.name), &error))
-    }
-
-    /// Where a pod can go: first where it was planned to.
-    fn places(&self, host: &HostRun, pod: &str) -> Vec<String> {
-        let run = self.run();
-        let is_away = |name: &String| {
-            run.host(name).is_some_and(|host| !matches!(host.step, Step::Waiting | Step::Done | Step::Skipped))
-        };
-        let planned = host.places.get(pod).filter(|to| !is_away(to)).cloned();
-        let others = run.members.iter().filter(|name| **name != host.host && Some(*name) != planned.as_ref() && !is_away(name));
-        planned.iter().chain(others).cloned().collect()
-    }
-
-    /// Moves a pod of one host's to another. First: the run, or the host, halts. Second: why the pod did not go.
-    async fn send(
-        &self,
-        daemon: &Arc<Daemon>,
-        of: &HostRun,
-        pod: &PodStands,
-        from: &str,
-        to: &str,
-    ) -> std::result::Result<Result<()>, Halt> {
-        let (id, name, back) = (pod.id.clone(), pod.name.clone(), to == of.host);
-        let intent = PodMove {
-            id,
-            pod: name,
-            from: from.to_owned(),
-            to: to.to_owned(),
-            back,
-            done: false,
-            blackout_ms: None,
-            error: None,
-        };
-        let same = |m: &PodMove| m.id == intent.id && m.from == intent.from && m.to == intent.to && !m.done;
-        let planned = intent.clone();
-        let note = |host: &mut HostRun| {
-            if !host.moves.iter().any(same) {
-                host.moves.push(planned);
-            }
-        };
-        self.change(daemon, &of.host, note).await?;
-        let order = Order::Move { pod: pod.id.clone(), to: to.to_owned() };
-        let moved: std::result::Result<Moved, ApiError> = match self.ask_again(daemon, from, order).await {
-            Ok(moved) => Ok(moved),
-            Err(Refusal::Failed(error) | Refusal::Silent(error)) => Err(error),
-            Err(Refusal::Overtaken(error)) => return Err(Halt::Run(error)),
-        };
-        let note = |host: &mut HostRun| {
-            if let Some(m) = host.moves.iter_mut().rev().find(|m| same(m)) {
-                (m.done, m.blackout_ms) = (moved.is_ok(), moved.as_ref().ok().and_then(|moved| moved.blackout_ms));
-                m.error = moved.as_ref().err().map(|error| error.message.clone());
-            }
-        };
-        self.change(daemon, &of.host, note).await?;
-        let Err(error) = moved else { return Ok(Ok(())) };
-        // It may be lost, and then nothing more is to move.
-        let mut stands = Vec::new();
-        for host in [from, to] {
-            let pods = self.ask_at::<Vec<PodStands>>(daemon, host, Order::Pods).await.unwrap_or_default();
-            stands.extend(pods.into_iter().filter(|other| other.id == pod.id).map(|other| other.state));
-        }
-        match stands.iter().any(|state| state == "running") || stands.is_empty() {
-            true => Ok(Err(error)),
-            false => {
-                let mut lost = trouble_of(of, &format!("pod {}", pod.name), &error);
-                lost.pod_lost = true;
-                Err(Halt::Host(Box::new(lost)))
-            }
-        }
-    }
-
-    async fn reboot(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
-        let limit = policy(daemon).back_within;
-        if host.back_by.is_none() {
-            // Written down before it is told: whoever takes the run over knows by it whether the host has booted.
-            let boot_id: String = self.ask(daemon, host, Order::Boot).await?;
-            let back_by = Timestamp::now().checked_add(limit.0).attempt("reckon with such a limit")?;
-            let note = |host: &mut HostRun| (host.boot_id, host.back_by) = (Some(boot_id), Some(back_by));
-            self.change(daemon, &host.host, note).await?;
-        }
-        let HostRun { boot_id, back_by, .. } = self.host(&host.host)?;
-        let (boot_id, back_by) = (boot_id.unwrap_or_default(), back_by.unwrap_or(Timestamp::UNIX_EPOCH));
-        let mut told: Option<std::time::Instant> = None;
-        loop {
-            self.may_go_on()?;
-            let boot: std::result::Result<String, Refusal> =
-                orders::order(daemon, &self.run(), &host.host, Order::Boot).await;
-            match boot {
-                Err(Refusal::Overtaken(error)) => return Err(Halt::Run(error)),
-                Ok(now) if now != boot_id => break,
-                Ok(_) if told.is_none_or(|at| at.elapsed() > TOLD_AGAIN) => {
-                    told = Some(std::time::Instant::now());
-                    let order = Order::Reboot { boot_id: boot_id.clone() };
-                    if let Err(Refusal::Failed(error)) =
-                        orders::order::<()>(daemon, &self.run(), &host.host, order).await
-                    {
-                        return Err(trouble(host, "reboot", &error));
-                    }
-                }
-                Ok(_) | Err(Refusal::Silent(_) | Refusal::Failed(_)) => {}
-            }
-            if Timestamp::now() > back_by {
-                let what = format!("it was told to boot, and is not back after {}", words(limit.0));
-                let error = ApiError::failed(what).cure(
-                    "look at its console; once it is back, or if it stays away, `podctl patch resume` or `podctl patch cancel`",
-                );
-                let mut gone = trouble_of(host, "reboot", &error);
-                gone.host_gone = true;
-                return Err(Halt::Host(Box::new(gone)));
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-        Ok(self.change(daemon, &host.host, |host| host.back_by = None).await?)
-    }
-
-    async fn prove(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
-        let run = self.run();
-        let is_there = |name: &&String| {
-            **name != host.host && run.host(name).is_none_or(|host| host.back_by.is_none() && host.trouble.is_none())
-        };
-        let boots = host.begun.iter().any(|begun| begun.step == Step::Reboot);
-        let order = Order::Prove {
-            change: host.change.clone().unwrap_or_default(),
-            boot_id: host.boot_id.clone().filter(|_| boots),
-            peers: run.members.iter().filter(is_there).cloned().collect(),
-        };
-        let mut proofs: Vec<Proof> = self.ask(daemon, host, order).await?;
-        proofs.push(self.all_run(daemon, host).await?);
-        let failed = proofs.iter().find(|proof| !proof.well).cloned();
-        self.change(daemon, &host.host, |host| host.proofs = proofs).await?;
-        let Some(failed) = failed else { return Ok(()) };
-        let error = ApiError::failed(format!("{}: {}", failed.what, failed.seen))
-            .cure("look at the host; `podctl patch resume` proves it again, `podctl patch cancel` leaves it as it is");
-        let mut trouble = trouble_of(host, &failed.what, &error);
-        trouble.pod_lost = failed.what == PODS;
-        Err(Halt::Host(Box::new(trouble)))
-    }
-
-    /// Whether all pods run that left this host, or slept on it.
-    async fn all_run(&self, daemon: &Arc<Daemon>, host: &HostRun) -> std::result::Result<Proof, Halt> {
-        let left = host.moves.iter().filter(|m| m.done).map(|m| (&m.id, m.pod.as_str()));
-        let ids: std::collections::BTreeMap<&String, &str> =
-            left.chain(host.asleep.iter().map(|id| (id, id.as_str()))).collect();
-        let begun = std::time::Instant::now();
-        loop {
-            let places = self.stand(daemon).await;
-            let missing: Vec<&str> = ids
-                .iter()
-                .filter(|(id, _)| !places.iter().any(|(_, pod)| pod.id == ***id && pod.state == "running"))
-                .map(|(_, name)| *name)
-                .collect();
-            // A host may be silent for a moment.
-            if missing.is_empty() || begun.elapsed() > SILENCE / 4 {
-                let seen = match missing.is_empty() {
-                    true => format!("{} run", ids.len()),
-                    false => format!("{} run(s) nowhere that answers", missing.join(", ")),
-                };
-                return Ok(Proof { what: PODS.to_owned(), well: missing.is_empty(), seen });
-            }
-            self.may_go_on()?;
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
-
-    /// All pods of all members that answer.
-    async fn stand(&self, daemon: &Arc<Daemon>) -> Vec<(String, PodStands)> {
-        let run = self.run();
-        let asked = run.members.iter().map(async |member| {
-            let pods = orders::order::<Vec<PodStands>>(daemon, &run, member, Order::Pods).await.unwrap_or_default();
-            pods.into_iter().map(|pod| (member.clone(), pod)).collect::<Vec<_>>()
-        });
-        join_all(asked).await.into_iter().flatten().collect()
-    }
-
-    /// Has a host's pods come back: first one, then the others. What does not come is told, and no more.
-    async fn bring_back(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
-        let left = |pod: &PodStands| host.moves.iter().any(|m| m.id == pod.id);
-        let away: Vec<(String, PodStands)> = self
-            .stand(daemon)
-            .await
-            .into_iter()
-            .filter(|(at, pod)| *at != host.host && pod.state == "running" && left(pod))
-            .collect();
-        let come = async |(at, pod): &(String, PodStands)| -> Done {
-            self.may_go_on()?;
-            if let Err(error) = self.send(daemon, host, pod, at, &host.host).await? {
-                let remark = format!("{} stays on {at}: {}", pod.name, error.message);
-                self.change(daemon, &host.host, |host| host.remarks.push(remark)).await?;
-            }
-            Ok(())
-        };
-        let Some((first, others)) = away.split_first() else { return Ok(()) };
-        come(first).await?;
-        let mut coming = stream::iter(others).map(come).buffer_unordered(TOGETHER);
-        while let Some(came) = coming.next().await {
-            came?;
-        }
-        Ok(())
-    }
-
-    async fn soak(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
-        let soak = policy(daemon).soak.0;
-        let since = host.since().unwrap_or(Timestamp::UNIX_EPOCH);
-        loop {
-            self.may_go_on()?;
-            let pods: Vec<PodStands> = self.ask(daemon, host, Order::Pods).await?;
-            let ours = |pod: &&PodStands| host.moves.iter().any(|m| m.id == pod.id) || host.asleep.contains(&pod.id);
-            if let Some(ill) = pods.iter().filter(ours).find(|pod| {
-                pod.state == "lost" || pod.health == Some(HealthState::Unhealthy)
-            }) {
-                let what = format!("{} is {} there", ill.name, if ill.state == "lost" { "lost" } else { "unhealthy" });
-                let mut trouble = trouble_of(host, "a pod is ill", &ApiError::failed(what));
-                trouble.pod_lost = ill.state == "lost";
-                return Err(Halt::Host(Box::new(trouble)));
-            }
-            if Timestamp::now().duration_since(since) >= soak {
-                return Ok(());
-            }
-            let left = soak - Timestamp::now().duration_since(since);
-            tokio::time::sleep(left.clamp(SignedDuration::ZERO, SignedDuration::from_secs(2)).unsigned_abs()).await;
-        }
-    }
-
-    async fn ask<T: DeserializeOwned>(
-        &self,
-        daemon: &Arc<Daemon>,
-        host: &HostRun,
-        order: Order,
-    ) -> std::result::Result<T, Halt> {
-        self.ask_at(daemon, &host.host, order).await.map_err(|refusal| halt(host, host.step.word(), refusal))
-    }
-
-    /// Has a host do something with another one, whose podd may just be starting anew: what fails, and is not refused, is tried again.
-    async fn ask_again<T: DeserializeOwned>(
-        &self,
-        daemon: &Arc<Daemon>,
-        host: &str,
-        order: Order,
-    ) -> std::result::Result<T, Refusal> {
-        for _ in 1..ATTEMPTS {
-            match self.ask_at(daemon, host, order.clone()).await {
-                Err(Refusal::Failed(error)) if matches!(error.kind, ErrorKind::Failed | ErrorKind::Unreachable) => {
-                    tracing::warn!(host, error = error.message, "it failed; trying again");
-                }
-                answer => return answer,
-            }
-            tokio::time::sleep(ATTEMPT_PAUSE).await;
-            self.may_go_on().map_err(Refusal::Overtaken)?;
-        }
-        self.ask_at(daemon, host, order).await
-    }
-
-    /// Has a host do something; one that is silent is asked again for a while.
-    async fn ask_at<T: DeserializeOwned>(
-        &self,
-        daemon: &Arc<Daemon>,
-        host: &str,
-        order: Order,
-    ) -> std::result::Result<T, Refusal> {
-        let mut silent: Option<std::time::Instant> = None;
-        loop {
-            let answer = orders::order(daemon, &self.run(), host, order.clone()).await;
-            match answer {
-                Err(Refusal::Silent(error)) => {
-                    tracing::info!(host, error = error.message, "it does not answer; asking again");
-                    if silent.get_or_insert_with(std::time::Instant::now).elapsed() > SILENCE {
-                        return Err(Refusal::Silent(error));
-                    }
-                }
-                answer => return answer,
-            }
-            self.may_go_on().map_err(Refusal::Overtaken)?;
-            tokio::time::sleep(PAUSE).await;
+/// A change of one host.
+fn of_host(name: &str, change: impl FnOnce(&mut HostRun)) -> impl FnOnce(&mut Run) {
+    move |run| {
+        if let Some(host) = run.host_mut(name) {
+            change(host);
         }
     }
 }
 
-/// Name of the proof that no pod is lost.
-const PODS: &str = "pods";
-
-fn policy(daemon: &Daemon) -> RunPolicy {
+pub(super) fn policy(daemon: &Daemon) -> RunPolicy {
     watch::policy(daemon).0.map(|policy| policy.run.clone()).unwrap_or_default()
-}
-
-/// What a refusal means for the host of which something was wanted.
-fn halt(host: &HostRun, signature: &str, refusal: Refusal) -> Halt {
-    match refusal {
-        Refusal::Overtaken(error) => Halt::Run(error),
-        Refusal::Failed(error) => trouble(host, signature, &error),
-        Refusal::Silent(error) => {
-            let what = format!("it has been silent for {} s: {}", SILENCE.as_secs(), error.message);
-            let mut trouble = trouble_of(host, "silent", &ApiError { message: what, ..error });
-            trouble.host_gone = true;
-            Halt::Host(Box::new(trouble))
-        }
-    }
-}
-
-fn trouble(host: &HostRun, signature: &str, error: &ApiError) -> Halt {
-    Halt::Host(Box::new(trouble_of(host, signature, error)))
-}
-
-fn trouble_of(host: &HostRun, signature: &str, error: &ApiError) -> Trouble {
-    Trouble {
-        at: Timestamp::now(),
-        step: host.step,
-        signature: format!("{} {signature}", host.step.word()),
-        what: error.message.clone(),
-        cure: error.cure.clone(),
-        pod_lost: false,
-        host_gone: false,
-    }
-}
-
-/// For `Option::into_iter().for_each`, which wants a function that can be called again.
-fn change_once<T>(change: impl FnOnce(&mut T)) -> impl FnMut(&mut T) {
-    let mut change = Some(change);
-    move |value| {
-        if let Some(change) = change.take() {
-            change(value);
-        }
-    }
 }

@@ -40,7 +40,7 @@ pub fn known(daemon: &Daemon) -> Result<Vec<Run>> {
 /// Has the other members keep a copy; returns once a majority does (this host counts), and lets the rest go on. So many do.
 ///
 /// # Errors
-/// A member knows of a newer coordinator, or keeps another run.
+/// A member knows of a newer coordinator; or there is no majority, and a member keeps another run.
 pub async fn spread(daemon: &Arc<Daemon>, run: &Run) -> Result<usize> {
     let (send, receive) = tokio::sync::oneshot::channel();
     let (spreading, run) = (daemon.clone(), run.clone());
@@ -54,37 +54,32 @@ pub async fn spread(daemon: &Arc<Daemon>, run: &Run) -> Result<usize> {
             .map(|member| tokio::time::timeout(LIMIT, keep_at(&spreading, member, &run)))
             .collect();
         let mut copies = usize::from(run.members.contains(own));
+        let mut busy = None;
         loop {
             if copies >= run.majority()
                 && let Some(send) = send.take()
             {
                 let _ = send.send(Ok(copies));
             }
-            let refused = match asked.next().await {
+            match asked.next().await {
                 None => break,
-                Some(Ok(Ok(Kept::Yes))) => {
-                    copies += 1;
-                    continue;
-                }
+                Some(Ok(Ok(Kept::Yes))) => copies += 1,
                 Some(Ok(Ok(Kept::Newer { coordinator }))) => {
-                    ApiError::conflict(format!("{coordinator} has taken the run over"))
+                    if let Some(send) = send.take() {
+                        let _ = send.send(Err(ApiError::conflict(format!("{coordinator} has taken the run over"))));
+                    }
                 }
+                // It may be one that has no majority, and never will.
                 Some(Ok(Ok(Kept::Busy { run, coordinator }))) => {
-                    ApiError::conflict(format!("another run is under way: {run}, carried out by {coordinator}"))
-                        .cure("wait for its end: `podctl patch runs`")
+                    let what = format!("another run is under way: {run}, carried out by {coordinator}");
+                    busy = Some(ApiError::conflict(what).cure("wait for its end: `podctl patch runs`"));
                 }
-                Some(Ok(Err(error))) => {
-                    tracing::debug!(error = error.message, "a copy of the run was not kept");
-                    continue;
-                }
-                Some(Err(_)) => continue,
-            };
-            if let Some(send) = send.take() {
-                let _ = send.send(Err(refused));
+                Some(Ok(Err(error))) => tracing::debug!(error = error.message, "a copy of the run was not kept"),
+                Some(Err(_)) => {}
             }
         }
         if let Some(send) = send {
-            let _ = send.send(Ok(copies));
+            let _ = send.send(busy.map_or(Ok(copies), Err));
         }
     });
     receive.await.unwrap_or(Ok(0))

@@ -197,7 +197,12 @@ impl Order {
     /// Whether no other order may be carried out meanwhile.
     fn is_alone(&self) -> bool {
         match self {
-            Self::Check { .. } | Self::Patch { .. } | Self::LivePatch | Self::Restart | Self::Suspend | Self::Resume => true,
+            Self::Check { .. }
+            | Self::Patch { .. }
+            | Self::LivePatch
+            | Self::Restart
+            | Self::Suspend
+            | Self::Resume => true,
             Self::Boot | Self::Pods | Self::Cordon { .. } | Self::Uncordon | Self::Rehearse { .. } => false,
             Self::Move { .. } | Self::Reboot { .. } | Self::Prove { .. } => false,
         }

@@ -64,7 +64,12 @@ fn of_host(host: &HostRun) -> String {
     if !host.proofs.is_empty() {
         text += "\n| proof | | seen |\n|---|---|---|\n";
         for proof in &host.proofs {
-            text += &format!("| {} | {} | {} |\n", cell(&proof.what), if proof.well { "well" } else { "**ill**" }, cell(&proof.seen));
+            text += &format!(
+                "| {} | {} | {} |\n",
+                cell(&proof.what),
+                if proof.well { "well" } else { "**ill**" },
+                cell(&proof.seen)
+            );
         }
     }
     text

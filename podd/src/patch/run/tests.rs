@@ -129,7 +129,11 @@ fn after_the_breaker_each_host_goes_on_where_it_can() {
     run.resume(&RunPolicy::default(), at(10));
     let steps: Vec<Step> = run.hosts.iter().map(|host| host.step).collect();
     assert_eq!(steps, [Step::Waiting, Step::Reboot, Step::Prove, Step::Waiting]);
-    assert_eq!((run.hosts[1].back_by, &run.state), (Some(at(10 + 15 * 60)), &State::Running), "it has as much time again");
+    assert_eq!(
+        (run.hosts[1].back_by, &run.state),
+        (Some(at(10 + 15 * 60)), &State::Running),
+        "it has as much time again"
+    );
     assert!(run.hosts.iter().all(|host| host.trouble.is_none()));
 }
 
