@@ -14,7 +14,7 @@ use crate::lab::{eventually, root, rootfs};
 use crate::{Lab, Run, machine};
 
 /// How long an application may take until it answers, in an emulated machine, too.
-const STARTS: Duration = Duration::from_secs(90);
+const STARTS: Duration = Duration::from_secs(300);
 
 /// Where workloads live: hosts that share this machine's kernel, or machines with kernels of their own.
 pub trait Hosts {
