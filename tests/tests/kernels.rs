@@ -263,6 +263,7 @@ fn the_status_follows_apt_and_the_kernel_that_runs() {
     // It looks by itself.
     lab.exec("a", &["sed", "-i", "s/watch = false/watch = true/", "/etc/podd/podd.toml"]).must();
     lab.configure("a", "");
+    archive.stock(&lab, &["a"], &[older, newer]);
     archive.publish(&lab, &["a"], "Debian", codename, &[older]);
     let apt = |words: &[&str]| {
         let mut all = vec!["env", "DEBIAN_FRONTEND=noninteractive"];

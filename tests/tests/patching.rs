@@ -35,6 +35,7 @@ impl Site {
             site.lab.up_with(machine, &site.archive.older.kernel);
             site.lab.configure(machine, &format!("reboot = [\"reboot\"]\n{podd}"));
         }
+        site.archive.stock(&site.lab, machines, &[&site.archive.older, &site.archive.newer]);
         site.publish("Debian", &site.archive.codename, &[&site.archive.older]);
         site.publish("Debian-Security", &site.archive.security(), &[&site.archive.older]);
         for machine in machines {
@@ -146,8 +147,8 @@ fn demonstration_of_three_hosts() {
     lab.ok("b", &["exec", "db", "--", "sh", "-c", prepare]);
     web::nginx(lab, "c", "web", "10.78.1.7");
     let counter = Counter::start(lab, "10.78.1.5");
-    let mut bench = postgres::Bench::start(lab, "10.78.1.6", &["-c", "2", "-b", "tpcb-like", "-T", "3600"]);
-    let mut asked = web::ask(lab, "10.78.1.7", 2);
+    let mut bench = postgres::Bench::start(lab, "10.78.1.6", &["-c", "2", "-R", "5", "-b", "tpcb-like", "-T", "3600"]);
+    let mut asked = web::ask(lab, "10.78.1.7", 1);
     site.say("redis, PostgreSQL and nginx run, and their clients are at work");
 
     // A kernel that does not do: the canary finds out.
@@ -185,6 +186,7 @@ fn demonstration_of_three_hosts() {
 
     // One that never comes back.
     let broken = site.archive.broken();
+    site.archive.stock(lab, &site.machines, &[&broken]);
     site.send(&broken, &POLICY.replace("[run]", "[run]\nback-within = \"90s\"\nrehearse = false"));
     let id = site.cron("a");
     let run = site.until(&id, "stopped");

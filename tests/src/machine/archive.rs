@@ -76,7 +76,15 @@ impl Archive {
         Published { version, packages, ..self.newer.clone() }
     }
 
-    /// Publishes these in a suite, on each of these machines, whose apt reads it.
+    /// Brings the packages to these machines: what is published later appears in a moment.
+    pub fn stock(&self, lab: &Lab, machines: &[&str], kernels: &[&Published]) {
+        let packages: Vec<PathBuf> = kernels.iter().flat_map(|kernel| kernel.packages.clone()).collect();
+        for machine in machines {
+            lab.room().copy_in(machine, &packages, "/srv/repository/pool").expect("it is copied");
+        }
+    }
+
+    /// Publishes these in a suite, on each of these machines, which have been [stocked](Self::stock) with them.
     pub fn publish(&self, lab: &Lab, machines: &[&str], label: &str, codename: &str, kernels: &[&Published]) {
         let made = tempfile::tempdir().expect("a folder");
         let dir = made.path().join(codename);
@@ -85,11 +93,12 @@ impl Archive {
         make.args(kernels.iter().flat_map(|kernel| &kernel.packages));
         assert!(make.status().expect("sh runs").success());
         for machine in machines {
-            let files = [dir.clone(), self.keys.path().join("key.gpg")];
-            lab.room().copy_in(machine, &files, "/srv/repository").expect("it is copied");
+            let suite = format!("/srv/repository/{codename}");
+            lab.room().copy_in(machine, &[dir.join("dists")], &suite).expect("it is copied");
+            lab.room().copy_in(machine, &[self.keys.path().join("key.gpg")], "/srv/repository").expect("it is copied");
             let line =
                 format!("deb [signed-by=/srv/repository/key.gpg] file:/srv/repository/{codename} {codename} main");
-            let script = "chmod -R a+rX /srv; echo \"$1\" >\"/etc/apt/sources.list.d/$2.list\" && apt-get update 2>&1";
+            let script = "ln -sfn ../pool \"/srv/repository/$2/pool\"; chmod -R a+rX /srv; echo \"$1\" >\"/etc/apt/sources.list.d/$2.list\" && apt-get update 2>&1";
             lab.exec(machine, &["sh", "-c", script, "sh", &line, codename]).must();
         }
     }
