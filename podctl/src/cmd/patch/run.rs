@@ -67,7 +67,7 @@ pub async fn run(args: RunArgs, ctl: &Podctl<'_>) -> Outcome {
     if !ctl.out.is_json() && !args.auto {
         ctl.out.text(&shown);
     }
-    let host = if args.fleet { None } else { Some(args.of.map_or_else(|| plan.steps[0].host.clone(), |host| host)) };
+    let host = if args.fleet { None } else { Some(args.of.unwrap_or_else(|| plan.steps[0].host.clone())) };
     let request = RunRequest { host, plan: Some(plan) };
     let run: Run = match ctl.daemon.post(&path(&["patch", "run"]), &request).await {
         // Somebody was a moment earlier, or the plan is another one by now: cron comes again.
