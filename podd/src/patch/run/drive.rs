@@ -76,16 +76,16 @@ pub(super) type Done = std::result::Result<(), Halt>;
 /// # Errors
 /// Another one is under way, or too few hosts answer.
 pub async fn begin(daemon: &Arc<Daemon>, plan: &Plan, by: &str) -> Result<Run> {
-    let mut tried = try_to_begin(daemon, plan, by).await;
     for _ in 1..TRIES {
-        if tried.as_ref().map_or_else(|error| error.kind != ErrorKind::Conflict, |_| true) {
-            break;
+        match try_to_begin(daemon, plan, by).await {
+            // Two that begin at the same moment, as cron has them do, can each keep the other one from a majority.
+            Err(error) if error.kind == ErrorKind::Conflict && newest(daemon, None).await?.is_none() => {
+                tokio::time::sleep(PAUSE.mul_f64(rand::random())).await;
+            }
+            tried => return tried,
         }
-        // Two that begin at the same moment, as cron has them do, can each keep the other one from a majority.
-        tokio::time::sleep(PAUSE.mul_f64(rand::random::<f64>() * 3.0)).await;
-        tried = try_to_begin(daemon, plan, by).await;
     }
-    tried
+    try_to_begin(daemon, plan, by).await
 }
 
 async fn try_to_begin(daemon: &Arc<Daemon>, plan: &Plan, by: &str) -> Result<Run> {
