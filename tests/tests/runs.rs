@@ -219,3 +219,25 @@ fn of_several_that_begin_at_once_one_does() {
         assert_eq!(fleet.runs(host), NEW.0, "{host}");
     }
 }
+
+#[test]
+fn a_host_that_has_missed_the_end_of_a_run_is_told() {
+    let fleet = Fleet::up(3, "[run]\nsoak = \"8s\"\n");
+    let begun = fleet.lab.json("a", &["patch", "run", "b", "--detach"]);
+    let id = begun["id"].as_str().unwrap().to_owned();
+    eventually("b is nearly done", LIMIT, || fleet.run("a", &id).is_some_and(|run| run["hosts"][0]["step"] == "soak"));
+    fleet.lab.script(&["cut", "c"]).must();
+    fleet.until("a", &id, "done", LIMIT);
+    let stale = fleet.lab.podctl("c", &["patch", "run", "--fleet", "--auto"]);
+    assert_ne!(stale.code, 0, "it is alone: {stale:?}");
+    fleet.lab.script(&["join", "c"]).must();
+    let cured = Duration::from_secs(30);
+    eventually("c begins the next run", cured, || {
+        fleet.lab.podctl("c", &["patch", "run", "--fleet", "--auto", "--detach"]).out.contains("has begun")
+    });
+    let runs = fleet.lab.json("c", &["patch", "runs"]);
+    assert!(
+        runs.as_array().unwrap().iter().any(|run| run["id"] == id.as_str() && run["state"]["state"] == "done"),
+        "{runs:#}"
+    );
+}

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::ApiError;
 use crate::error::Result;
+use crate::patch::run::{Run, Step};
 use crate::supervisor::Daemon;
 
 /// Somebody wants that no pod comes, or is started here.
@@ -35,9 +36,20 @@ impl Cordon {
 /// The store's.
 pub fn all(daemon: &Daemon) -> Result<Vec<Cordon>> {
     let now = Timestamp::now();
-    let mut cordons = daemon.store.cordons()?;
-    cordons.retain(|cordon| cordon.until.is_none_or(|until| until > now));
-    Ok(cordons)
+    let mut left = Vec::new();
+    for cordon in daemon.store.cordons()? {
+        let is_over = cordon.until.is_some_and(|until| until <= now) || is_done(daemon, &cordon)?;
+        left.extend((!is_over).then_some(cordon));
+    }
+    Ok(left)
+}
+
+/// Whether it is of a run that has ended, and not because of this host: this one may not have heard that it ends.
+fn is_done(daemon: &Daemon, cordon: &Cordon) -> Result<bool> {
+    let Some(id) = cordon.owner.strip_prefix("run ") else { return Ok(false) };
+    let ended = daemon.store.run(id)?.filter(|run| !run.is_open());
+    let stays = |run: &Run| run.host(&daemon.config.host).is_some_and(|host| host.step == Step::Failed || !host.patch);
+    Ok(ended.is_some_and(|run| !stays(&run)))
 }
 
 /// One of this host, if there is any.

@@ -344,8 +344,13 @@ async fn migrate_pod(
 }
 
 async fn rehearse_pod(State(daemon): App, Path(name): Path<String>, Said(request): Said<MigrateRequest>) -> Answer {
-    let claim = daemon.claim_once_tidy(&name, Doing::Rehearse).await?;
-    Ok(stream(async move |tell| rehearse::rehearse(&daemon, &claim, &request.to, &tell).await))
+    drop(daemon.claim_once_tidy(&name, Doing::Rehearse).await?);
+    Ok(stream(async move |tell| {
+        // It takes as much room on the target as a move.
+        let _turn = migrate::turn(&daemon, &tell).await?;
+        let claim = daemon.claim_once_tidy(&name, Doing::Rehearse).await?;
+        rehearse::rehearse(&daemon, &claim, &request.to, &tell).await
+    }))
 }
 
 #[derive(Deserialize)]

@@ -16,16 +16,20 @@ use crate::supervisor::{Daemon, Doing};
 /// How they are. One that is about to leave, or being dumped, runs.
 pub(super) fn stand(daemon: &Daemon) -> Vec<PodStands> {
     let view = |pod: Arc<crate::supervisor::Pod>| {
-        let view = daemon.view(&pod);
-        PodStands { id: view.id, name: view.name, state: view.state, health: view.health.map(|health| health.state) }
+        let (view, state) = (daemon.view(&pod), pod.record().state);
+        let is_moving = matches!(state, PodState::Arriving { .. } | PodState::Given { .. });
+        let health = view.health.map(|health| health.state);
+        PodStands { id: view.id, name: view.name, state: view.state, is_moving, health }
     };
     daemon.pods().into_iter().map(view).collect()
 }
 
 /// Sends a clone of a pod.
 pub(super) async fn rehearse(daemon: &Arc<Daemon>, pod: &str, to: &str) -> Result<RehearsalReport> {
+    let tell = mpsc::unbounded_channel().0;
+    let _turn = migrate::turn(daemon, &tell).await?;
     let claim = daemon.claim_in_turn(daemon.pod(pod)?, Doing::Rehearse).await;
-    rehearsal::rehearse(daemon, &claim, to, &mpsc::unbounded_channel().0).await
+    rehearsal::rehearse(daemon, &claim, to, &tell).await
 }
 
 /// Sends a pod, once it has been told and its notice is over. One that has gone there already has gone.

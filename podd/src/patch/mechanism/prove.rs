@@ -91,7 +91,7 @@ async fn network(daemon: &Daemon, peers: &[String]) -> Proof {
     loop {
         let asked = peers.iter().filter(|peer| **peer != daemon.config.host);
         let answers = join_all(
-            asked.map(async |peer| (peer.as_str(), call_host::<Vec<Run>>(daemon, peer, &Call::Runs).await.is_ok())),
+            asked.map(async |peer| (peer.as_str(), call_host::<Option<Run>>(daemon, peer, &Call::Open).await.is_ok())),
         );
         let answers = answers.await;
         let silent: Vec<&str> = answers.iter().filter(|(_, well)| !well).map(|(peer, _)| *peer).collect();

@@ -207,7 +207,7 @@ pub async fn steer_any(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
 
 /// Whether a host answers no question at all.
 async fn is_silent(daemon: &Daemon, host: &str) -> bool {
-    orders::call_host::<Vec<Run>>(daemon, host, &orders::Call::Runs).await.is_err()
+    orders::call_host::<Option<Run>>(daemon, host, &orders::Call::Open).await.is_err()
 }
 
 /// Does what an operator wants with a run that this host carries out.

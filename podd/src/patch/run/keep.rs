@@ -1,10 +1,13 @@
 //! Copies of a run: the journal on this host, and those that others keep.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
+use serde::de::DeserializeOwned;
 
 use super::orders::{Call, call_host, keep_at};
 use super::{Kept, Run};
@@ -25,16 +28,6 @@ pub fn keep(daemon: &Daemon, run: &Run) -> Result<Kept> {
         daemon.told.stir();
     }
     Ok(kept)
-}
-
-/// The open run that this host knows, and the last one that ended.
-///
-/// # Errors
-/// The store's.
-pub fn known(daemon: &Daemon) -> Result<Vec<Run>> {
-    let mut runs = daemon.store.runs()?;
-    let ended = runs.iter().rposition(|run| !run.is_open()).map(|at| runs.remove(at));
-    Ok(runs.into_iter().filter(Run::is_open).chain(ended).collect())
 }
 
 /// Has the other members keep a copy; returns once a majority does (this host counts), and lets the rest go on. So many do.
@@ -85,30 +78,50 @@ pub async fn spread(daemon: &Arc<Daemon>, run: &Run) -> Result<usize> {
     receive.await.unwrap_or(Ok(0))
 }
 
-/// The newest copy of an open run that a majority of its members knows, or of that one run; none: there is no open run.
+/// The newest copy of a run (none named: of the open one) that any host knows; none: there is none. A host that has missed its end
+/// is told.
 ///
 /// # Errors
-/// Too few members answer to be sure.
+/// It has not ended, and too few members answer to be sure of that.
 pub async fn newest(daemon: &Arc<Daemon>, id: Option<&str>) -> Result<Option<Run>> {
-    let hosts = crate::server::host_names(daemon).await?;
-    let asked = hosts.iter().map(async |host| match *host == daemon.config.host {
-        true => known(daemon).ok(),
-        false => {
-            let asked = call_host::<Vec<Run>>(daemon, host, &Call::Runs);
-            tokio::time::timeout(LIMIT, asked).await.ok().and_then(Result::ok)
+    let ids: BTreeSet<String> = match id {
+        Some(id) => BTreeSet::from([id.to_owned()]),
+        None => {
+            let open = ask_all::<Option<Run>>(daemon, &Call::Open, daemon.store.open_run()?).await?;
+            open.into_iter().filter_map(|(_, run)| Some(run?.id)).collect()
         }
-    });
-    let answers: Vec<Vec<Run>> = futures_util::future::join_all(asked).await.into_iter().flatten().collect();
-    let count = answers.len();
-    let wanted = |run: &Run| id.map_or_else(|| run.is_open(), |id| run.id == id);
-    let runs = answers.into_iter().flatten().filter(|run| wanted(run));
-    let Some(newest) = runs.max_by_key(|run| (run.term, run.revision)) else { return Ok(None) };
-    if newest.is_open() && count < newest.majority() {
-        return Err(ApiError::unreachable(format!(
-            "{count} of {} hosts answer: too few to know how the run stands",
-            newest.members.len()
-        ))
-        .cure("see with `podctl host ls` which do not; the run goes on when most of them answer"));
+    };
+    let mut found = None;
+    for run in ids {
+        let own = daemon.store.run(&run)?;
+        let copies = ask_all::<Option<Run>>(daemon, &Call::Copy { run }, own).await?;
+        let known = || copies.iter().filter_map(|(host, run)| Some((host, run.as_ref()?)));
+        let Some((_, newest)) = known().max_by_key(|(_, run)| (run.term, run.revision)) else { continue };
+        if newest.is_open() && copies.len() < newest.majority() {
+            let (count, all) = (copies.len(), newest.members.len());
+            let what = format!("{count} of {all} hosts answer: too few to know how the run stands");
+            let cure = "see with `podctl host ls` which do not; the run goes on when most of them answer";
+            return Err(ApiError::unreachable(what).cure(cure));
+        }
+        for (host, _) in known().filter(|(_, run)| run.is_open() && !newest.is_open()) {
+            let _ = keep_at(daemon, host, newest).await;
+        }
+        if newest.is_open() || id.is_some() {
+            found = Some(newest.clone());
+        }
     }
-    Ok(Some(newest))
+    Ok(found)
+}
+
+/// Asks all hosts of the fleet; `own` is this one's answer. Those that do not answer are left out.
+async fn ask_all<T: DeserializeOwned + Clone>(daemon: &Arc<Daemon>, call: &Call, own: T) -> Result<Vec<(String, T)>> {
+    let hosts = crate::server::host_names(daemon).await?;
+    let asked = hosts.into_iter().map(async |host| {
+        let answer = match host == daemon.config.host {
+            true => Some(own.clone()),
+            false => tokio::time::timeout(LIMIT, call_host(daemon, &host, call)).await.ok().and_then(Result::ok),
+        };
+        Some((host, answer?))
+    });
+    Ok(join_all(asked).await.into_iter().flatten().collect())
 }

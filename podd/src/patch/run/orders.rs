@@ -37,8 +37,13 @@ const PAUSE: Duration = Duration::from_millis(300);
 pub enum Call {
     /// Keep this copy; answered by [`Kept`].
     Keep(Box<Run>),
-    /// Which runs do you know? Answered by a list of [`Run`]s: the open one and the last one that ended.
-    Runs,
+    /// Which run do you know that has not ended? Answered by an `Option` of [`Run`].
+    Open,
+    /// What do you know of this run? Answered by an `Option` of [`Run`].
+    Copy {
+        /// Its id.
+        run: String,
+    },
     /// Carry an order out; answered by [`Report`].
     Do {
         /// The run.
@@ -128,6 +133,8 @@ pub struct PodStands {
     pub name: String,
     /// As `podctl ls` shows it.
     pub state: String,
+    /// It comes, or leaves, and where it belongs is being settled.
+    pub is_moving: bool,
     /// What its health probe says, if it has one.
     pub health: Option<HealthState>,
 }
@@ -320,7 +327,8 @@ pub async fn answer(daemon: &Arc<Daemon>, json: &str, from: &str) -> Result<Valu
         .map_err(|e| ApiError::failed(format!("{} does not understand {from}: {e}", daemon.config.host)).cure(cure))?;
     let value = match call {
         Call::Keep(run) => serde_json::to_value(super::keep::keep(daemon, &run)?),
-        Call::Runs => serde_json::to_value(super::keep::known(daemon)?),
+        Call::Open => serde_json::to_value(daemon.store.open_run()?),
+        Call::Copy { run } => serde_json::to_value(daemon.store.run(&run)?),
         Call::Do { run, term, number, order } => {
             serde_json::to_value(carry_out(daemon, &run, term, number, order).await?)
         }

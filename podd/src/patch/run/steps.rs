@@ -110,6 +110,7 @@ impl Drive {
     async fn evacuate(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
         // Some may be started meanwhile by their restart policy.
         for _ in 0..3 {
+            self.settled(daemon, host).await?;
             let pods = self.running(daemon, host).await?;
             if pods.is_empty() {
                 return Ok(());
@@ -132,6 +133,22 @@ impl Drive {
                 let what = format!("{} is started there again and again", pod.name);
                 Err(trouble(host, &format!("pod {}", pod.name), &ApiError::failed(what)))
             }
+        }
+    }
+
+    /// Waits until no pod is on its way any more: a coordinator before us may have sent some, or somebody else.
+    async fn settled(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
+        let begun = Instant::now();
+        loop {
+            let pods: Vec<PodStands> = self.ask(daemon, host, Order::Pods).await?;
+            let Some(moving) = pods.iter().find(|pod| pod.is_moving) else { return Ok(()) };
+            if begun.elapsed() > SILENCE {
+                let what = format!("{} is on its way, and does not arrive: it is {}", moving.name, moving.state);
+                let error = ApiError::failed(what).cure("see `podctl migrations`");
+                return Err(trouble(host, &format!("pod {}", moving.name), &error));
+            }
+            self.may_go_on()?;
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
@@ -206,18 +223,30 @@ impl Drive {
         self.change(daemon, &of.host, note).await?;
         let Err(error) = moved else { return Ok(Ok(())) };
         // It may be lost, and then nothing more is to move.
-        let mut stands = Vec::new();
-        for host in [from, to] {
-            let pods = self.ask_at::<Vec<PodStands>>(daemon, host, Order::Pods).await.unwrap_or_default();
-            stands.extend(pods.into_iter().filter(|other| other.id == pod.id).map(|other| other.state));
-        }
-        match stands.iter().any(|state| state == "running") || stands.is_empty() {
-            true => Ok(Err(error)),
-            false => {
+        match self.is_lost(daemon, &pod.id, [from, to]).await? {
+            false => Ok(Err(error)),
+            true => {
                 let mut lost = trouble_of(of, &format!("pod {}", pod.name), &error);
                 lost.pod_lost = true;
                 Err(Halt::Host(Box::new(lost)))
             }
+        }
+    }
+
+    /// Whether a pod is on one of these hosts, and does not run. Where it belongs may still have to be settled.
+    async fn is_lost(&self, daemon: &Arc<Daemon>, id: &str, hosts: [&str; 2]) -> Result<bool> {
+        let begun = Instant::now();
+        loop {
+            let mut stands: Vec<PodStands> = Vec::new();
+            for host in hosts {
+                let pods = self.ask_at::<Vec<PodStands>>(daemon, host, Order::Pods).await.unwrap_or_default();
+                stands.extend(pods.into_iter().filter(|pod| pod.id == id));
+            }
+            if begun.elapsed() > SILENCE || !stands.iter().any(|pod| pod.is_moving) {
+                return Ok(!stands.is_empty() && !stands.iter().any(|pod| pod.is_moving || pod.state == "running"));
+            }
+            self.may_go_on()?;
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
