@@ -30,6 +30,7 @@ impl Said {
     pub(super) fn last(&self) -> String {
         let last = self.text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
         match self.status {
+            Some(status) if !status.success() => format!("{} ({status})", last.trim()),
             Some(_) => last.trim().to_owned(),
             None => format!("it did not end in time; {}", last.trim()),
         }
