@@ -6,13 +6,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use checkpoint::baseline::Baseline;
 use checkpoint::host::Cpu;
 use checkpoint::memory::{self, Understood};
-use jiff::Timestamp;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore};
 
 use crate::api::{ApiError, HealthView, PodView};
 use crate::config::Config;
 use crate::error::Result;
-use crate::events::{Bell, Entry, What};
+use crate::events::{self, Bell, What};
 use crate::layers::LayerStore;
 use crate::patch::run::drive::Drive;
 use crate::patch::run::orders::Hand;
@@ -344,14 +343,7 @@ impl Daemon {
     /// # Errors
     /// The store's.
     pub fn journal(&self, migration: &Migration, pod: Option<&PodRecord>) -> std::result::Result<(), store::Error> {
-        let host = self.config.host.clone();
-        let end = What::of(migration, &host).map(|what| Entry {
-            id: 0,
-            at: Timestamp::now(),
-            host,
-            by: migration.by.clone(),
-            what,
-        });
+        let end = What::of(migration, &self.config.host).map(|what| events::entry(self, &migration.by, what));
         self.store.put_migration(migration, pod, end.as_ref())?;
         crate::fault::point(&self.config.run, migration.role.word(), migration.step.word());
         if end.is_some()

@@ -94,7 +94,7 @@ pub struct HostRun {
     pub step: Step,
     /// When each step began.
     pub begun: Vec<Begun>,
-    /// The boot in which it was told to boot.
+    /// The boot in which it was told to boot; none: it was not.
     pub boot_id: Option<String>,
     /// It must have come back by then; some: it is away, or about to be.
     pub back_by: Option<Timestamp>,

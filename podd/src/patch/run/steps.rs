@@ -299,10 +299,9 @@ impl Drive {
         let is_there = |name: &&String| {
             **name != host.host && run.host(name).is_none_or(|host| host.back_by.is_none() && host.trouble.is_none())
         };
-        let boots = host.begun.iter().any(|begun| begun.step == Step::Reboot);
         let order = Order::Prove {
             change: host.change.clone().unwrap_or_default(),
-            boot_id: host.boot_id.clone().filter(|_| boots),
+            boot_id: host.boot_id.clone(),
             peers: run.members.iter().filter(is_there).cloned().collect(),
         };
         let mut proofs: Vec<Proof> = self.ask(daemon, host, order).await?;
