@@ -50,6 +50,9 @@ const STOP_LIMIT: Duration = Duration::from_millis(100);
 /// The same for those that would stop, on a machine that is too busy to let them.
 const STARVED_LIMIT: Duration = Duration::from_secs(2);
 
+/// Time for threads to come to another place: each needs some ten microseconds and a turn of the processor.
+const LEAD_LIMIT: Duration = Duration::from_millis(500);
+
 /// Between two looks. Not sched_yield(2): on a busy machine that gives a whole slice to somebody else.
 const A_MOMENT: Duration = Duration::from_micros(10);
 
@@ -111,6 +114,54 @@ impl Saved {
             mended
         })?;
         await_stillness(&self.cgroup)
+    }
+}
+
+/// Has each thread of a cgroup (v2) that stands still go on, while it is where `is_there` says, until it is somewhere else; nobody
+/// else moves, and all stand still afterwards. One that is there all the same, or cannot be held, is returned.
+///
+/// # Errors
+/// They do not stand still again.
+pub(crate) fn lead_out(cgroup: &Path, is_there: impl Fn(Pid, Pid) -> bool + Sync) -> io::Result<Option<Pid>> {
+    let pids = pids(cgroup);
+    let stays = as_tracer(|| {
+        let held = hold(&pids, Options::empty());
+        let threads: Vec<_> = pids.iter().flat_map(|pid| tids(*pid).into_iter().map(move |tid| (*pid, tid))).collect();
+        let mut stays = threads.iter().map(|(_, tid)| *tid).find(|tid| !held.contains(tid));
+        if stays.is_none() {
+            shut_freezer(cgroup, false)?;
+            let deadline = Instant::now() + LEAD_LIMIT;
+            stays = threads.into_iter().find_map(|(pid, tid)| {
+                while is_there(pid, tid) {
+                    if Instant::now() > deadline || go_on_a_moment(tid).is_none() {
+                        return Some(tid);
+                    }
+                }
+                None
+            });
+            shut_freezer(cgroup, true)?;
+        }
+        release(&held);
+        Ok::<_, io::Error>(stays)
+    })?;
+    await_stillness(cgroup)?;
+    Ok(stays)
+}
+
+/// Lets a held thread go on for a moment; none if it does not stop again.
+fn go_on_a_moment(tid: Pid) -> Option<()> {
+    let deadline = Instant::now() + STARVED_LIMIT;
+    let mut signal = None;
+    loop {
+        ptrace::cont(tid, signal).ok()?;
+        // Interrupted at once, it would not come to its next instruction.
+        thread::sleep(A_MOMENT);
+        ptrace::interrupt(tid).ok()?;
+        match next_stop(tid, deadline)? {
+            // It was about to get one.
+            WaitStatus::Stopped(_, its) => signal = Some(its),
+            _ => return Some(()),
+        }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod image;
 pub mod memory;
 pub mod network_lock;
 pub mod process;
+pub mod sleep;
 mod sys;
 pub mod waits;
 pub mod wire;

@@ -37,6 +37,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use memchr::memmem;
 use nix::unistd::Pid;
 use procfs::process::{MMPermissions, MMapPath, Process};
 
@@ -45,6 +46,7 @@ use crate::sys;
 pub(crate) use ahead::is_prepared;
 pub use ahead::{A_MOMENT, Nursery, do_without, prepare};
 use pages::Ranges;
+use soft_dirty::Found;
 
 /// Smaller mappings are not worth a registration, in bytes.
 const WORTH_IT: u64 = 256 << 10;
@@ -53,8 +55,12 @@ const WORTH_READING: u64 = 16 << 20;
 /// Read and sent in pieces of at most this, in bytes.
 const PIECE: u64 = 1 << 20;
 const PAGE: u64 = 4096;
+/// Of programs that ask for no more (Documentation/arch/x86/x86_64/5level-paging.rst).
+const END_OF_MEMORY: u64 = (1 << 47) - PAGE;
 /// Told to CRIU in its environment.
 pub(crate) const TRACK_WRITTEN: &str = "CRIU_TRACK_WRITTEN";
+/// How a link begins by which CRIU finds pages in the middle of a file.
+pub(crate) const PAGES_ELSEWHERE: &str = "pages@";
 /// In a dump's folder: the latest round.
 pub(crate) const PARENT: &str = "parent";
 
@@ -147,13 +153,15 @@ impl Backend {
     }
 }
 
-/// What a CRIU program can do with memory that goes ahead, by its patches.
+/// What a CRIU program can do with memory that goes ahead or lies elsewhere, by its patches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Understood {
     /// It asks the kernel what was written since.
     pub written: bool,
     /// It loads rounds as they come.
     pub loaded: bool,
+    /// It restores pages out of the middle of a file.
+    pub elsewhere: bool,
 }
 
 impl Understood {
@@ -161,8 +169,8 @@ impl Understood {
     #[must_use]
     pub fn by(criu: &Path) -> Self {
         let program = fs::read(criu).unwrap_or_default();
-        let mentions = |name: &str| program.windows(name.len()).any(|window| window == name.as_bytes());
-        Self { written: mentions(TRACK_WRITTEN), loaded: mentions(ahead::PIPE) }
+        let mentions = |name: &str| memmem::find(&program, name.as_bytes()).is_some();
+        Self { written: mentions(TRACK_WRITTEN), loaded: mentions(ahead::PIPE), elsewhere: mentions(PAGES_ELSEWHERE) }
     }
 }
 
@@ -216,14 +224,15 @@ impl Tracker {
             tracked.armed = Ranges::default();
         }
         tracked.files = Ranges::default();
-        for (range, anonymous) in wanted {
+        for Mapping { range, room, anonymous } in wanted {
             // A mapping that is gone meanwhile, or is of a kind that cannot be, stays unregistered.
             let armed = match &tracked.userfaultfd {
                 Some(fd) => {
                     // All of a mapping is, or nothing.
                     let first = range.start..range.start + PAGE;
-                    let already = sys::written_pages(&tracked.pagemap, first, anonymous, None).is_ok();
-                    already || sys::track(fd, &range).is_ok()
+                    let already = tracked.armed.contains(range.start)
+                        && sys::written_pages(&tracked.pagemap, first, anonymous, None).is_ok();
+                    already || sys::track(fd, &range, room).is_ok()
                 }
                 None => true,
             };
@@ -354,14 +363,20 @@ impl Tracked {
     }
 
     /// The same by soft-dirty bits. If they cannot be read, as after exec(2), or cleared, all counts as written.
+    ///
+    /// To clear them is to clear those of all memory: so what was copied earlier is asked for too, though its mapping may be too small
+    /// by now to be worth it (as glibc's arenas, which shrink), or of another kind. What of it is gone is forgotten: another mapping
+    /// may come there.
     fn soft_dirty(&mut self) -> Ranges {
-        let mut written = Ranges::default();
-        let found = self.armed.iter().try_for_each(|range| {
-            // One after the other, as they come in order.
-            soft_dirty::written(&self.pagemap, &range, !self.seen)?.iter().for_each(|range| written.add(range));
-            Ok::<_, io::Error>(())
-        });
-        self.seen = found.and_then(|()| soft_dirty::clear(self.pid)).is_ok();
+        let mut asked = self.armed.clone();
+        asked.add_all(&self.copied);
+        let mut found = Found::default();
+        let read = asked.iter().try_for_each(|range| soft_dirty::find(&self.pagemap, &range, &mut found));
+        let Found { own, written } = found;
+        let gone = if read.is_ok() { self.copied.without(&own) } else { self.copied.clone() };
+        self.copied = self.copied.without(&gone);
+        let written = if self.seen { written } else { own };
+        self.seen = read.and_then(|()| soft_dirty::clear(self.pid)).is_ok();
         written
     }
 }
@@ -371,9 +386,16 @@ fn started(pid: i32) -> io::Result<u64> {
     Ok(Process::new(pid).and_then(|process| process.stat()).map_err(io::Error::other)?.starttime)
 }
 
-/// Mappings of a process that are followed: private memory that it can read and write, of some size; and whether they are
-/// anonymous.
-fn worthwhile(process: &Process) -> io::Result<Vec<(Range<u64>, bool)>> {
+/// A mapping that is to be followed.
+struct Mapping {
+    range: Range<u64>,
+    /// Up to here, nothing else is mapped.
+    room: u64,
+    anonymous: bool,
+}
+
+/// Mappings of a process that are followed: private memory that it can read and write, of some size.
+fn worthwhile(process: &Process) -> io::Result<Vec<Mapping>> {
     let maps = process.maps().map_err(io::Error::other)?;
     // The kernel writes what asynchronous I/O brings whenever it comes, without asking the page tables again.
     let asynchronous = |path: &MMapPath| matches!(path, MMapPath::Path(path) if path.starts_with("/[aio]"));
@@ -388,10 +410,16 @@ fn worthwhile(process: &Process) -> io::Result<Vec<(Range<u64>, bool)>> {
         MMapPath::Path(_) | MMapPath::Stack => WORTH_READING,
         _ => u64::MAX,
     };
-    let maps = maps.iter().filter(|map| map.perms.contains(wanted));
-    let maps = maps.filter(|map| map.address.1 - map.address.0 >= least(&map.pathname));
-    let is_file = |path: &MMapPath| matches!(path, MMapPath::Path(_));
-    Ok(maps.map(|map| (map.address.0..map.address.1, !is_file(&map.pathname))).collect())
+    let next = maps.iter().skip(1).map(|next| next.address.0).chain([u64::MAX]);
+    let maps = maps.iter().zip(next).filter(|(map, _)| map.perms.contains(wanted));
+    let maps = maps.filter(|(map, _)| map.address.1 - map.address.0 >= least(&map.pathname));
+    Ok(maps
+        .map(|(map, next)| Mapping {
+            range: map.address.0..map.address.1,
+            room: if next < END_OF_MEMORY { next } else { map.address.1 },
+            anonymous: !matches!(map.pathname, MMapPath::Path(_)),
+        })
+        .collect())
 }
 
 /// Whether a dump has only what was written after the last round.

@@ -10,6 +10,7 @@ mod namespace;
 mod rlimit;
 mod socket;
 mod timers;
+mod vdso;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -26,6 +27,8 @@ pub use memory::{MemoryFacts, shared_writable_files};
 pub use rlimit::{Resource, Rlimit};
 pub use socket::{OutsidePeer, SocketFacts, UnixFault, unaccepted};
 pub use timers::{PodTimer, correct_timers, note as note_timers, timers};
+pub use vdso::leave_vdso;
+pub(crate) use vdso::vdso;
 pub use watch::watched_paths;
 
 use descriptor::{Scan, Terminal};

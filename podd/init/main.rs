@@ -82,6 +82,10 @@ fn run(config: &Config, log: &mut Log) -> Result<Ended, String> {
     let failed = |what: &str, error: io::Error| format!("{what}: {error}");
     // Before the fork, so that no signal is lost.
     let mut signals = sys::take_signals().map_err(|error| failed("signalfd", error))?;
+    // The application finds it from its first moment on.
+    let mut events = Events::open(Path::new(DIR))
+        .inspect_err(|error| log.note(SystemTime::now(), &format!("no events are told in this pod: {error}")))
+        .ok();
     let (out, out_end) = sys::pipe().map_err(|error| failed("pipe", error))?;
     let (err, err_end) = sys::pipe().map_err(|error| failed("pipe", error))?;
     let app = match sys::fork().map_err(|error| failed("fork", error))? {
@@ -89,9 +93,6 @@ fn run(config: &Config, log: &mut Log) -> Result<Ended, String> {
         Some(pid) => pid,
     };
     drop((out_end, err_end));
-    let mut events = Events::open(Path::new(DIR))
-        .inspect_err(|error| log.note(SystemTime::now(), &format!("no events are told in this pod: {error}")))
-        .ok();
 
     let mut outputs = [Output::new(Stream::Stdout, out), Output::new(Stream::Stderr, err)];
     let ended = loop {

@@ -23,6 +23,8 @@
 //! | GET `/v1/doctor` | | `[Check]` |
 //! | GET `/v1/hosts` | | `[HostView]` |
 //! | GET `/v1/host/cpu?fleet=bool` | | [`HostCpu`] |
+//! | GET `/v1/host/reserved-memory` | | [`ReservedMemory`] |
+//! | POST `/v1/host/reserved-memory` | [`ReserveRequest`] | [`ReservedMemory`] |
 //! | POST `/v1/host/init` | [`HostInitRequest`] | [`HostView`] |
 //! | POST `/v1/host/invite` | [`HostInviteRequest`] | [`Invitation`] |
 //! | POST `/v1/host/join` | [`HostJoinRequest`] | [`HostView`] |
@@ -125,6 +127,8 @@ pub struct Version {
     pub podd: String,
     /// [`API_VERSION`].
     pub api: u32,
+    /// The newest version of the protocol between hosts that it speaks; it speaks the one before, too.
+    pub protocol: u8,
     /// The host's name.
     pub host: String,
     /// `uname -r`.
@@ -404,6 +408,8 @@ pub struct Bytes {
     pub frozen: u64,
     /// Files of layers and writable layer.
     pub files: u64,
+    /// Of memory, so much was compressed on its way, as the link was what took the time.
+    pub packed: u64,
     /// All that went over the wire.
     pub wire: u64,
 }
@@ -679,6 +685,45 @@ pub struct HostCpu {
     pub level: Option<String>,
     /// Features that give instructions to programs, by their names in /proc/cpuinfo.
     pub features: Vec<String>,
+}
+
+/// Memory of a host that survives its boots.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReservedMemory {
+    /// So much shall be set aside, in bytes.
+    pub bytes: u64,
+    /// The boot parameter that does it; none: nothing shall.
+    pub parameter: Option<String>,
+    /// The boot loader's file that holds it; none: the operator has to add it.
+    pub loader: Option<String>,
+    /// The kernel that runs has set it aside.
+    pub is_there: bool,
+    /// Room for images of pods, in bytes; none: not in use.
+    pub free_bytes: Option<u64>,
+    /// Why it cannot be used.
+    pub problem: Option<String>,
+}
+
+impl ReservedMemory {
+    /// How it stands.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        let Some(parameter) = &self.parameter else { return "no memory is set aside".to_owned() };
+        let (wanted, place) = (self.bytes >> 20, self.loader.as_deref().unwrap_or("no boot loader's file"));
+        match (&self.problem, self.free_bytes) {
+            (Some(problem), _) => format!("{wanted} MiB are set aside, and cannot be used: {problem}"),
+            (None, Some(free)) => format!("{wanted} MiB survive a boot, {} of them free", free >> 20),
+            (None, None) if self.is_there => format!("{wanted} MiB are set aside"),
+            (None, None) => format!("{wanted} MiB are to be set aside from the next boot on ({parameter} in {place})"),
+        }
+    }
+}
+
+/// Body of `host reserve-memory`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReserveRequest {
+    /// So much, in bytes; none: no more.
+    pub bytes: Option<u64>,
 }
 
 /// Body of `host init`: makes the fleet's certificate authority on this host.

@@ -10,6 +10,7 @@ use checkpoint::host::Cpu;
 use serde::{Deserialize, Serialize};
 
 use crate::pod::file::place;
+use crate::trust::Protocol;
 
 /// Everything that an operator can set. Each field has a default: an empty file is a good configuration.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,6 +42,10 @@ pub struct Config {
     pub watch: bool,
     /// Pods that leave this host at a time, of many that shall; they stand still one after the other.
     pub moves: NonZeroU8,
+    /// What this host shares with others that can fail as a whole, such as a rack: never two of one domain are away for patching.
+    pub domain: Option<String>,
+    /// The newest version of the protocol between hosts that this one speaks.
+    pub protocol: Protocol,
     /// The command by which this host boots.
     pub reboot: Vec<String>,
     /// Whether pods may sleep on this host's disk while it boots, where that is milder than to evacuate them.
@@ -85,6 +90,8 @@ impl Default for Config {
             livepatch: crate::patch::cover::FOLDER.into(),
             watch: true,
             moves: const { NonZeroU8::new(4).expect("not zero") },
+            domain: None,
+            protocol: Protocol::NEWEST,
             reboot: ["systemctl", "reboot"].map(str::to_owned).to_vec(),
             in_place: false,
             metrics: None,
@@ -239,6 +246,12 @@ impl Config {
     #[must_use]
     pub fn flight(&self) -> PathBuf {
         self.run.join("flight")
+    }
+
+    /// Folder in memory that survives a boot, if it is mounted.
+    #[must_use]
+    pub fn reserved(&self) -> PathBuf {
+        self.run.join("reserved")
     }
 
     /// Name of a pod's cgroup.

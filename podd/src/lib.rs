@@ -14,6 +14,7 @@ pub mod patch;
 pub mod peer;
 pub mod pod;
 pub mod recover;
+pub mod reserved;
 pub mod server;
 pub mod shim;
 pub mod store;

@@ -1,7 +1,9 @@
 //! A connection between two podds: messages and data in the frames of `checkpoint::wire`, inside mutual TLS.
 
+mod packing;
+
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use checkpoint::baseline::Baseline;
 use checkpoint::clocks::Clocks;
@@ -16,6 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
+use self::packing::Packing;
 use crate::api::{ChooseRequest, HealthView, StatusView};
 use crate::error::{Attempt, Result};
 use crate::patch::plan;
@@ -23,7 +26,9 @@ use crate::pod::preflight::TargetFacts;
 use crate::shim::CRIU_LIMIT;
 use crate::store::Host;
 use crate::supervisor::Daemon;
-use crate::trust;
+use crate::trust::{self, Protocol};
+
+pub use self::packing::unpack;
 
 /// Longest silence of a peer that is at work on something (a restore, a large file).
 const PATIENCE: Duration = CRIU_LIMIT.saturating_add(Duration::from_secs(30));
@@ -196,6 +201,15 @@ pub enum Message {
         /// The question.
         json: String,
     },
+    /// One data frame with this part of an image file follows, compressed. Since version 2 of the protocol.
+    Packed {
+        /// Name in CRIU's folder.
+        name: String,
+        /// Where it begins, in bytes.
+        offset: u64,
+        /// Its size, in bytes.
+        size: u32,
+    },
 }
 
 /// A connection to the podd of another host.
@@ -203,6 +217,9 @@ pub struct Peer {
     stream: TlsStream<TcpStream>,
     /// Bytes sent, headers included.
     pub sent: u64,
+    /// Bytes that were compressed before they were sent.
+    pub packed: u64,
+    packing: Packing,
 }
 
 impl Peer {
@@ -210,7 +227,7 @@ impl Peer {
     #[must_use]
     pub fn new(stream: TlsStream<TcpStream>) -> Self {
         let _ = trust::set_stall_limit(stream.get_ref().0, STALL);
-        Self { stream, sent: 0 }
+        Self { stream, sent: 0, packed: 0, packing: Packing::default() }
     }
 
     /// Calls a host of the fleet.
@@ -220,7 +237,7 @@ impl Peer {
     pub async fn call(daemon: &Daemon, host: &str) -> Result<Self> {
         let identity = daemon.identity()?;
         let address = known(daemon, host).await?.address;
-        let stream = trust::connect(&identity, host, address, trust::PEER, CALL).await?;
+        let stream = trust::connect(&identity, host, address, daemon.config.protocol.offers(), CALL).await?;
         Ok(Self::new(TlsStream::from(stream)))
     }
 
@@ -247,11 +264,37 @@ impl Peer {
         self.write(&frame).await
     }
 
+    /// Puts a part of an image file behind those that wait to be sent; compressed, if the link is what takes the time.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub async fn queue_chunk(&mut self, name: &str, offset: u64, data: &[u8]) -> Result<()> {
+        let name = name.to_owned();
+        let knows = Protocol::agreed(self.stream.get_ref().1.alpn_protocol()) >= Some(Protocol::V2);
+        let packed = if knows { self.packing.pack(data).attempt("compress memory")? } else { None };
+        let begun = Instant::now();
+        let length = match &packed {
+            Some(packed) => {
+                self.packed += data.len() as u64;
+                self.queue(&Message::Packed { name, offset, size: data.len() as u32 }).await?;
+                self.queue_data(packed).await?;
+                packed.len()
+            }
+            None => {
+                self.queue(&Message::Chunk { name, offset }).await?;
+                self.queue_data(data).await?;
+                data.len()
+            }
+        };
+        self.packing.sent(length, begun.elapsed());
+        Ok(())
+    }
+
     /// Puts a data frame behind those that wait to be sent.
     ///
     /// # Errors
     /// The connection is broken.
-    pub async fn queue_data(&mut self, data: &[u8]) -> Result<()> {
+    async fn queue_data(&mut self, data: &[u8]) -> Result<()> {
         let header = wire::encode_data_header(data, true).attempt("encode data")?;
         self.write(&header).await?;
         self.write(data).await
@@ -342,7 +385,8 @@ pub async fn known(daemon: &Daemon, host: &str) -> Result<Host> {
 pub async fn learn_hosts(daemon: &Daemon) -> Result<()> {
     let identity = daemon.identity()?;
     let Some(authority) = &identity.authority else { return Ok(()) };
-    let stream = trust::connect(&identity, &authority.name, authority.address, trust::PEER, CALL).await?;
+    let stream =
+        trust::connect(&identity, &authority.name, authority.address, daemon.config.protocol.offers(), CALL).await?;
     match Peer::new(TlsStream::from(stream)).ask(&Message::AskHosts).await? {
         Message::Hosts { hosts } => Ok(hosts.iter().try_for_each(|host| daemon.store.put_host(host))?),
         other => Err(unexpected(&other)),

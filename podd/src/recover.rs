@@ -105,6 +105,10 @@ async fn recover_running(
         }
     }
     thaw(daemon, &record, &[])?;
+    if record.wakes {
+        // It was to sleep for a boot, and does not; should its owner put it to sleep later, nobody wakes it up.
+        claim.update(daemon, |record| record.wakes = false)?;
+    }
     start::watch(daemon, &record.id, init);
     Ok(())
 }

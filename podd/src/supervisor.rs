@@ -57,6 +57,8 @@ pub struct Daemon {
     /// The right to freeze a pod for a move. One at a time: together they would only hold each other up, each standing still.
     pub freezes: Semaphore,
     criu: OnceLock<CriuFindings>,
+    /// Apart, as the round trip takes a while, and pods that wake up cannot wait for it.
+    understood: OnceLock<Understood>,
     pods: RwLock<HashMap<String, Arc<Pod>>>,
 }
 
@@ -65,7 +67,6 @@ pub struct Daemon {
 struct CriuFindings {
     version: Option<String>,
     round_trip: std::result::Result<(), String>,
-    ahead: Understood,
 }
 
 /// A pod in the daemon's memory.
@@ -247,7 +248,7 @@ impl Daemon {
         (baseline, cpu): (Baseline, Cpu),
     ) -> Result<Self> {
         let id_mapped_mounts = crate::sys::namespaces::id_mapped_mounts_work(&config.state);
-        let criu = OnceLock::new();
+        let (criu, understood) = (OnceLock::new(), OnceLock::new());
         let pods = RwLock::default();
         let (watch, told, bell) = (Watch::default(), Told::default(), Bell::default());
         let (moves, freezes) = (Semaphore::new(config.moves.get().into()), Semaphore::new(1));
@@ -268,6 +269,7 @@ impl Daemon {
             moves,
             freezes,
             criu,
+            understood,
             pods,
         };
         for record in daemon.store.pods()? {
@@ -445,21 +447,30 @@ impl Daemon {
     /// How the kernel can tell what a pod has written since some moment, if CRIU understands that.
     #[must_use]
     pub fn follows_writes(&self) -> Option<memory::Backend> {
-        memory::Backend::of_kernel().filter(|_| self.criu_findings().ahead.written)
+        memory::Backend::of_kernel().filter(|_| self.understood().written)
     }
 
     /// Whether CRIU can load memory that comes ahead of the rest.
     #[must_use]
     pub fn loads_ahead(&self) -> bool {
-        self.criu_findings().ahead.loaded
+        self.understood().loaded
+    }
+
+    /// Whether CRIU can restore memory out of an image as it is.
+    #[must_use]
+    pub fn reads_elsewhere(&self) -> bool {
+        self.understood().elsewhere
     }
 
     fn criu_findings(&self) -> &CriuFindings {
         self.criu.get_or_init(|| CriuFindings {
             version: checkpoint::criu::version(&self.config.criu).ok(),
             round_trip: crate::doctor::round_trip::round_trip(&self.config.criu, &self.config.flight()),
-            ahead: Understood::by(&self.config.criu),
         })
+    }
+
+    fn understood(&self) -> Understood {
+        *self.understood.get_or_init(|| Understood::by(&self.config.criu))
     }
 
     /// Where a pod stands, for sentences that begin with "it is".

@@ -76,16 +76,22 @@ def main():
         checks = [check() for module in modules for check in module.CHECKS if user in check.users]
         checks += [chain] if user == "root" else []
         mine, theirs = os.pipe()
-        if os.fork() == 0:
+        worker = os.fork()
+        if worker == 0:
             os.close(mine)
             work(user, checks, theirs)
         os.close(theirs)
-        reports[mine] = [user, b"", "start", time.monotonic()]
+        reports[mine] = [user, b"", "start", time.monotonic(), worker]
     while True:
         ready, _, _ = select.select(list(reports), [], [], 5)
         for descriptor, state in reports.items():
             if descriptor in ready:
-                state[1] += os.read(descriptor, 65536)
+                said = os.read(descriptor, 65536)
+                if not said:
+                    _, status = os.waitpid(state[4], 0)
+                    print(f"FAIL {state[0]} {state[2]}: its worker has ended, status {status}", flush=True)
+                    sys.exit(1)
+                state[1] += said
                 *lines, state[1] = state[1].split(b"\n")
                 for line in map(bytes.decode, lines):
                     if line.startswith("at "):

@@ -40,15 +40,15 @@ impl Fleet {
     /// Of so many hosts, with this policy beside what makes each due at once. podds that die are started again.
     #[must_use]
     pub fn up(hosts: usize, policy: &str) -> Self {
-        Self::with(hosts, policy, true)
+        Self::with(hosts, policy, "", true)
     }
 
-    /// The same; if `kept`, podds that die are started again, as systemd would.
+    /// The same, with these lines in podd.toml; if `kept`, podds that die are started again, as systemd would.
     #[must_use]
-    pub fn with(hosts: usize, policy: &str, kept: bool) -> Self {
+    pub fn with(hosts: usize, policy: &str, config: &str, kept: bool) -> Self {
         let lab = Arc::new(Lab::prepared(|lab| {
             for host in &NAMES[..hosts] {
-                install(lab, host, policy);
+                install(lab, host, policy, config);
             }
         }));
         lab.script(&["up", "--hosts", &hosts.to_string()]).must();
@@ -130,7 +130,7 @@ fn folder(lab: &Lab, host: &str) -> PathBuf {
 }
 
 /// What makes a host of the lab one with Debian's packages.
-fn install(lab: &Lab, host: &str, policy: &str) {
+fn install(lab: &Lab, host: &str, policy: &str, config: &str) {
     let (home, debian) = (lab.dir().join(host), folder(lab, host));
     let write = |path: PathBuf, text: &str| fs::write(path, text).expect("the lab's folder can be written to");
     for part in ["root/boot", "lists"] {
@@ -157,7 +157,7 @@ fn install(lab: &Lab, host: &str, policy: &str) {
         debian.display()
     );
     write(home.join("policy.toml"), &own);
-    write(home.join("extra.toml"), &format!("reboot = [\"touch\", \"{}/reboot\"]\n", home.display()));
+    write(home.join("extra.toml"), &format!("reboot = [\"touch\", \"{}/reboot\"]\n{config}\n", home.display()));
 }
 
 /// Now, as Release files have it.

@@ -163,7 +163,13 @@ impl Counter {
 #[track_caller]
 pub fn migrate(lab: &Lab, pod: &str, from: &str, to: &str) -> serde_json::Value {
     let report = lab.json(from, &["migrate", pod, "--to", to]);
-    assert_eq!(lab.state(to, pod).as_deref(), Some("running"));
+    let state = lab.state(to, pod);
+    assert_eq!(
+        state.as_deref(),
+        Some("running"),
+        "{report} {:?}",
+        [lab.podctl(to, &["inspect", pod]), lab.podctl(to, &["logs", pod])]
+    );
     assert_eq!(lab.state(from, pod), None, "the source has forgotten it");
     report
 }

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tests::lab::eventually;
 use tests::machine::Lab;
-use tests::machine::archive::{Archive, Published};
+use tests::machine::archive::{Archive, Published, upgrade};
 use tests::machine::cache::Cache;
 use tests::machine::harness::Counter;
+use tests::machine::livepatch;
 use tests::workload::{self, postgres, web};
 
 /// A run of three machines, emulated.
@@ -18,6 +19,10 @@ const LIMIT: Duration = Duration::from_secs(1800);
 const POLICY: &str = "[phases]\nself-service = \"0s\"\nnotice = \"0s\"\n[run]\nsoak = \"3s\"\n";
 /// The line of the crontab that is shipped, as cron runs it.
 const CRON: &str = include_str!("../../podd/podd-patch.cron");
+
+/// How an operator has a machine boot without its firmware; its memory stays as it is.
+const KEXEC: &str = "kexec -l /boot/vmlinuz --initrd=/boot/initrd.img --append=\"$(sed 's/ memmap=[^ ]*//' /proc/cmdline) \
+                     $(cat /etc/podd/memmap)\" && sync && kexec -e";
 
 /// Machines with the older kernel of an archive, which know of nothing newer yet.
 struct Site {
@@ -31,17 +36,18 @@ impl Site {
     fn with(machines: &[&'static str], podd: &str) -> Self {
         let archive = Archive::new(&Cache::open().expect("a cache"));
         let site = Self { lab: Lab::new(), archive, machines: machines.to_vec(), begun: Instant::now() };
-        for machine in machines {
+        // The first one makes the fleet's authority.
+        site.lab.up_with(machines[0], &site.archive.older.kernel);
+        site.lab.each(machines, |machine| {
             site.lab.up_with(machine, &site.archive.older.kernel);
-            site.lab.configure(machine, &format!("reboot = [\"reboot\"]\n{podd}"));
-        }
+            site.lab.configure(machine, podd);
+        });
         site.archive.stock(&site.lab, machines, &[&site.archive.older, &site.archive.newer]);
         site.publish("Debian", &site.archive.codename, &[&site.archive.older]);
         site.publish("Debian-Security", &site.archive.security(), &[&site.archive.older]);
-        for machine in machines {
-            let install = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-qq", "-y"];
-            site.lab.exec(machine, &[&install[..], &["linux-image-cloud-amd64"]].concat()).must();
-        }
+        let install = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-qq", "-y"];
+        let install = [&install[..], &["linux-image-cloud-amd64"]].concat();
+        site.lab.each(machines, |machine| drop(site.lab.exec(machine, &install).must()));
         site.say(&format!("{} run Linux {}", machines.join(", "), site.archive.older.version));
         site
     }
@@ -63,11 +69,11 @@ impl Site {
 
     /// What cron does on a host; the run that has begun.
     fn cron(&self, host: &str) -> String {
-        for machine in &self.machines {
+        self.lab.each(&self.machines, |machine| {
             let status = self.lab.podctl(machine, &["status", machine, "--refresh"]);
             let why = status.out.lines().last().unwrap_or_default().to_owned();
             self.say(&format!("{machine}: {why}"));
-        }
+        });
         let line = CRON.lines().find(|line| line.contains("patch run")).expect("a line that runs");
         let command = line.split_once(" root ").expect("a user").1;
         let fired = self.lab.exec(host, &["sh", "-c", command]).must();
@@ -112,6 +118,70 @@ impl Site {
         last
     }
 
+    /// An operator who looks at a run that has stopped, and who begins another one if this one has left a host out; the present run.
+    fn pushed(&self, id: &str) -> String {
+        let Some(run) = self.run(id) else { return id.to_owned() };
+        match run["state"]["state"].as_str() {
+            Some("stopped") => {
+                self.say(&format!("{} podctl patch resume", run["state"]["why"].as_str().unwrap_or_default()));
+                let said = self.lab.room().exec("a", &["podctl", "patch", "resume"]);
+                self.say(&said.map(|said| said.err).unwrap_or_default());
+            }
+            Some("done") => {
+                let again = ["podctl", "--json", "patch", "run", "--fleet", "--detach"];
+                let said = self.lab.room().exec("a", &again).ok();
+                let begun = said.and_then(|said| serde_json::from_str::<Value>(&said.out).ok());
+                if let Some(next) = begun.as_ref().and_then(|run| run["id"].as_str()) {
+                    self.say(&format!("run {id} is done, and has left something: run {next}"));
+                    return next.to_owned();
+                }
+            }
+            _ => {}
+        }
+        id.to_owned()
+    }
+
+    /// A security update for the one host there is, as cron does it.
+    fn patch_in_place(&self) {
+        let newer = self.archive.newer.clone();
+        self.send(&newer, POLICY);
+        let id = self.cron("a");
+        let run = self.until(&id, "done");
+        assert_eq!((self.kernel("a"), self.places("redis")), (newer.version, vec!["a"]), "{run:#}");
+        assert_eq!(run["hosts"][0]["mechanism"], "in-place", "{run:#}");
+    }
+
+    /// How long it took the pods to wake up, beside a plain read of as many bytes from a disk. Worth a look, and no assertion.
+    fn woke_up(&self) {
+        let script = r#"
+            sed -n 's/.*it woke up pod="\([^"]*\)" bytes=\([0-9]*\) ms=\([0-9]*\).*/\1 \2 \3/p' /var/log/podd.log | while read -r pod bytes ms; do
+                head -c "$bytes" /dev/urandom >/var/tmp/plain && sync && echo 3 >/proc/sys/vm/drop_caches
+                begun=$(date +%s%N) && cat /var/tmp/plain >/dev/null && ended=$(date +%s%N)
+                echo "$pod woke up in $ms ms ($bytes bytes); to read as many takes $(((ended - begun) / 1000000)) ms"
+            done"#;
+        self.say(self.lab.exec("a", &["sh", "-c", script]).must().out.trim());
+    }
+
+    /// What has been counted in the redis of the one host.
+    fn count(&self) -> String {
+        self.lab.ok("a", &["exec", "redis", "--", "redis-cli", "get", "n"]).trim().to_owned()
+    }
+
+    /// Sets memory aside, and has the machine boot once for it.
+    fn set_aside(&self, machine: &str, size: &str) {
+        let memory = self.lab.json(machine, &["host", "reserve-memory", size]);
+        assert!(memory["loader"].is_null(), "these machines have no GRUB: {memory}");
+        let parameter = memory["parameter"].as_str().expect("a boot parameter");
+        let boot = format!("echo '{parameter}' >/etc/podd/memmap; (sleep 1; {KEXEC}) >/dev/null 2>&1 &");
+        self.lab.exec(machine, &["sh", "-c", &boot]).must();
+        eventually("the memory is there", Duration::from_secs(120), || {
+            std::thread::sleep(Duration::from_secs(2));
+            let said = self.lab.room().exec(machine, &["podctl", "host", "reserve-memory"]);
+            said.is_ok_and(|said| said.out.contains("survive a boot"))
+        });
+        self.say(&format!("{machine} has set {size} aside ({parameter})"));
+    }
+
     fn kernel(&self, machine: &str) -> String {
         let said = self.lab.exec(machine, &["cat", "/proc/version"]).must().out;
         let version = said.split(" Debian ").nth(1).and_then(|rest| rest.split(' ').next());
@@ -123,6 +193,29 @@ impl Site {
         self.machines.iter().copied().filter(runs).collect()
     }
 }
+
+/// What dies at a step of a run.
+#[derive(Clone, Copy, Debug)]
+enum Dies {
+    /// kill -9 of this machine's podd; it is started again, as systemd would.
+    Podd(&'static str),
+    /// This machine's power; it is switched on again.
+    Power(&'static str),
+}
+
+impl Dies {
+    fn strike(self, lab: &Lab) {
+        match self {
+            Self::Podd(machine) => drop(lab.exec(machine, &["sh", "-c", PODD_DIES]).must()),
+            Self::Power(machine) => {
+                lab.powercut(machine);
+                lab.start(machine);
+            }
+        }
+    }
+}
+
+const PODD_DIES: &str = "kill -9 \"$(cat /run/podd.pid)\"; sleep 1; setsid /usr/local/lib/vm/podd >/dev/null 2>&1 &";
 
 /// Steps of a host, and how long its pods were silent, as people read it.
 fn table(run: &Value) {
@@ -139,7 +232,7 @@ fn table(run: &Value) {
 
 #[test]
 fn demonstration_of_three_hosts() {
-    let site = Site::with(&["a", "b", "c"], "");
+    let site = Site::with(&["a", "b", "c"], "reboot = [\"reboot\"]\n");
     let (lab, newer) = (&site.lab, site.archive.newer.clone());
     workload::redis(lab, "a", "redis", "10.78.1.5");
     postgres::postgres(lab, "b", "db", "10.78.1.6");
@@ -219,21 +312,135 @@ fn demonstration_of_three_hosts() {
 
 #[test]
 fn demonstration_of_one_host_in_place() {
-    let site = Site::with(&["a"], "in_place = true");
-    let (lab, newer) = (&site.lab, site.archive.newer.clone());
+    let site = Site::with(&["a"], "in_place = true\nreboot = [\"reboot\"]\n");
+    let lab = &site.lab;
     workload::redis(lab, "a", "redis", "10.78.1.5");
     let counter = Counter::start(lab, "10.78.1.5");
     site.say("redis runs, and its client is at work");
-    site.send(&newer, POLICY);
-    let id = site.cron("a");
-    let run = site.until(&id, "done");
-    assert_eq!((site.kernel("a"), site.places("redis")), (newer.version.clone(), vec!["a"]), "{run:#}");
-    assert_eq!(run["hosts"][0]["mechanism"], "in-place", "{run:#}");
-    let before = lab.ok("a", &["exec", "redis", "--", "redis-cli", "get", "n"]);
-    eventually("the client goes on", Duration::from_secs(180), || {
-        lab.ok("a", &["exec", "redis", "--", "redis-cli", "get", "n"]) != before
-    });
+    site.patch_in_place();
+    site.woke_up();
+    let before = site.count();
+    eventually("the client goes on", Duration::from_secs(180), || site.count() != before);
     let counted = counter.finish();
     assert_eq!((counted.error.as_deref(), counted.gaps), (None, 0), "{counted:?}");
     site.say(&format!("the client has kept its connection: {} increments without a gap", counted.increments));
+}
+
+/// The same by kexec, and from memory. (A kernel that was begun by kexec takes minutes to start here, longer than clients wait.)
+#[test]
+fn memory_that_is_set_aside_survives_a_kexec() {
+    let config = format!("in_place = true\nreboot = [\"sh\", \"-c\", '''{KEXEC}''']\n");
+    let site = Site::with(&["a"], &config);
+    site.set_aside("a", "512M");
+    workload::redis(&site.lab, "a", "redis", "10.78.1.5");
+    site.lab.ok("a", &["exec", "redis", "--", "redis-cli", "set", "n", "4711"]);
+    site.patch_in_place();
+    assert_eq!(site.count(), "4711");
+    let log = site.lab.exec("a", &["grep", "-E", "woke up|that survived", "/var/log/podd.log"]).must().out;
+    assert!(log.contains("that survived") && log.contains("woke up"), "{log}");
+    site.woke_up();
+    let doctor = site.lab.podctl("a", &["doctor"]).out;
+    assert!(doctor.contains("512 MiB survive a boot"), "{doctor}");
+}
+
+/// A real one, for the kernel that runs: no pod is touched, and nothing boots.
+#[test]
+fn a_live_patch_is_enough() {
+    let site = Site::with(&["a"], "");
+    let lab = &site.lab;
+    workload::redis(lab, "a", "redis", "10.78.1.5");
+    let counter = Counter::start(lab, "10.78.1.5");
+    let boot = || lab.exec("a", &["cat", "/proc/sys/kernel/random/boot_id"]).must().out;
+    let before = boot();
+    livepatch::deliver(lab, "a", &site.archive.older, "CVE-2026-1").unwrap_or_else(|failure| panic!("{failure}"));
+    let newer = site.archive.newer.clone();
+    site.send(&newer, POLICY);
+    let status = || lab.podctl("a", &["status", "a", "--refresh"]);
+    assert!(status().out.contains("evacuate"), "nobody is trusted yet: {:?}", status());
+    lab.ok("a", &["livepatch", "trust", "/root/vendor.pem"]);
+    let id = site.cron("a");
+    let run = site.until(&id, "done");
+    assert_eq!(run["hosts"][0]["mechanism"], "live-patch", "{run:#}");
+    let status = status();
+    assert!(status.code == 0 && status.out.contains("covered"), "{status:?}");
+    assert_eq!(lab.exec("a", &["cat", "/proc/cmdline"]).must().out, "vm.patched\n");
+    assert_eq!((site.kernel("a"), boot()), (site.archive.older.version.clone(), before));
+    let counted = counter.finish();
+    assert_eq!((counted.error.as_deref(), counted.gaps), (None, 0), "{counted:?}");
+    site.say(&format!("redis' client was silent for {:.0} ms at most", counted.longest_silence_ms));
+}
+
+/// A library is replaced under systemd's services, podd among them, by dpkg.
+#[test]
+fn services_with_a_replaced_library_are_restarted() {
+    const OTHER: &str = "[Service]\nExecStart=/usr/local/lib/vm/vm-agent 127.0.0.1:7778\n";
+    let site = Site::with(&["a"], "");
+    let lab = &site.lab;
+    lab.under_systemd("a");
+    site.say("systemd runs podd by its unit");
+    let start = "printf \"$1\" >/etc/systemd/system/other.service && systemctl daemon-reload && systemctl start other";
+    lab.exec("a", &["sh", "-c", start, "sh", OTHER]).must();
+    workload::redis(lab, "a", "redis", "10.78.1.5");
+    let counter = Counter::start(lab, "10.78.1.5");
+    site.archive.advise(lab, &["a"], &site.archive.older.version, POLICY);
+    let status = || lab.podctl("a", &["status", "a", "--refresh"]);
+    assert_eq!(status().code, 0, "{:?}", status());
+    let pids = || ["podd", "other"].map(|unit| lab.exec("a", &["systemctl", "show", "-P", "MainPID", unit]).must().out);
+    let init = || lab.json("a", &["inspect", "redis"])[0]["pid"].clone();
+    let (before, pod) = (pids(), init());
+    upgrade(lab, "a", "libc6");
+    assert!(status().out.contains("restart-only"), "{:?}", status());
+    let id = site.cron("a");
+    let run = site.until(&id, "done");
+    assert_eq!(run["hosts"][0]["mechanism"], "restart", "{run:#}");
+    assert!(before.iter().zip(&pids()).all(|(before, now)| before != now), "{before:?} {:?}", pids());
+    assert_eq!((init(), status().code), (pod, 0), "{:?}", status());
+    let counted = counter.finish();
+    assert_eq!((counted.error.as_deref(), counted.gaps), (None, 0), "{counted:?}");
+    site.say(&format!("redis' client was silent for {:.0} ms at most", counted.longest_silence_ms));
+}
+
+/// The order of the run is c, b, a: the canary has no pods, the coordinator comes last. No machine is cut off its power while a pod
+/// runs there, as that would end the pod; all clients keep their connections.
+#[test]
+fn machines_die_at_steps_of_a_run() {
+    let site = Site::with(&["a", "b", "c"], "reboot = [\"reboot\"]\n");
+    let (lab, newer) = (&site.lab, site.archive.newer.clone());
+    workload::redis(lab, "b", "redis", "10.78.1.5");
+    let counter = Counter::start(lab, "10.78.1.5");
+    site.send(&newer, POLICY);
+    let cases = [
+        ("c", "check", Dies::Podd("c")),
+        ("c", "patch", Dies::Power("c")),
+        ("c", "prove", Dies::Podd("a")),
+        ("b", "rehearse", Dies::Podd("b")),
+        ("b", "evacuate", Dies::Podd("a")),
+        ("b", "patch", Dies::Power("b")),
+        ("b", "return", Dies::Podd("b")),
+        ("a", "patch", Dies::Power("a")),
+    ];
+    let mut id = lab.json("a", &["patch", "run", "--fleet", "--detach"])["id"].as_str().expect("an id").to_owned();
+    for (host, step, dies) in cases {
+        let fault = format!("echo 'run {step} pause 3000' >/run/podd/fault");
+        lab.exec("a", &["sh", "-c", &fault]).must();
+        eventually(&format!("{host} is at {step}"), LIMIT, || {
+            std::thread::sleep(Duration::from_secs(1));
+            id = site.pushed(&id);
+            lab.exec("a", &["cat", "/run/podd/fault"]).out.trim().is_empty()
+        });
+        site.say(&format!("{host} is at {step}: {dies:?}"));
+        dies.strike(lab);
+    }
+    eventually("all hosts are patched", LIMIT, || {
+        std::thread::sleep(Duration::from_secs(2));
+        id = site.pushed(&id);
+        let over = site.run(&id).is_some_and(|run| run["state"]["state"] == "done");
+        over && site.machines.iter().all(|machine| site.kernel(machine) == newer.version)
+    });
+    let report = lab.ok("a", &["patch", "history", &id]);
+    let runs: Vec<&str> = site.places("redis");
+    assert_eq!(runs.len(), 1, "{report}");
+    let counted = counter.finish();
+    assert_eq!((counted.error.as_deref(), counted.gaps), (None, 0), "{counted:?}: {report}");
+    site.say(&format!("redis runs on {}: {} increments over one connection\n{report}", runs[0], counted.increments));
 }

@@ -21,6 +21,8 @@ fn pod(lab: &Lab, host: &str, name: &str, root: &str, flags: &[&str], command: &
     words.push("--");
     words.extend(command);
     lab.ok(host, &words);
+    // Until then it is a second process of its init's.
+    eventually("its program runs", SOON, || lab.ok(host, &["top", name]).matches("/.podd/init ").count() == 1);
 }
 
 /// The findings for a move of the pod from a to b, and the exit code.

@@ -1,6 +1,8 @@
 //! Rehearsals: a clone comes to life on the target and goes again; the pod notices a pause and nothing else.
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -74,6 +76,44 @@ fn what_would_break_is_told_and_nothing_moves() {
     assert_eq!(moves.lines().filter(|l| l.contains("rehearsed")).count(), 2, "{moves}");
     let answer = lab.podctl("a", &["rehearse", "sick", "--to", "a"]);
     assert_eq!(answer.code, 2, "{answer:?}");
+}
+
+#[test]
+fn a_pod_that_two_hosts_cannot_restore_goes_nowhere_until_a_rehearsal_succeeds() {
+    // A CRIU that does nothing while a file is there.
+    let lab = Lab::prepared(|lab| {
+        let criu = std::env::var("PODD_CRIU").unwrap_or_else(|_| "/usr/local/libexec/podd/criu".to_owned());
+        for host in ["b", "c"] {
+            let home = lab.dir().join(host);
+            fs::create_dir_all(&home).unwrap();
+            let here = home.display();
+            let script = |name: &str, text: String| {
+                fs::write(home.join(name), format!("#!/bin/sh\n{text}\n")).unwrap();
+                fs::set_permissions(home.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+            };
+            script("criu", format!("[ ! -e {here}/broken ] || exit 1\nexec {here}/real \"$@\""));
+            script("boot", format!("cp {criu} {here}/real && mount --bind {here}/criu {criu}"));
+        }
+    });
+    lab.script(&["up", "--hosts", "3"]).must();
+    lab.ok("a", &["run", "--name", "web", "--rootfs", &rootfs("busybox"), "--", "sleep", "1000"]);
+    assert!(lab.ok("a", &["preflight", "web", "--to", "b"]).contains("go"));
+    for (host, words) in [("b", &["rehearse", "web", "--to", "b"][..]), ("c", &["migrate", "web", "--to", "c"])] {
+        // Its podd has seen beforehand that it works.
+        assert!(lab.ok(host, &["doctor"]).contains("dumps and restores"));
+        fs::write(lab.dir().join(host).join("broken"), "").unwrap();
+        let answer = lab.podctl("a", words);
+        assert_eq!((answer.code, lab.state("a", "web").as_deref()), (1, Some("running")), "{answer:?}");
+    }
+    for host in ["b", "c"] {
+        fs::remove_file(lab.dir().join(host).join("broken")).unwrap();
+    }
+    let answer = lab.podctl("a", &["migrate", "web", "--to", "b"]);
+    assert!(answer.code == 3 && answer.err.contains("quarantine: b and c could not restore it"), "{answer:?}");
+    assert!(lab.podctl("a", &["preflight", "web", "--to", "b"]).out.contains("podctl rehearse web"));
+    rehearse(&lab, "web");
+    lab.ok("a", &["migrate", "web", "--to", "b"]);
+    assert_eq!(lab.state("b", "web").as_deref(), Some("running"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::debian::{Fleet, NEW, OLD};
@@ -64,6 +64,87 @@ fn all_hosts_are_patched_and_a_client_keeps_its_connection() {
     // Nothing is due any more: quiet, as cron wants it.
     let quiet = fleet.lab.podctl("b", &["patch", "run", "--fleet", "--auto"]);
     assert!(quiet.code == 0 && quiet.out.is_empty() && quiet.err.is_empty(), "{quiet:?}");
+}
+
+/// Says by how many ms real time, CLOCK_MONOTONIC and CLOCK_BOOTTIME went on in each gap of more than 0.3 s.
+const GAPS: &str = "\
+import time
+read = lambda: [time.clock_gettime(c) for c in (time.CLOCK_REALTIME, time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME)]
+last = read()
+while True:
+    now = read()
+    if now[0] - last[0] > 0.3:
+        print(*[round((n - l) * 1000) for n, l in zip(now, last)], flush=True)
+    last = now
+    time.sleep(0.01)
+";
+
+#[test]
+fn a_host_alone_boots_in_place_and_its_pods_do_not_notice_but_by_the_clock() {
+    let fleet = Fleet::with(1, QUICK, "in_place = true", true);
+    workload::redis(&*fleet.lab, "a", "redis", "10.77.1.9");
+    fleet.lab.ok("a", &["run", "--name", "clock", "--rootfs", &rootfs("shell"), "--", "python3", "-c", GAPS]);
+    let writer = Writer::start(&fleet.lab, "10.77.1.9");
+    let plan = fleet.lab.podctl("a", &["patch", "plan", "--fleet"]);
+    assert!(plan.code == 0 && plan.out.contains("in-place"), "{plan:?}");
+    let id = fleet.begin("a");
+    let run = fleet.until("a", &id, "done", LIMIT);
+    assert_eq!(fleet.runs("a"), NEW.0, "{run:#}");
+    let expected = ["check", "cordon", "patch", "suspend", "reboot", "prove", "soak", "uncordon", "done"];
+    assert_eq!(steps(&run, "a"), expected);
+    for pod in ["redis", "clock"] {
+        assert_eq!(fleet.lab.state("a", pod).as_deref(), Some("running"), "{run:#}");
+    }
+    let before = writer.acknowledged();
+    eventually("the client goes on", Duration::from_secs(20), || writer.acknowledged() > before + 10);
+    assert!(writer.complaints().is_empty(), "{}", writer.complaints());
+    let gaps = fleet.lab.ok("a", &["logs", "clock"]);
+    let all = gaps.lines().map(|gap| gap.split(' ').map(|ms| ms.parse().unwrap()).collect::<Vec<i64>>());
+    // On a busy machine, there may be others.
+    let gap = all.max().unwrap_or_default();
+    let [real, monotonic, boottime] = gap[..] else { panic!("a gap: {gaps}") };
+    assert!((monotonic - real).abs() <= 10 && (boottime - real).abs() <= 10, "{gaps}");
+}
+
+/// What pods are told, and how long before.
+fn notice(fleet: &Fleet, time: &str) {
+    for host in fleet.hosts {
+        let file = fleet.lab.dir().join(host).join("policy.toml");
+        let policy = fs::read_to_string(&file).unwrap().replace("notice = \"0s\"", &format!("notice = \"{time}\""));
+        fs::write(file, policy).unwrap();
+    }
+}
+
+#[test]
+fn pods_that_stay_are_told_before_they_sleep() {
+    let fleet = Fleet::with(1, QUICK, "in_place = true", true);
+    notice(&fleet, "4s");
+    sleeper(&fleet, "a", "web");
+    let id = fleet.begin("a");
+    let run = fleet.until("a", &id, "done", LIMIT);
+    assert_eq!(fleet.lab.state("a", "web").as_deref(), Some("running"), "{run:#}");
+    let history = fleet.lab.ok("a", &["history"]);
+    assert!(history.contains("web sleeps while its host is patched"), "{history}");
+    assert!(!history.contains("will not be touched"), "{history}");
+}
+
+/// Also those that are waited for.
+#[test]
+fn nothing_moves_in_a_run_that_is_paused() {
+    let fleet = Fleet::up(3, QUICK);
+    notice(&fleet, "6s");
+    sleeper(&fleet, "b", "web");
+    let id = fleet.lab.json("a", &["patch", "run", "b", "--detach"])["id"].as_str().unwrap().to_owned();
+    eventually("it is told", LIMIT, || fleet.lab.ok("b", &["history"]).contains("web leaves for another host"));
+    let begun = Instant::now();
+    fleet.lab.ok("a", &["patch", "pause"]);
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    std::thread::sleep(Duration::from_secs(9));
+    assert_eq!(places(&fleet, "web"), ["b"], "its notice is over, and nobody moves it");
+    assert_eq!(fleet.run("a", &id).unwrap()["state"]["state"], "paused");
+    fleet.lab.ok("a", &["patch", "resume"]);
+    let run = fleet.until("a", &id, "done", LIMIT);
+    assert_eq!((places(&fleet, "web"), fleet.runs("b").as_str()), (vec!["b"], NEW.0), "{run:#}");
 }
 
 #[test]
@@ -141,8 +222,9 @@ fn what_keeps_a_host_from_being_patched_is_found_before_a_pod_moves() {
         |name: &'static str, text: &'static str| move |fleet: &Fleet| fs::write(fleet.file("b", name), text).unwrap();
     let remove = |name: &'static str| move |fleet: &Fleet| fs::remove_file(fleet.file("b", name)).unwrap();
     type Act = Box<dyn Fn(&Fleet)>;
-    let cases: [(&str, &str, Act, Act); 3] = [
+    let cases: [(&str, &str, Act, Act); 4] = [
         ("mirror", "Failed to fetch", Box::new(make("mirror-down", "")), Box::new(remove("mirror-down"))),
+        ("lock", "Could not get lock", Box::new(make("locked", "")), Box::new(remove("locked"))),
         ("dpkg", "dpkg is not done", Box::new(make("audit", "half installed\n")), Box::new(remove("audit"))),
         ("boot", "/boot has", Box::new(full), Box::new(roomy)),
     ];
@@ -170,7 +252,7 @@ fn what_keeps_a_host_from_being_patched_is_found_before_a_pod_moves() {
 
 #[test]
 fn a_run_stands_still_and_another_host_takes_over_from_a_dead_coordinator() {
-    let fleet = Fleet::with(3, QUICK, false);
+    let fleet = Fleet::with(3, QUICK, "", false);
     sleeper(&fleet, "b", "web");
     // The coordinator dies as it writes that b is to boot; nobody starts it again.
     fleet.lab.fault("a", "run reboot crash");

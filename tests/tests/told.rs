@@ -134,10 +134,15 @@ fn a_notice_holds_as_long_as_somebody_wants_the_move() {
     lab.ok("a", &["run", "--name", "web", "--rootfs", &rootfs("shell"), "--", "sleep", "1000"]);
     assert_eq!(told(&lab, "a", "web"), Value::Array(Vec::new()));
     let is_told = |count: usize| told(&lab, "a", "web").as_array().is_some_and(|events| events.len() == count);
+    // Not before podd has said so: preflight refuses a pod in which a command of ours runs.
+    let is_told_of_move = |events: &[&str]| {
+        eventually("the notice is an event", SOON, || kinds(&lab, "a") == events);
+        eventually("the pod is told", SOON, || is_told(1));
+    };
 
     // Whoever wants it goes: Ctrl-C.
     let mut first = migrate(&lab, "5m");
-    eventually("the pod is told", SOON, || is_told(1));
+    is_told_of_move(&["notice"]);
     let again = lab.podctl("a", &["migrate", "web", "--to", "b", "--notice", "5m"]);
     assert!(
         again.code == 1 && again.err.contains("web has been told already") && again.err.contains("cure: "),
@@ -150,7 +155,7 @@ fn a_notice_holds_as_long_as_somebody_wants_the_move() {
 
     // podd dies.
     let mut second = migrate(&lab, "5m");
-    eventually("the pod is told", SOON, || is_told(1));
+    is_told_of_move(&["notice", "withdrawn", "notice"]);
     lab.script(&["kill", "a"]).must();
     assert!(!second.wait().unwrap().success());
     lab.script(&["start", "a"]).must();

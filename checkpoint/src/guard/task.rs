@@ -29,8 +29,11 @@ const USER_CS: u64 = 0x33;
 const SUSPEND_SECCOMP: i32 = 1 << 21;
 /// A system call that would be gone on with by `restart_syscall(2)`.
 const ERESTART_RESTARTBLOCK: i64 = 516;
-/// Time for a parasite to leave, and for one system call.
+/// Time for a parasite to leave.
 const RUN_LIMIT: Duration = Duration::from_secs(2);
+/// Time for a system call of ours, which waits for nothing but its turn. Whoever gives up leaves a thread in the middle of code that
+/// is not its own: on a machine that is too busy, everybody has to wait.
+const CALL_LIMIT: Duration = Duration::from_secs(60);
 
 /// Signals that CRIU's end has caused: the trap at the end of borrowed code, and the one that a parasite got which answered
 /// nobody. They are not passed on.
@@ -188,7 +191,7 @@ impl Thread {
     /// After [calls](Self::call): has it stop where the kernel goes on with an interrupted call, as what it was before them.
     pub(super) fn go_on(&self) -> io::Result<()> {
         ptrace::interrupt(self.tid)?;
-        let deadline = Instant::now() + RUN_LIMIT;
+        let deadline = Instant::now() + CALL_LIMIT;
         loop {
             ptrace::cont(self.tid, None)?;
             let stop = next_stop(self.tid, deadline).ok_or(Errno::ESRCH)?;
@@ -223,7 +226,7 @@ impl Thread {
             libc::user_regs_struct { rip: address, rax, orig_rax: none, rdi: first, rsi: second, ..self.registers };
         ptrace::setregs(self.tid, call)?;
         sys::set_signal_mask(self.tid, !taken)?;
-        let deadline = Instant::now() + RUN_LIMIT;
+        let deadline = Instant::now() + CALL_LIMIT;
         for _ in ["entry", "exit"] {
             loop {
                 ptrace::syscall(self.tid, None)?;

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, ErrorKind, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,12 +13,13 @@ use super::BUFFER;
 use super::error::Error;
 use super::header::{HEADER, Header};
 use super::manifest::{Compression, Kind, Manifest, ManifestError, Part};
+use crate::memory::PAGES_ELSEWHERE;
 
 /// Largest zstd window that a part may ask for: 2^24 bytes of memory; our own writer's levels need 2^19 to 2^21.
 const WINDOW: u32 = 24;
 
 /// An image whose header and manifest are sound.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Image {
     path: Arc<Path>,
     file: Arc<File>,
@@ -64,11 +65,7 @@ impl Image {
     /// Reads every part to its end, so that none can fail later for what is in the file. Comes before anything on the
     /// host is touched.
     pub fn verify(&self) -> Result<(), Error> {
-        let mut buffer = vec![0; BUFFER];
-        for part in &self.manifest.parts {
-            pump(&mut self.reader(part)?, &mut io::sink(), &mut buffer).map_err(Error::io("read", &self.path))?;
-        }
-        Ok(())
+        self.read_to_the_ends(|_| true)
     }
 
     /// The content of a part. It never gives more than the declared size, and instead of the last bytes an error if
@@ -84,15 +81,45 @@ impl Image {
     /// The files have mode 0644, since CRIU opens some of them as the root of the pod's user namespace, which is somebody
     /// else on the host. Their folder must be closed to others.
     pub fn extract_dir(&self, kind: &Kind, dir: &Path) -> Result<u64, Error> {
-        let mut buffer = vec![0; BUFFER];
-        let mut total = 0;
+        self.manifest.parts.iter().filter(|part| part.kind == *kind).map(|part| self.extract(part, dir)).sum()
+    }
+
+    fn extract(&self, part: &Part, dir: &Path) -> Result<u64, Error> {
+        let path = dir.join(&part.name);
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path);
+        let mut file = file.map_err(Error::io("create", &path))?;
+        self.reader(part)?.copy_to(&mut file).map_err(Error::io("write", &path))
+    }
+
+    /// Puts links into the folder `dir` by which CRIU finds the parts of `kind` in this file (`criu-elsewhere.patch`), and extracts
+    /// those that are compressed. Of what is linked nothing was checked: that is for [`Self::check`], before it is relied upon.
+    pub fn link_dir(&self, kind: &Kind, dir: &Path) -> Result<Vec<String>, Error> {
+        let file = std::path::absolute(&self.path).map_err(Error::io("find", &self.path))?;
+        let mut linked = Vec::new();
         for part in self.manifest.parts.iter().filter(|part| part.kind == *kind) {
-            let path = dir.join(&part.name);
-            let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path);
-            let mut file = file.map_err(Error::io("create", &path))?;
-            total += pump(&mut self.reader(part)?, &mut file, &mut buffer).map_err(Error::io("write", &path))?;
+            if part.compression == Compression::None {
+                let path = dir.join(&part.name);
+                let target = format!("{PAGES_ELSEWHERE}{}@{}", part.offset, file.display());
+                symlink(target, &path).map_err(Error::io("create", &path))?;
+                linked.push(part.name.clone());
+            } else {
+                self.extract(part, dir)?;
+            }
         }
-        Ok(total)
+        Ok(linked)
+    }
+
+    /// [Verifies](Self::verify) these parts alone.
+    pub fn check(&self, parts: &[String]) -> Result<(), Error> {
+        self.read_to_the_ends(|part| parts.contains(&part.name))
+    }
+
+    fn read_to_the_ends(&self, wanted: impl Fn(&Part) -> bool) -> Result<(), Error> {
+        let mut buffer = vec![0; BUFFER];
+        for part in self.manifest.parts.iter().filter(|part| wanted(part)) {
+            pump(&mut self.reader(part)?, &mut io::sink(), &mut buffer).map_err(Error::io("read", &self.path))?;
+        }
+        Ok(())
     }
 
     fn reader(&self, part: &Part) -> Result<PartReader, Error> {

@@ -1,6 +1,6 @@
 //! In other processes: a userfaultfd made by them, and their memory.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -13,6 +13,7 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::PAGE;
 use crate::guard::{Borrowed, as_tracer};
+use crate::process::vdso;
 
 /// A userfaultfd for the memory of another process. All its threads stand still for the fraction of a millisecond in which one
 /// of them makes it and, once it is ours too, closes it: so no other thread and no child ever sees it.
@@ -39,11 +40,7 @@ fn take(pid: Pid, fd: i32) -> io::Result<OwnedFd> {
 
 /// Where the vDSO of a process has a `syscall` instruction: code that is there without our writing any.
 fn system_call_of_vdso(pid: Pid) -> io::Result<u64> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    let line = maps.lines().find(|line| line.ends_with("[vdso]")).ok_or(io::ErrorKind::Unsupported)?;
-    let (start, rest) = line.split_once('-').ok_or(io::ErrorKind::InvalidData)?;
-    let number = |text: &str| u64::from_str_radix(text, 16).map_err(io::Error::other);
-    let (start, end) = (number(start)?, number(rest.split(' ').next().unwrap_or_default())?);
+    let Range { start, end } = vdso(pid.as_raw()).into_iter().next().ok_or(io::ErrorKind::Unsupported)?;
     let mut code = vec![0; usize::try_from(end - start).map_err(io::Error::other)?];
     File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut code, start)?;
     let at = code.windows(2).position(|bytes| bytes == [0x0f, 0x05]).ok_or(io::ErrorKind::Unsupported)?;

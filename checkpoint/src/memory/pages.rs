@@ -17,6 +17,11 @@ impl Ranges {
         self.0.iter().map(|range| range.end - range.start).sum()
     }
 
+    pub(super) fn contains(&self, address: u64) -> bool {
+        let next = self.0.partition_point(|range| range.end <= address);
+        self.0.get(next).is_some_and(|range| range.start <= address)
+    }
+
     pub(super) fn add(&mut self, new: Range<u64>) {
         if new.is_empty() {
             return;

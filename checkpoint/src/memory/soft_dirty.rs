@@ -19,10 +19,17 @@ const SOFT_DIRTY: u64 = 1 << 55;
 /// Entries read at once: those of 32 MiB.
 const ENTRIES: usize = 8192;
 
-/// Pages of a range that belong to the process alone and were written since its bits were cleared, or all of them.
-pub(super) fn written(pagemap: &File, range: &Range<u64>, all: bool) -> io::Result<Ranges> {
-    let wanted = |entry: u64| entry & (PRESENT | SWAPPED) != 0 && entry & FILE == 0 && (all || entry & SOFT_DIRTY != 0);
-    let mut found = Ranges::default();
+/// What a process has of a range.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Pages that belong to it alone.
+    pub(super) own: Ranges,
+    /// Those of them that were written since its bits were cleared.
+    pub(super) written: Ranges,
+}
+
+/// Looks at the pages of a range.
+pub(super) fn find(pagemap: &File, range: &Range<u64>, found: &mut Found) -> io::Result<()> {
     let mut buffer = vec![0; ENTRIES * 8];
     let mut start = range.start;
     while start < range.end {
@@ -32,13 +39,17 @@ pub(super) fn written(pagemap: &File, range: &Range<u64>, all: bool) -> io::Resu
         for (entry, address) in buffer.chunks_exact(8).zip((start..).step_by(PAGE as usize)) {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(entry);
-            if wanted(u64::from_ne_bytes(bytes)) {
-                found.add(address..address + PAGE);
+            let entry = u64::from_ne_bytes(bytes);
+            if entry & (PRESENT | SWAPPED) != 0 && entry & FILE == 0 {
+                found.own.add(address..address + PAGE);
+                if entry & SOFT_DIRTY != 0 {
+                    found.written.add(address..address + PAGE);
+                }
             }
         }
         start += entries * PAGE;
     }
-    Ok(found)
+    Ok(())
 }
 
 /// From now on, only what is written later counts.

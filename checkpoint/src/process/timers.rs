@@ -45,28 +45,38 @@ pub struct PodTimer {
     timer: Timer,
 }
 
-/// The timers of these processes, now.
+/// The timers of these processes, now; and what time it is, if one of them is set for a date.
 pub fn timers(pids: &[i32]) -> Vec<PodTimer> {
     let of_process = |pid: &i32| {
         let own = pod_pid(*pid)?;
         Some(all(*pid).map(move |(fd, timer)| PodTimer { pid: own, fd, timer }))
     };
-    pids.iter().filter_map(of_process).flatten().collect()
+    let mut timers: Vec<PodTimer> = pids.iter().filter_map(of_process).flatten().collect();
+    if timers.iter().any(|timer| timer.timer.is_for_a_date())
+        && let Ok(now) = clock_gettime(ClockId::CLOCK_REALTIME)
+    {
+        let now = Timer { clock: 0, ticks: 0, flags: 0, remaining: now.into(), interval: Duration::ZERO };
+        timers.push(PodTimer { pid: 0, fd: TIME_OF_DAY, timer: now });
+    }
+    timers
 }
 
 fn all(pid: i32) -> impl Iterator<Item = (i32, Timer)> {
     anonymous(pid, "anon_inode:[timerfd]").filter_map(|(fd, info)| Some((fd, parse(&info)?)))
 }
 
+/// Descriptor of what is no timer: it "remains" since 1970.
+const TIME_OF_DAY: i32 = -1;
 /// Name of the file beside CRIU's images.
 const NOTE: &str = "timers-noted";
 
-/// Notes beside a dump how its timers are at this moment.
+/// Notes beside a dump how its timers were so long ago.
 ///
 /// # Errors
 /// I/O errors.
-pub fn note(images: &Path, timers: &[PodTimer]) -> io::Result<()> {
-    let noted = (Clocks::here()?.monotonic, timers);
+pub fn note(images: &Path, timers: &[PodTimer], ago: Duration) -> io::Result<()> {
+    let ago = i64::try_from(ago.as_nanos()).map_err(io::Error::other)?;
+    let noted = (Clocks::here()?.monotonic - ago, timers);
     let bytes = bincode::serde::encode_to_vec(noted, bincode::config::standard()).map_err(io::Error::other)?;
     std::fs::write(images.join(NOTE), bytes)
 }
@@ -80,16 +90,18 @@ pub fn correct_timers(pids: &[i32], images: &Path) -> io::Result<()> {
     let noted: Option<((i64, Vec<PodTimer>), usize)> =
         noted.and_then(|bytes| bincode::serde::decode_from_slice(&bytes, bincode::config::standard()).ok());
     let ((moment, noted), _) = noted.unwrap_or_default();
-    let passed = Duration::from_nanos(Clocks::here()?.monotonic.abs_diff(moment));
+    let passed = i128::from(Clocks::here()?.monotonic.abs_diff(moment));
+    let ahead = ahead(&noted, passed, clock_gettime(ClockId::CLOCK_REALTIME)?.into());
     for &pid in pids {
         let own = pod_pid(pid);
         for (fd, restored) in all(pid) {
             let before = noted.iter().find(|t| Some(t.pid) == own && t.fd == fd).map(|t| &t.timer);
             let corrected = match before {
                 // One that fires once, and did so in the dump: CRIU has taken down what remained before.
-                Some(before) if before.has_ended() && !restored.has_ended() => restored.after(Duration::MAX),
+                Some(before) if before.has_ended() && !restored.has_ended() => restored.after(i128::MAX),
+                Some(before) if before.is_for_a_date() => before.after(passed.saturating_add(ahead)),
                 Some(before) => before.after(passed),
-                None => restored.after(Duration::ZERO),
+                None => restored.after(0),
             };
             if let Some(timer) = corrected {
                 timer.set(pid, fd)?;
@@ -99,16 +111,29 @@ pub fn correct_timers(pids: &[i32], images: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// By how much this host's time of day is ahead of that on which these were noted, in ns: dates come so much earlier.
+fn ahead(noted: &[PodTimer], passed: i128, now: Duration) -> i128 {
+    let then = noted.iter().find(|timer| timer.fd == TIME_OF_DAY);
+    then.map_or(0, |then| nanoseconds(now) - nanoseconds(then.timer.remaining) - passed)
+}
+
 impl Timer {
-    /// What it should be after this time; none: as CRIU has restored it.
-    fn after(&self, passed: Duration) -> Option<Self> {
+    /// Whether it fires at a time of day.
+    fn is_for_a_date(&self) -> bool {
+        let dates = [ClockId::CLOCK_REALTIME, ClockId::CLOCK_REALTIME_ALARM].map(ClockId::as_raw);
+        dates.contains(&self.clock) && self.flags & TimerfdTimerFlags::ABSTIME.bits() != 0
+    }
+
+    /// What it should be after this time, in ns; none: as CRIU has restored it.
+    fn after(&self, passed: i128) -> Option<Self> {
         let fired = self.remaining.is_zero();
         // One that was never armed, that a program stopped, or that fires once. Or nothing has changed.
-        if (fired && (self.ticks == 0 || self.interval.is_zero())) || (!fired && passed.is_zero()) {
+        if (fired && (self.ticks == 0 || self.interval.is_zero())) || (!fired && passed == 0) {
             return None;
         }
         // It fires as soon as time passes, if it is late, and at its intervals from then on.
-        let remaining = self.remaining.saturating_sub(passed).max(Duration::from_nanos(1));
+        let remaining = nanoseconds(self.remaining).saturating_sub(passed).max(1);
+        let remaining = Duration::from_nanos(u64::try_from(remaining).unwrap_or(u64::MAX));
         Some(Self { remaining, ..self.clone() })
     }
 
@@ -135,6 +160,10 @@ impl Timer {
         }
         Ok(())
     }
+}
+
+fn nanoseconds(time: Duration) -> i128 {
+    i128::try_from(time.as_nanos()).unwrap_or(i128::MAX)
 }
 
 /// The description of a timer in fdinfo (Documentation/filesystems/proc.rst).
@@ -172,7 +201,7 @@ mod tests {
         for flags in [0, TimerfdTimerFlags::ABSTIME.bits()] {
             let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK).unwrap();
             let stopped = Timer { flags, ..timer(1000, 0, 5) };
-            stopped.after(MS(70)).unwrap().set(std::process::id().cast_signed(), fd.as_raw_fd()).unwrap();
+            stopped.after(nanoseconds(MS(70))).unwrap().set(std::process::id().cast_signed(), fd.as_raw_fd()).unwrap();
             std::thread::sleep(MS(20));
             let mut ticks = [0; 8];
             nix::unistd::read(&fd, &mut ticks).unwrap();
@@ -185,15 +214,35 @@ mod tests {
 
     #[test]
     fn what_remains_gets_less_by_what_has_passed() {
-        assert_eq!(timer(0, 500, 0).after(MS(120)), Some(timer(0, 380, 0)));
-        assert_eq!(timer(0, 500, 30).after(MS(120)), Some(timer(0, 380, 30)));
-        let late = timer(0, 100, 0).after(MS(120)).unwrap();
+        assert_eq!(timer(0, 500, 0).after(nanoseconds(MS(120))), Some(timer(0, 380, 0)));
+        assert_eq!(timer(0, 500, 30).after(nanoseconds(MS(120))), Some(timer(0, 380, 30)));
+        let late = timer(0, 100, 0).after(nanoseconds(MS(120))).unwrap();
         assert_eq!(late.remaining, Duration::from_nanos(1), "it fires at once");
-        assert_eq!(timer(0, 500, 0).after(Duration::ZERO), None);
-        assert_eq!(timer(3, 0, 0).after(MS(120)), None, "it has fired, once and for all");
-        assert_eq!(timer(0, 0, 30).after(MS(120)), None, "a program stopped it");
-        assert_eq!(timer(3, 500, 30).after(Duration::ZERO), None, "CRIU does that well");
-        assert_eq!(timer(3, 0, 30).after(Duration::ZERO).unwrap().remaining, Duration::from_nanos(1));
+        assert_eq!(timer(0, 500, 0).after(0), None);
+        assert_eq!(timer(3, 0, 0).after(nanoseconds(MS(120))), None, "it has fired, once and for all");
+        assert_eq!(timer(0, 0, 30).after(nanoseconds(MS(120))), None, "a program stopped it");
+        assert_eq!(timer(3, 500, 30).after(0), None, "CRIU does that well");
+        assert_eq!(timer(3, 0, 30).after(0).unwrap().remaining, Duration::from_nanos(1));
+    }
+
+    /// On a host whose time of day is ahead by 30 ms, or behind, 120 ms later.
+    #[test]
+    fn a_date_is_one_of_the_host() {
+        let date = Timer { clock: 0, flags: TimerfdTimerFlags::ABSTIME.bits(), ..timer(0, 500, 0) };
+        assert!(date.is_for_a_date() && !timer(0, 500, 0).is_for_a_date());
+        let now = Timer { clock: 0, ..timer(0, 70_000, 0) };
+        let noted = [PodTimer { pid: 0, fd: TIME_OF_DAY, timer: now }];
+        let passed = nanoseconds(MS(120));
+        for (time, remaining) in [(70_150, 350), (70_090, 410), (70_120, 380)] {
+            let ahead = ahead(&noted, passed, MS(time));
+            assert_eq!(date.after(passed + ahead).unwrap().remaining, MS(remaining));
+        }
+        assert_eq!(ahead(&[], passed, MS(1)), 0, "by a podd that does not tell");
+        // It is told with the timers.
+        let fd = timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::empty()).unwrap();
+        let far = Timer { remaining: MS(3_600_000), ..date };
+        far.set(std::process::id().cast_signed(), fd.as_raw_fd()).unwrap();
+        assert!(timers(&[std::process::id().cast_signed()]).iter().any(|timer| timer.fd == TIME_OF_DAY));
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
-use podd::api::{CordonRequest, HostCpu, HostInitRequest, HostInviteRequest, HostJoinRequest, HostView, Invitation};
+use podd::api::{
+    CordonRequest, HostCpu, HostInitRequest, HostInviteRequest, HostJoinRequest, HostView, Invitation, ReserveRequest,
+    ReservedMemory,
+};
 use podd::client::path;
 use podd::patch::cordon::Cordon;
 use podd::pod::file::quantity;
@@ -29,6 +32,8 @@ pub enum Verb {
     Uncordon(UncordonArgs),
     /// Tell who has cordoned this host, and why.
     Cordons,
+    /// Set memory aside that survives a boot, so that pods which sleep meanwhile come back from it, not from the disk.
+    ReserveMemory(ReserveArgs),
     /// List the features of this host's processor, as a file for `baseline.cpu` of podd.toml.
     Cpu(CpuArgs),
 }
@@ -58,6 +63,18 @@ pub struct UncordonArgs {
     /// Whose cordon ends; without it, yours.
     #[arg(long, value_name = "NAME")]
     owner: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  podctl host reserve-memory 4G    # from the next boot on; GRUB is told
+  podctl host reserve-memory       # how it stands
+  podctl host reserve-memory off")]
+pub struct ReserveArgs {
+    /// So much, at most half of the host's memory; `off`: none any more; without it, nothing is changed.
+    #[arg(value_name = "SIZE|off", value_parser = reserve)]
+    size: Option<ReserveRequest>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -140,6 +157,14 @@ pub async fn run(verb: Verb, ctl: &Podctl<'_>) -> Outcome {
             let all: Vec<Cordon> = ctl.daemon.get(&path(&["host", "cordons"])).await?;
             ctl.out.show(&all, |all| cordons(all));
         }
+        Verb::ReserveMemory(ReserveArgs { size }) => {
+            let path = path(&["host", "reserved-memory"]);
+            let memory: ReservedMemory = match size {
+                Some(request) => ctl.daemon.post(&path, &request).await?,
+                None => ctl.daemon.get(&path).await?,
+            };
+            ctl.out.show(&memory, ReservedMemory::in_words);
+        }
         Verb::Cpu(CpuArgs { fleet }) => {
             let cpu: HostCpu = ctl.daemon.get(&format!("{}?fleet={fleet}", path(&["host", "cpu"]))).await?;
             ctl.out.show(&cpu, features);
@@ -178,6 +203,12 @@ fn in_words(hosts: &[HostView]) -> String {
         [host.name.clone(), host.address.clone(), state.to_owned(), baseline]
     });
     table(["NAME", "ADDRESS", "STATE", "BASELINE"], rows)
+}
+
+fn reserve(text: &str) -> Result<ReserveRequest, String> {
+    let bytes = (text != "off").then(|| quantity::size(text).filter(|bytes| *bytes > 0));
+    let wrong = || "write a size, such as 4G, or off".to_owned();
+    Ok(ReserveRequest { bytes: bytes.map(|bytes| bytes.ok_or_else(wrong)).transpose()? })
 }
 
 fn seconds(text: &str) -> Result<u64, String> {

@@ -107,8 +107,12 @@ fn in_words(report: &MigrateReport) -> String {
         ("announce", phases.announce_ms),
     ];
     let expected = predicted.map(|p| format!(", {} expected", words::ms(p.expected.blackout_ms))).unwrap_or_default();
+    let wire = match bytes.packed {
+        0 => String::new(),
+        packed => format!(", {} of it compressed: {} over the wire", words::bytes(packed), words::bytes(bytes.wire)),
+    };
     format!(
-        "{pod} moved from {from} to {to} in {:.1} s: {} ms blackout{expected} ({}); {} memory ({} in the freeze), {} files, {}",
+        "{pod} moved from {from} to {to} in {:.1} s: {} ms blackout{expected} ({}); {} memory ({} in the freeze), {} files, {}{wire}",
         total_ms / 1000.0,
         words::ms(*blackout_ms),
         parts.map(|(phase, ms)| format!("{phase} {}", words::ms(ms))).join(", "),
@@ -146,13 +150,19 @@ mod tests {
                 restore_ms: 90.0,
                 announce_ms: 8.0,
             },
-            bytes: Bytes { memory: 268_435_456, frozen: 12_000_000, files: 4_000_000, wire: 272_500_000 },
+            bytes: Bytes {
+                memory: 268_435_456,
+                frozen: 12_000_000,
+                files: 4_000_000,
+                packed: 200_000_000,
+                wire: 120_500_000,
+            },
             rounds: 1,
         };
         assert_eq!(
             in_words(&report),
             "web moved from a to b in 1.8 s: 312 ms blackout, 280 expected (freeze 4, dump 150, transfer 60, restore 90, announce 8); \
-             268 MB memory (12 MB in the freeze), 4 MB files, 1 round"
+             268 MB memory (12 MB in the freeze), 4 MB files, 1 round, 200 MB of it compressed: 120 MB over the wire"
         );
     }
 }

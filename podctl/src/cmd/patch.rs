@@ -5,6 +5,7 @@ mod run;
 use jiff::Timestamp;
 use podd::api::{ApiError, ChooseRequest, StatusView};
 use podd::client::path;
+use podd::patch::decide::Verdict;
 use podd::patch::plan::Plan;
 use podd::patch::run::drive::Wish;
 
@@ -46,7 +47,10 @@ pub struct CheckArgs {
     /// Tell of this host only, not of all of the fleet.
     #[arg(value_name = "HOST")]
     of: Option<String>,
-    /// Say nothing unless something is due, unknown or blocked.
+    /// Tell of the host that is asked only.
+    #[arg(long, conflicts_with = "of")]
+    here: bool,
+    /// Say nothing, and end with 0, unless something is due now, overdue, unknown or blocked.
     #[arg(long)]
     auto: bool,
 }
@@ -62,6 +66,9 @@ pub struct PlanArgs {
     /// Of all hosts.
     #[arg(long, conflicts_with = "of")]
     fleet: bool,
+    /// As it always does: show, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -82,16 +89,21 @@ pub struct ChooseArgs {
 
 pub async fn run(verb: Verb, ctl: &Podctl<'_>) -> Outcome {
     match verb {
-        Verb::Check(CheckArgs { of, auto }) => {
-            let hosts: Vec<StatusView> = ctl.daemon.get(&query(of.as_deref(), false, false)).await?;
-            let shown: Vec<StatusView> =
-                hosts.iter().filter(|host| !auto || host.decision.exit_code() != DONE).cloned().collect();
-            if !(auto && shown.is_empty()) {
-                ctl.out.show(&shown, |hosts| in_words(hosts));
+        Verb::Check(CheckArgs { of, here, auto }) => {
+            let asked = if here { path(&["status"]) } else { query(of.as_deref(), false, false) };
+            let mut hosts: Vec<StatusView> = ctl.daemon.get(&asked).await?;
+            if auto {
+                // One that waits for its window is nobody's affair before that.
+                let waits =
+                    |host: &StatusView| matches!(host.decision.verdict, Verdict::Wait { .. }) && !host.decision.overdue;
+                hosts.retain(|host| host.decision.exit_code() != DONE && !waits(host));
+            }
+            if !(auto && hosts.is_empty()) {
+                ctl.out.show(&hosts, |hosts| in_words(hosts));
             }
             Ok(code(&hosts))
         }
-        Verb::Plan(PlanArgs { of, fleet }) => {
+        Verb::Plan(PlanArgs { of, fleet, dry_run: _ }) => {
             let plan = plan(ctl, of.as_deref(), fleet).await?;
             ctl.out.show(&plan, plan_in_words);
             Ok(DONE)

@@ -30,9 +30,11 @@ pub async fn run(ctl: &Podctl<'_>) -> Outcome {
 
 fn in_words(versions: &Versions) -> String {
     let mut text = format!("podctl {} (API {})\n", versions.podctl, versions.api);
-    if let Some(Version { podd, api, host, kernel, criu }) = &versions.daemon {
+    if let Some(Version { podd, api, protocol, host, kernel, criu }) = &versions.daemon {
         let criu = criu.as_deref().unwrap_or("not usable");
-        text.push_str(&format!("podd {podd} (API {api}) on {host}: kernel {kernel}, CRIU {criu}\n"));
+        text.push_str(&format!(
+            "podd {podd} (API {api}, protocol {protocol}) on {host}: kernel {kernel}, CRIU {criu}\n"
+        ));
     }
     text
 }

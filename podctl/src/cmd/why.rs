@@ -1,7 +1,7 @@
 //! `podctl why`.
 
 use podd::api::StatusView;
-use podd::patch::decide::{Standing, Verdict};
+use podd::patch::decide::{Standing, Verdict, needs_boot};
 
 use super::Podctl;
 use super::status::{code, query, when};
@@ -110,9 +110,11 @@ pub(super) fn exposures(status: &StatusView, most: usize) -> String {
     let all = &status.decision.exposures;
     let rows = all.iter().take(most).map(|exposure| {
         let standing = match &exposure.standing {
-            Standing::Fixed(version) => format!("{version} ends it"),
+            Standing::Fixed(version) if needs_boot(&exposure.package) => format!("{version} ends it, by a boot"),
+            Standing::Fixed(version) => format!("{version} ends it, by a restart"),
             Standing::Covered(patch) => format!("covered by {patch}"),
-            Standing::Open => "nothing that can be had ends it".to_owned(),
+            Standing::Open if exposure.fixed_in.is_some() => "apt does not bring what ends it".to_owned(),
+            Standing::Open => "nothing ends it yet".to_owned(),
         };
         [
             exposure.id.clone(),
@@ -159,8 +161,8 @@ mod tests {
 a: evacuate-and-reboot now
   the kernel 6.1.0-47-amd64 runs
 
-ADVISORY    PACKAGE  SEVERITY  RUNNING    FIXED IN   STANDING           SUMMARY
-CVE-2026-1  linux    high      6.1.170-3  6.1.172-1  6.1.172-1 ends it  a fault
+ADVISORY    PACKAGE  SEVERITY  RUNNING    FIXED IN   STANDING                      SUMMARY
+CVE-2026-1  linux    high      6.1.170-3  6.1.172-1  6.1.172-1 ends it, by a boot  a fault
 and 1 more: podctl advisories
 
 POD  SILENT IN A MOVE

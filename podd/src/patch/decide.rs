@@ -25,6 +25,8 @@ use super::facts::{Facts, Missing};
 use super::policy::{Policy, Windows};
 
 pub use exposure::{Exposure, LINUX, Standing, is_before};
+pub use hardware::LATELY;
+pub use steps::needs_boot;
 
 /// A way to patch, the mildest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -110,6 +112,9 @@ pub struct Decision {
     pub deadline: Option<Timestamp>,
     /// That is past.
     pub overdue: bool,
+    /// All is known, but why apt does not bring an update that an advisory tells of.
+    #[serde(default)]
+    pub update_missing: bool,
     /// [Keys](Exposure::key) of what the step ends, and of reasons for it that are no advisories (`update linux`, `restart`).
     pub ends: BTreeSet<String>,
     /// All that the host is exposed to, or would be but for a live patch; the worst first.
@@ -277,7 +282,7 @@ impl Decision {
 
     fn plain(verdict: Verdict, chain: Vec<String>) -> Self {
         let (exposures, ends) = (Vec::new(), BTreeSet::new());
-        Self { verdict, severity: None, deadline: None, overdue: false, ends, exposures, chain }
+        Self { verdict, severity: None, deadline: None, overdue: false, update_missing: false, ends, exposures, chain }
     }
 }
 
@@ -305,7 +310,8 @@ pub fn decide(question: Question<'_>) -> Decision {
     let due = match steps::due(question, &exposures, &mut chain) {
         steps::Due::Nothing(verdict) => {
             let kept = exposures.iter().find(|exposure| exposure.is_fixed()).map(|exposure| exposure.severity);
-            return Decision { severity: kept, exposures, ..Decision::plain(verdict, chain) };
+            let update_missing = matches!(verdict, Verdict::Unknown { .. }) && steps::not_offered(&exposures).is_some();
+            return Decision { severity: kept, exposures, update_missing, ..Decision::plain(verdict, chain) };
         }
         steps::Due::Step(step) => step,
     };

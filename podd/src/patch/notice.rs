@@ -39,8 +39,8 @@ pub struct Notice {
     pub posted: Timestamp,
     /// It is not touched before.
     pub not_before: Timestamp,
-    /// For so long it will stand still, as predicted, in ms.
-    pub expected_blackout_ms: f64,
+    /// For so long it will stand still, as predicted, in ms; none: as long as its host takes to boot.
+    pub expected_blackout_ms: Option<f64>,
     /// More time that it got, in s.
     pub delayed_s: u64,
     /// More time that it may have, in s.
@@ -79,7 +79,7 @@ impl Notice {
             kind,
             posted: now,
             not_before,
-            expected_blackout_ms: 0.0,
+            expected_blackout_ms: None,
             delayed_s: 0,
             delay_left_s: phases.delay.0.unsigned_abs().as_secs(),
             acknowledged: false,
@@ -98,13 +98,11 @@ impl Notice {
     pub fn in_words(&self) -> String {
         let what = match self.kind {
             Kind::Evacuate => "leaves for another host while this one is patched",
-            Kind::InPlace => "stays in memory while its host is patched",
+            Kind::InPlace => "sleeps while its host is patched and boots",
             Kind::Move => "moves to another host",
         };
-        format!(
-            "{} {what}, not before {}: some {:.0} ms of silence",
-            self.pod, self.not_before, self.expected_blackout_ms
-        )
+        let silence = self.expected_blackout_ms.map_or_else(String::new, |ms| format!(": some {ms:.0} ms of silence"));
+        format!("{} {what}, not before {}{silence}", self.pod, self.not_before)
     }
 
     /// Hears the answers of the pod, of which some may have been heard already; what follows.
@@ -146,7 +144,7 @@ pub fn document(notice: Option<&Notice>) -> String {
         "kind": notice.kind,
         "posted": notice.posted,
         "not_before": notice.not_before,
-        "expected_blackout_ms": notice.expected_blackout_ms.round(),
+        "expected_blackout_ms": notice.expected_blackout_ms.map(f64::round),
         "delay_left_s": notice.delay_left_s,
         "acknowledged": notice.acknowledged,
     });

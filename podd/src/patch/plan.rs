@@ -3,7 +3,7 @@
 //!
 //! 1. Hosts are touched by the mildest means that [`decide`](super::decide) found, and only when they are due.
 //! 2. Mild means (nothing moves) come first; of each kind one host, the *canary*, goes alone. The coordinator goes last.
-//! 3. At most `max-unavailable` hosts are away together: a *wave*.
+//! 3. At most `max-unavailable` hosts are away together, no two of one failure domain: a *wave*.
 //! 4. Pods of a host that is evacuated go where they fit: memory twice for a moment, a kernel and a processor that they can do with,
 //!    no other pod of their group; rather to hosts that need no patch (any more), the emptiest first. The fleet keeps its headroom.
 //! 5. A host of which one pod has nowhere to go is left alone, and it is said why.
@@ -27,6 +27,9 @@ pub struct Host {
     pub decision: Decision,
     /// The kernel that runs.
     pub kernel: KernelVersion,
+    /// What it shares with others that can fail as a whole, such as a rack.
+    #[serde(default)]
+    pub domain: Option<String>,
     /// Its processor.
     pub cpu: Cpu,
     /// All memory, in bytes.
@@ -126,17 +129,28 @@ pub fn plan(hosts: &[Host], policy: &Policy, coordinator: &str) -> Plan {
     let mut fleet = Fleet::new(hosts, &due, policy);
     let (mut steps, mut wave, mut together) = (Vec::new(), 0, 0);
     let mut before = None;
-    for due in &due {
-        let host = &hosts[due.index];
-        let room = match due.mechanism {
+    let mut leaves = false;
+    while let Some(first) = due.first() {
+        let room = match first.mechanism {
             Mechanism::LivePatch | Mechanism::Restart => usize::MAX,
             Mechanism::InPlace | Mechanism::Evacuate => policy.limits.max_unavailable as usize,
         };
         // The first of its kind, and whoever comes right after it, begin a wave.
-        let begins = before != Some(due.mechanism)
-            || together >= room
-            || (together == 1 && fleet.canary)
-            || fleet.is_visited(due.index);
+        let is_full = before != Some(first.mechanism) || together >= room || (together == 1 && fleet.canary);
+        let clashes = |index: usize| room < usize::MAX && fleet.misses_domain_of(index);
+        // Rather somebody later in the order than nobody; but the coordinator does not go before its time.
+        let mut like =
+            due.iter().take_while(|due| due.mechanism == first.mechanism && hosts[due.index].name != coordinator);
+        let next = if is_full { 0 } else { like.position(|due| !clashes(due.index)).unwrap_or(0) };
+        let begins = is_full || fleet.is_visited(due[next].index) || clashes(due[next].index);
+        let due = due.remove(next);
+        let host = &hosts[due.index];
+        if !due.patch && leaves {
+            // So many in a day are allowed: what was left counts when the next one is decided on.
+            let (why, cure) = ("another host with failing hardware is left first".to_owned(), String::new());
+            left.push(Left { host: host.name.clone(), why, cure });
+            continue;
+        }
         let moves = match due.mechanism {
             Mechanism::Evacuate => fleet.evacuate(due.index, begins),
             Mechanism::LivePatch | Mechanism::Restart | Mechanism::InPlace => Ok(Vec::new()),
@@ -152,11 +166,14 @@ pub fn plan(hosts: &[Host], policy: &Policy, coordinator: &str) -> Plan {
         };
         if begins {
             (wave, together) = (wave + 1, 0);
+            fleet.domains.clear();
             fleet.canary = before != Some(due.mechanism);
         }
         (before, together) = (Some(due.mechanism), together + 1);
+        fleet.domains.extend(host.domain.as_deref());
         fleet.patched[due.index] = due.patch;
         if !due.patch {
+            leaves = true;
             // Nobody comes back to a host that is failing.
             fleet.first_free.clone_from(&fleet.free);
             fleet.first_came.clone_from(&fleet.came);
@@ -206,6 +223,8 @@ struct Fleet<'a> {
     /// Of the present wave: hosts that are away, and hosts to which their pods go.
     away: BTreeSet<usize>,
     visited: BTreeSet<usize>,
+    /// Failure domains of which somebody is away in the present wave.
+    domains: BTreeSet<&'a str>,
     /// Memory that is left on each host, in bytes: now, and when a wave begins.
     free: Vec<u64>,
     first_free: Vec<u64>,
@@ -220,7 +239,11 @@ impl<'a> Fleet<'a> {
         for due in due {
             patched[due.index] = false;
         }
-        let shunned = |host: &Host| matches!(host.decision.verdict, Verdict::Leave { .. } | Verdict::Unknown { .. });
+        let shunned = |host: &Host| match host.decision.verdict {
+            Verdict::Leave { .. } => true,
+            Verdict::Unknown { .. } => !host.decision.update_missing,
+            _ => false,
+        };
         Self {
             hosts,
             headroom: policy.limits.headroom,
@@ -229,6 +252,7 @@ impl<'a> Fleet<'a> {
             shunned: hosts.iter().map(shunned).collect(),
             away: BTreeSet::new(),
             visited: BTreeSet::new(),
+            domains: BTreeSet::new(),
             free: hosts.iter().map(|host| host.available).collect(),
             first_free: hosts.iter().map(|host| host.available).collect(),
             came: vec![BTreeSet::new(); hosts.len()],
@@ -239,6 +263,10 @@ impl<'a> Fleet<'a> {
     /// Pods of this wave go there: it cannot be away together with their hosts.
     fn is_visited(&self, index: usize) -> bool {
         self.visited.contains(&index)
+    }
+
+    fn misses_domain_of(&self, index: usize) -> bool {
+        self.hosts[index].domain.as_deref().is_some_and(|domain| self.domains.contains(domain))
     }
 
     /// Finds places for all pods of a host; changes nothing if there are not enough.

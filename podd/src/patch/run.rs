@@ -197,6 +197,9 @@ pub struct PodMove {
     pub blackout_ms: Option<f64>,
     /// Why it did not go.
     pub error: Option<String>,
+    /// When that was known.
+    #[serde(default)]
+    pub at: Option<Timestamp>,
 }
 
 /// Something that was looked at on a host that was patched.

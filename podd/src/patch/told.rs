@@ -16,6 +16,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard, Notify};
 
 use super::notice::{self, Kind, Notice, Subject};
+use super::policy::Phases;
+use super::run::Step;
+use super::run::keep::own_part;
 use super::watch;
 use crate::api::{ApiError, Progress};
 use crate::error::{Attempt, Result};
@@ -113,6 +116,7 @@ async fn look(daemon: &Arc<Daemon>, is_time: bool) -> Result<(bool, Duration)> {
     let mut next = LOOK;
     if is_time
         && daemon.config.watch
+        && !is_under_way(daemon)?
         && let Some((decision, policy)) = watch::settle(daemon)?
     {
         let subjects: Vec<Subject> = pods.iter().map(subject).collect();
@@ -140,6 +144,11 @@ async fn look(daemon: &Arc<Daemon>, is_time: bool) -> Result<(bool, Duration)> {
     Ok((outstanding, next))
 }
 
+/// Whether a run is at this host: what its pods are told is for the run to say then.
+fn is_under_way(daemon: &Daemon) -> Result<bool> {
+    Ok(own_part(daemon)?.is_some_and(|host| host.step != Step::Waiting && !host.step.is_final()))
+}
+
 fn running(daemon: &Daemon) -> Vec<PodRecord> {
     let records = daemon.pods().into_iter().map(|pod| pod.record());
     records.filter(|record| matches!(record.state, PodState::Running { .. })).collect()
@@ -151,7 +160,11 @@ fn subject(pod: &PodRecord) -> Subject {
 
 /// Writes a notice down, with how long the pod will be silent.
 fn post(daemon: &Daemon, by: &str, pod: &PodRecord, to: &str, notice: Notice) -> Result<Notice> {
-    let expected_blackout_ms = predict::expected(daemon, pod, to, 0)?.expected.blackout_ms;
+    // How long its host takes to boot, nobody knows.
+    let expected_blackout_ms = match notice.kind {
+        Kind::InPlace => None,
+        Kind::Evacuate | Kind::Move => Some(predict::expected(daemon, pod, to, 0)?.expected.blackout_ms),
+    };
     let notice = Notice { expected_blackout_ms, ..notice };
     let event = [events::entry(daemon, by, What::Notice { notice: notice.clone() })];
     daemon.store.put_notice(&pod.id, Some(&notice), &event)?;
@@ -278,25 +291,81 @@ pub async fn before_a_move<'a>(
     claimed
 }
 
-/// Waits until a pod that was told that it will be touched may be.
+/// Waits until a pod may be touched: it is ready, or has had its time. One that was told nothing is told now, if it is to be: of what
+/// `kind` it is, and who wants it.
 ///
 /// # Errors
-/// The store's.
-pub async fn until_ready(daemon: &Daemon, id: &str) -> Result<()> {
+/// Those of `goes_on`, which is asked all the time; the store's.
+pub async fn until_ready(
+    daemon: &Daemon,
+    id: &str,
+    tell: Option<(Kind, &str)>,
+    goes_on: impl Fn() -> Result<()>,
+) -> Result<()> {
+    let own = match tell {
+        Some((kind, by)) => post_unless_told(daemon, id, kind, by).await?,
+        None => None,
+    };
     daemon.told.stir();
-    while daemon.store.notices()?.get(id).is_some_and(|notice| !notice.is_over(Timestamp::now())) {
-        tokio::time::sleep(HEAR).await;
+    loop {
+        goes_on()?;
+        let told = daemon.store.notices()?;
+        match told.get(id).or(own.as_ref()) {
+            Some(notice) if !notice.is_over(Timestamp::now()) => tokio::time::sleep(HEAR).await,
+            _ => return Ok(()),
+        }
     }
-    Ok(())
 }
 
-/// What a pod was told is being done: there is nothing to say any more.
+async fn post_unless_told(daemon: &Daemon, id: &str, kind: Kind, by: &str) -> Result<Option<Notice>> {
+    let phases = phases(daemon);
+    let _turn = daemon.told.turn().await;
+    let record = daemon.pod(id)?.record();
+    let is_told = daemon.store.notices()?.contains_key(id);
+    if phases.notice.0.is_zero() || is_told || !matches!(record.state, PodState::Running { .. }) {
+        return Ok(None);
+    }
+    begin(daemon, &record, kind, ("", by), phases.notice.0).map(Some)
+}
+
+/// Tells a pod that it will be touched after this time.
+fn begin(
+    daemon: &Daemon,
+    record: &PodRecord,
+    kind: Kind,
+    (to, by): (&str, &str),
+    time: SignedDuration,
+) -> Result<Notice> {
+    let now = Timestamp::now();
+    let not_before = now.checked_add(time).attempt("reckon with such a notice")?;
+    post(daemon, by, record, to, Notice::new(&subject(record), kind, now, not_before, &phases(daemon)))
+}
+
+fn phases(daemon: &Daemon) -> Phases {
+    watch::policy(daemon).0.map(|policy| policy.phases.clone()).unwrap_or_default()
+}
+
+/// What a pod was told is being done: there is nothing to say any more. What it was told.
 ///
 /// # Errors
 /// The store's.
-pub async fn settled(daemon: &Daemon, id: &str) -> Result<()> {
+pub async fn settled(daemon: &Daemon, id: &str) -> Result<Option<Notice>> {
     let _turn = daemon.told.turn().await;
-    Ok(daemon.store.put_notice(id, None, &[])?)
+    let notice = daemon.store.notices()?.remove(id);
+    daemon.store.put_notice(id, None, &[])?;
+    Ok(notice)
+}
+
+/// It was not done after all, and will be tried again: its time is not to begin anew.
+///
+/// # Errors
+/// The store's.
+pub async fn unsettled(daemon: &Daemon, id: &str, notice: Option<Notice>) -> Result<()> {
+    let _turn = daemon.told.turn().await;
+    match notice {
+        Some(notice) if daemon.pod(id).is_ok() => Ok(daemon.store.put_notice(id, Some(&notice), &[])?),
+        _ => Ok(()),
+    }
 }
 
 async fn announce(daemon: &Arc<Daemon>, record: &PodRecord, (to, by): (&str, &str), notice_s: u64) -> Result<String> {
@@ -305,15 +374,10 @@ async fn announce(daemon: &Arc<Daemon>, record: &PodRecord, (to, by): (&str, &st
         return Err(ApiError::conflict(format!("{} has been told already: {}", before.pod, before.in_words()))
             .cure("wait for that, or move it without --notice"));
     }
-    let phases = watch::policy(daemon).0.map(|policy| policy.phases.clone()).unwrap_or_default();
-    let now = Timestamp::now();
     let seconds = i64::try_from(notice_s).attempt("reckon with such a notice")?;
-    let not_before = now.checked_add(SignedDuration::from_secs(seconds)).attempt("reckon with such a notice")?;
-    let notice = Notice::new(&subject(record), Kind::Move, now, not_before, &phases);
-    let id = notice.id.clone();
-    post(daemon, by, record, to, notice)?;
+    let notice = begin(daemon, record, Kind::Move, (to, by), SignedDuration::from_secs(seconds))?;
     daemon.told.stir();
-    Ok(id)
+    Ok(notice.id)
 }
 
 async fn until_over(daemon: &Daemon, pod: &str, id: &str, tell: &UnboundedSender<Progress>) -> Result<()> {

@@ -12,7 +12,7 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use super::advisories::{self, Advisories};
 use super::cover::{self, Manifest};
-use super::decide::{Decision, LINUX, Question, Record, Situation, Verdict, decide};
+use super::decide::{Decision, Exposure, LATELY, LINUX, Mechanism, Question, Record, Situation, Verdict, decide};
 use super::facts::{Facts, Missing, advisories_of};
 use super::policy::Policy;
 use super::reader::ThisHost;
@@ -78,6 +78,12 @@ pub async fn look(daemon: &Arc<Daemon>, ask: bool) -> Result<()> {
 
 fn known(daemon: &Daemon) -> Option<Arc<Known>> {
     daemon.watch.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Whether facts were read since podd started.
+#[must_use]
+pub fn has_looked(daemon: &Daemon) -> bool {
+    known(daemon).is_some()
 }
 
 fn read(daemon: &Daemon, ask: bool) -> Result<()> {
@@ -168,25 +174,34 @@ pub fn settle(daemon: &Daemon) -> Result<Option<(Decision, Arc<Policy>)>> {
 
 /// Notes since when each fix can be had, and forgets those that are in use.
 fn remembered(mut record: Record, decision: &Decision, now: Timestamp) -> Record {
-    if matches!(decision.verdict, Verdict::Unknown { .. }) {
-        // Nothing is forgotten because it could not be seen once.
+    let looked_at = match decision.verdict {
+        Verdict::Unknown { .. } => decision.update_missing,
+        Verdict::Leave { .. } => false,
+        Verdict::Blocked { .. } => !decision.exposures.is_empty(),
+        _ => true,
+    };
+    if !looked_at {
+        // What the host is exposed to (a clock, hardware): nothing is forgotten because it could not be seen once.
         return record;
     }
     let fixes = decision.fixes();
-    record.seen.retain(|key, _| fixes.contains(key));
-    for key in fixes {
-        record.seen.entry(key).or_insert(now);
-    }
-    if record.seen.is_empty() {
+    // A fix that apt does not bring for once has been seen all the same.
+    let open = decision.exposures.iter().filter(|exposure| exposure.fixed_in.is_some()).map(Exposure::key);
+    let open: BTreeSet<String> = open.collect();
+    record.seen.retain(|key, _| fixes.contains(key) || open.contains(key));
+    if fixes.is_empty() {
         // What the owner wanted was about what is done now.
         (record.chosen, record.at_once) = (None, false);
+    }
+    for key in fixes {
+        record.seen.entry(key).or_insert(now);
     }
     record
 }
 
 /// What patch runs add to what is remembered: hosts that were left because of their hardware, and whether the breaker is open.
 fn with_runs(daemon: &Daemon, record: &Record) -> Record {
-    let runs = daemon.store.runs().unwrap_or_default();
+    let runs = daemon.store.runs(Timestamp::now() - LATELY).unwrap_or_default();
     let left = runs.iter().flat_map(|run| &run.hosts).filter(|host| !host.patch);
     let left = left.filter_map(|host| host.begun.first().map(|begun| begun.at)).collect();
     let breaker_open = runs.iter().any(|run| matches!(run.state, State::Stopped { .. }));
@@ -233,6 +248,16 @@ pub fn status(daemon: &Daemon) -> Result<StatusView> {
         if !hints.is_empty() {
             remarks.push(format!("packages that asked for a reboot: {}", hints.join(", ")));
         }
+        for feed in &known.advisories.feeds {
+            if let Some(problem) = &feed.problem {
+                remarks.push(format!("the {} feed is not new: {problem}", feed.feed.name()));
+            }
+        }
+        let sessions = known.facts.stale.known().into_iter().flatten().filter(|process| !process.can_restart());
+        let sessions = sessions.count();
+        if sessions > 0 {
+            remarks.push(format!("{sessions} program(s) of users run with replaced files until they are ended"));
+        }
         for manifest in known.manifests.iter().filter(|manifest| manifest.problem.is_some()) {
             let problem = manifest.problem.as_deref().unwrap_or_default();
             remarks.push(format!("{} does not count: {problem}", manifest.path.display()));
@@ -273,13 +298,19 @@ pub fn brief(daemon: &Daemon) -> Result<StatusView> {
 /// # Errors
 /// The store's.
 pub fn explained(daemon: &Daemon) -> Result<StatusView> {
+    let status = status(daemon)?;
+    // Where they sleep while the host boots, nobody knows.
+    let moves = !matches!(
+        status.decision.verdict,
+        Verdict::Due { mechanism: Mechanism::InPlace } | Verdict::Wait { mechanism: Mechanism::InPlace, .. }
+    );
     let running = daemon.pods().into_iter().map(|pod| pod.record());
-    let running = running.filter(|record| matches!(record.state, PodState::Running { .. }));
+    let running = running.filter(|record| moves && matches!(record.state, PodState::Running { .. }));
     let silence = |record: crate::pod::state::PodRecord| {
         let expected = predict::expected(daemon, &record, "", 0)?.expected;
         Ok(PodSilence { pod: record.spec.name, blackout_ms: expected.blackout_ms })
     };
-    Ok(StatusView { pods: running.map(silence).collect::<Result<_>>()?, ..status(daemon)? })
+    Ok(StatusView { pods: running.map(silence).collect::<Result<_>>()?, ..status })
 }
 
 /// The facts that were read last.
@@ -309,7 +340,15 @@ pub fn choose(daemon: &Daemon, by: &str, request: &ChooseRequest) -> Result<Stat
         if let Some(deadline) = status.decision.deadline.filter(|deadline| at > *deadline) {
             return Err(ApiError::conflict(format!("{at} is after the deadline, {deadline}")).cure(cure));
         }
-        let windows = policy(daemon).0.and_then(|policy| policy.windows().ok());
+        let policy = policy(daemon).0;
+        let first = daemon.store.patch_record()?.seen.into_values().min();
+        let own = first.zip(policy.as_ref()).and_then(|(first, p)| first.checked_add(p.phases.self_service.0).ok());
+        if let Some(end) = own.filter(|end| at > *end && *end > now) {
+            return Err(
+                ApiError::conflict(format!("{at} is after the owner's own time, which ends at {end}")).cure(cure)
+            );
+        }
+        let windows = policy.and_then(|policy| policy.windows().ok());
         let until = at.checked_add(SignedDuration::from_mins(1)).unwrap_or(at);
         if windows.is_some_and(|windows| windows.next(at, until).is_none()) {
             return Err(ApiError::conflict(format!("{at} is in no window")).cure("`podctl policy explain` lists them"));

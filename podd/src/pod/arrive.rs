@@ -26,7 +26,7 @@ use crate::error::{Attempt, Result};
 use crate::layers::Hold;
 use crate::patch::cordon;
 use crate::patch::run::orders;
-use crate::peer::{Message, Peer, known, unexpected};
+use crate::peer::{Message, Peer, known, unexpected, unpack};
 use crate::server::{plan, status};
 use crate::shim::{Mode, Status, client};
 use crate::supervisor::{Claim, Daemon, Doing};
@@ -158,6 +158,8 @@ fn reserve(daemon: &Daemon, from: &str, id: &str, record: &str) -> Result<(Claim
         by: format!("host {from}"),
     };
     record.state = PodState::Arriving { migration: id.to_owned() };
+    // If it comes, one host could restore it.
+    record.failed_on.clear();
     if let Some(relies_on) = &mut record.relies_on {
         relies_on.comes_to(&daemon.cpu);
     }
@@ -236,6 +238,10 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
                 let data = peer.receive_data().await?;
                 store_chunk(&images, &mut open, &name, offset, &data)?;
             }
+            Message::Packed { name, offset, size } => {
+                let data = unpack(&peer.receive_data().await?, size)?;
+                store_chunk(&images, &mut open, &name, offset, &data)?;
+            }
             Message::Round { number } if number == rounds + 1 && number <= MOST_ROUNDS => {
                 open.clear();
                 rounds = number;
@@ -249,7 +255,7 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
     };
     let ahead = Clocks::here().map(|here| clocks.ahead_of(here)).attempt("read the clock")?;
     clocks::note(&images, ahead).attempt("store the image")?;
-    note_timers(&images, &timers).attempt("store the image")?;
+    note_timers(&images, &timers, Duration::ZERO).attempt("store the image")?;
     drop(open);
     for (name, size) in &files {
         let have = memory::find(&images, safe_name(name)?).metadata().map_or(0, |m| m.len());

@@ -4,13 +4,15 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use checkpoint::clocks::Clocks;
 use checkpoint::files::{Mode, Sender};
 use checkpoint::host::HostFacts;
 use checkpoint::image::{Compression, Kind, Meta, Writer};
-use checkpoint::wire;
+use checkpoint::process::timers;
+use checkpoint::{sleep, wire};
 use jiff::Timestamp;
 
-use super::freeze::{Dumper, Flight, freeze, hold, milliseconds, thaw};
+use super::freeze::{Dumper, Flight, NextKernel, freeze, hold, milliseconds, thaw};
 use super::start::{clear_up, ensure_shim};
 use super::state::{PodRecord, PodState};
 use super::stop::not_running;
@@ -65,9 +67,10 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
     ensure_shim(daemon, &record).await?;
     let hold = hold(daemon, &record);
     let dumper = Dumper::start(daemon, &record, flight.path()).await?;
-    let frozen = freeze(daemon, &record, hold.as_ref())?;
+    let frozen = freeze(daemon, &record, hold.as_ref(), NextKernel::Unknown)?;
     let written = match dumper.dump(daemon, &record, &frozen).await {
-        Ok(()) => write(daemon, &record, hold.as_ref(), &flight, &image, &options),
+        Ok(()) => note_time(daemon, &record, flight.path())
+            .and_then(|()| write(daemon, &record, hold.as_ref(), &flight, &image, &options)),
         Err(e) => Err(e),
     };
     let bytes = match written {
@@ -84,6 +87,16 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
         clear_up(daemon, &record).await.attempt("clear up after the pod")?;
     }
     Ok(CheckpointReport { pod: record.spec.name, image: image.display().to_string(), bytes, frozen_ms })
+}
+
+/// A pod that sleeps while its host boots wakes up at the right time.
+fn note_time(daemon: &Daemon, record: &PodRecord, dump: &Path) -> Result<()> {
+    let PodState::Running { init, .. } = record.state else { return Err(not_running(daemon, record)) };
+    if !record.wakes {
+        return Ok(());
+    }
+    let clocks = Clocks::of(init.pid).attempt("read the pod's clocks")?;
+    sleep::note(dump, clocks, timers(&daemon.cgroup(&record.id).pids())).attempt("note the pod's clocks")
 }
 
 /// Where an image goes for which the user has named no file: a suspended pod has its own one; a backup of a pod that goes

@@ -1,6 +1,6 @@
 //! Making a pod: its layers, its id range, its writable layer with the init in it. Nothing runs yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
@@ -60,6 +60,7 @@ pub fn create(daemon: &Daemon, mut spec: PodSpec, progress: &mut dyn FnMut(Progr
         restarts_in_a_row: 0,
         relies_on: None,
         wakes: false,
+        failed_on: BTreeSet::new(),
         state: PodState::Created,
         spec,
         id,

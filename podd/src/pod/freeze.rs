@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use checkpoint::clocks::Clocks;
-use checkpoint::process::{Terminals, watched_paths};
+use checkpoint::process::{Terminals, leave_vdso, watched_paths};
 use checkpoint::waits::{self, Waits};
 
 use super::start::{announce, await_workers};
@@ -42,6 +42,17 @@ pub fn hold(daemon: &Daemon, record: &PodRecord) -> Option<Hold> {
     .ok()
 }
 
+/// On which kernel the pod will go on: another one has another vDSO, and a thread that stands still in there would be lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextKernel {
+    /// One like this host's.
+    Same,
+    /// Another one.
+    Other,
+    /// Whichever it will be.
+    Unknown,
+}
+
 /// A pod that stands still.
 #[derive(Clone, Debug)]
 pub struct Frozen {
@@ -59,15 +70,16 @@ pub struct Frozen {
 /// the restore, since a restored connection knows no round-trip time (RFC 6298, 2.1).
 ///
 /// # Errors
-/// Processes that do not stand still, or do not accept connections.
-pub fn freeze(daemon: &Daemon, record: &PodRecord, hold: Option<&Hold>) -> Result<Frozen> {
+/// Processes that do not stand still, or do not accept connections; or threads that are never out of the vDSO, on the way to another
+/// kernel.
+pub fn freeze(daemon: &Daemon, record: &PodRecord, hold: Option<&Hold>, kernel: NextKernel) -> Result<Frozen> {
     let PodState::Running { init, .. } = record.state else { return Err(not_running(daemon, record)) };
     let frozen = tokio::task::block_in_place(|| {
         // What takes time at first.
         let _ = waits::are_told();
         let watched = watched(daemon, record);
         let terminals = Terminals::of(&daemon.cgroup(&record.id).pids());
-        let (since, interrupted) = freeze_processes(daemon, record, init, &terminals, hold)?;
+        let (since, interrupted) = freeze_processes(daemon, record, init, (&terminals, kernel), hold)?;
         let waits = Waits::of(&daemon.cgroup(&record.id).pids(), interrupted);
         daemon.unplug(record)?;
         Ok::<_, std::io::Error>(Frozen { since, watched, waits })
@@ -86,13 +98,13 @@ fn watched(daemon: &Daemon, record: &PodRecord) -> Vec<String> {
     paths.into_iter().filter_map(|path| path.into_os_string().into_string().ok()).collect()
 }
 
-/// Freezes them at a moment at which no connection waits to be accepted, and no terminal for its shell. Returns when that began
-/// and when they stood still.
+/// Freezes them at a moment at which no connection waits to be accepted, no terminal for its shell, and no thread is in code that is
+/// another one on another kernel. Returns when that began and when they stood still.
 fn freeze_processes(
     daemon: &Daemon,
     record: &PodRecord,
     init: ProcessId,
-    terminals: &Terminals,
+    (terminals, kernel): (&Terminals, NextKernel),
     hold: Option<&Hold>,
 ) -> std::io::Result<(Instant, Clocks)> {
     let cgroup = daemon.cgroup(&record.id);
@@ -107,12 +119,15 @@ fn freeze_processes(
     loop {
         let since = Instant::now();
         cgroup.freeze(FREEZE_LIMIT)?;
+        let in_vdso = if kernel == NextKernel::Same { None } else { leave_vdso(cgroup.freezer(), &cgroup.pids())? };
         let interrupted = Clocks::here()?;
         // Connections within the pod, and without a hold all others, may have come in between.
         let backlog = backlog::of_frozen(init.pid)?;
         let late = begun.elapsed() > SETTLE_LIMIT;
         let obstacle = match (backlog.unaccepted, terminals.abandoned()) {
-            (0, None) => None,
+            (0, None) => in_vdso.filter(|_| kernel == NextKernel::Other).map(|tid| {
+                format!("thread {tid} does not leave the kernel's own code (vDSO), which is another one there")
+            }),
             (0, Some(terminal)) => {
                 Some(format!("the foreground job of {terminal} has ended, and its shell does not take it back"))
             }
@@ -120,7 +135,7 @@ fn freeze_processes(
         };
         match obstacle {
             // Those of unix sockets can be carried as long as nothing was written into them: CRIU knows.
-            None if late || backlog.unaccepted_unix == 0 => return Ok((since, interrupted)),
+            None if late || (backlog.unaccepted_unix == 0 && in_vdso.is_none()) => return Ok((since, interrupted)),
             Some(what) if late => {
                 let limit = SETTLE_LIMIT.as_secs();
                 return Err(std::io::Error::other(format!("{what}, for {limit} s already")));

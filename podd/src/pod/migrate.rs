@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use checkpoint::clocks::Clocks;
 use checkpoint::compat::{Finding, Verdict};
 use checkpoint::files::{self, Mode, Op, PassReport, Sender};
+use checkpoint::host::Kernel;
 use checkpoint::memory;
 use checkpoint::process::{shared_writable_files, timers};
 use jiff::Timestamp;
@@ -17,7 +18,7 @@ use rand::Rng;
 use tokio::sync::{OwnedMutexGuard, SemaphorePermit, mpsc};
 
 use super::checkpoint::save;
-use super::freeze::{Dumper, Flight, Frozen, freeze, hold, milliseconds, thaw};
+use super::freeze::{Dumper, Flight, Frozen, NextKernel, freeze, hold, milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
 use super::precopy::Ahead;
 use super::predict;
@@ -66,6 +67,7 @@ pub async fn preflight(daemon: &Daemon, record: &PodRecord, to: &str) -> Result<
             cure: Some("choose another host, or wait until it takes pods again".into()),
         });
     }
+    findings.extend(record.quarantine());
     findings.push(Finding {
         rule: "prediction".into(),
         verdict: Verdict::Go,
@@ -117,7 +119,16 @@ pub async fn migrate(
         ready = run.restore(&record).await;
     }
     if let Err(error) = ready {
-        return Err(abort(daemon, &record, &mut migration, error, run.hold()));
+        let error = abort(daemon, &record, &mut migration, error, run.hold());
+        if let Err(e) = run.note_failure(claim) {
+            tracing::warn!(
+                pod = record.spec.name,
+                to,
+                error = e.message,
+                "that it could not be restored there is not noted"
+            );
+        }
+        return Err(error);
     }
 
     // ======== THE HANDOVER ========
@@ -140,7 +151,7 @@ pub async fn migrate(
     let Run { begun, predicted, phases, bytes, rounds, watch, peer, hold, flight: _flight, ahead, turn, .. } = run;
     let mode = if ahead.rounds > 0 { "pre-copy" } else { "stop-copy" };
     let tracker = ahead.backend().map(|backend| backend.name().to_owned());
-    let sent = peer.sent;
+    let (sent, packed) = (peer.sent, peer.packed);
     let concluded = conclude(daemon, claim, &mut migration, Some(peer), hold, |m| {
         drop(turn);
         let report = MigrateReport {
@@ -153,7 +164,7 @@ pub async fn migrate(
             total_ms: milliseconds(begun),
             predicted: Some(predicted),
             phases: Phases { announce_ms: watch.clone().lap(), ..phases.clone() },
-            bytes: Bytes { wire: sent, ..bytes.clone() },
+            bytes: Bytes { wire: sent, packed, ..bytes.clone() },
             rounds,
         };
         m.report = Some(report);
@@ -422,6 +433,11 @@ pub(super) struct Room {
 pub struct Run<'a> {
     pub(super) daemon: &'a Arc<Daemon>,
     tell: &'a Tell,
+    to: String,
+    /// What runs there.
+    kernel: NextKernel,
+    /// The target could not restore the pod.
+    broke: bool,
     begun: Instant,
     predicted: Prediction,
     pub(super) room: Room,
@@ -466,7 +482,8 @@ impl<'a> Run<'a> {
         claim.quiet().await;
         let mut peer = Peer::call(daemon, to).await?;
         let facts = target_facts(&mut peer, &record).await?;
-        let (findings, files) = tokio::task::block_in_place(|| towards(daemon, &record, &facts))?;
+        let (mut findings, files) = tokio::task::block_in_place(|| towards(daemon, &record, &facts))?;
+        findings.extend(record.quarantine().filter(|_| !rehearsal));
         refuse_unless_go(&findings)?;
         let predicted = predict::expected(daemon, &record, to, files)?;
         let expected = Some(predicted.expected);
@@ -474,6 +491,13 @@ impl<'a> Run<'a> {
         let run = Self {
             daemon,
             tell,
+            to: to.to_owned(),
+            kernel: if facts.facts.kernel.release == Kernel::read().release {
+                NextKernel::Same
+            } else {
+                NextKernel::Other
+            },
+            broke: false,
             begun,
             predicted,
             room: Room { memory: facts.facts.memory.available, images: facts.facts.image_space.free_bytes },
@@ -554,7 +578,7 @@ impl<'a> Run<'a> {
         self.daemon.journal(migration, None)?;
         self.say("freeze", 0, 0);
         self.peer.hasten();
-        let frozen = freeze(self.daemon, record, self.hold.as_ref())?;
+        let frozen = freeze(self.daemon, record, self.hold.as_ref(), self.kernel)?;
         self.watch = StopWatch::start(frozen.since);
         self.phases.freeze_ms = self.watch.lap();
         self.ahead.before_dump(&images).attempt("forget what was copied of processes that have ended")?;
@@ -599,9 +623,25 @@ impl<'a> Run<'a> {
         let timers = timers(&self.daemon.cgroup(&record.id).pids());
         let clocks = Clocks::of(init.pid).attempt("read the pod's clocks")?;
         let restore = Message::Restore { files, clocks, timers };
-        match self.peer.ask(&restore).await? {
+        self.peer.send(&restore).await?;
+        match self.peer.receive().await? {
             Message::Ready { .. } => self.phases.restore_ms = self.watch.lap(),
+            Message::Refused { reason } => {
+                self.broke = true;
+                return Err(ApiError::failed(reason));
+            }
             other => return Err(unexpected(&other)),
+        }
+        Ok(())
+    }
+
+    /// Keeps in mind that the target could not restore the pod. That it could not be asked says nothing of the pod.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn note_failure(&self, claim: &Claim) -> Result<()> {
+        if self.broke && !claim.record().failed_on.contains(&self.to) {
+            claim.update(self.daemon, |record| record.failed_on.extend([self.to.clone()]))?;
         }
         Ok(())
     }
@@ -748,8 +788,7 @@ impl<'a> Run<'a> {
                 if got == 0 {
                     break;
                 }
-                self.peer.queue(&Message::Chunk { name: name.clone(), offset: *offset }).await?;
-                self.peer.queue_data(&piece[..got]).await?;
+                self.peer.queue_chunk(&name, *offset, &piece[..got]).await?;
                 *offset += got as u64;
                 if name.starts_with("pages-") {
                     self.bytes.memory += got as u64;

@@ -104,8 +104,7 @@ impl Run<'_> {
             (tracker, round)
         });
         while let Some(Piece { name, offset, data }) = pieces.recv().await {
-            self.peer.queue(&Message::Chunk { name: name.clone(), offset }).await?;
-            self.peer.queue_data(&data).await?;
+            self.peer.queue_chunk(&name, offset, &data).await?;
             ahead.files.insert(name, offset + data.len() as u64);
             self.say("memory", ahead.bytes + offset, 0);
         }

@@ -35,6 +35,11 @@ pub async fn rehearse(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell
     run.end_turn();
     sent?;
     let performed = on_target(&mut run, &record, to).await;
+    match performed {
+        Ok(_) if !record.failed_on.is_empty() => drop(claim.update(daemon, |record| record.failed_on.clear())?),
+        Ok(_) => {}
+        Err(_) => run.note_failure(claim)?,
+    }
     if let Err(e) = &performed {
         migration.error = Some(e.message.clone());
         daemon.journal(&migration, None)?;

@@ -8,6 +8,7 @@ use checkpoint::compat;
 use checkpoint::files::{Op, Receiver};
 use checkpoint::host::HostFacts;
 use checkpoint::image::{Image, Kind};
+use checkpoint::sleep;
 use checkpoint::wire;
 
 use super::checkpoint::FILES;
@@ -18,8 +19,10 @@ use super::start::{clear_up, give_birth, live};
 use super::state::{PodRecord, PodState};
 use crate::api::ApiError;
 use crate::error::{Attempt, Result};
+use crate::reserved;
 use crate::shim::Mode;
 use crate::supervisor::{Claim, Daemon, Doing};
+use crate::sys::process::ProcessId;
 
 /// Continues a suspended pod. Its own image is deleted afterwards, one that the user has named is not.
 ///
@@ -28,7 +31,9 @@ use crate::supervisor::{Claim, Daemon, Doing};
 pub async fn resume(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
     let running = go_on(daemon, claim).await?;
     // None, if the user has named where the pod was to go.
-    let _ = std::fs::remove_file(daemon.config.own_image(&running.id));
+    let image = daemon.config.own_image(&running.id);
+    let _ = std::fs::remove_file(&image);
+    reserved::forget(&daemon.config, &image);
     Ok(running)
 }
 
@@ -43,17 +48,46 @@ async fn go_on(daemon: &Arc<Daemon>, claim: &Claim) -> Result<PodRecord> {
         )));
     };
     let image = open(path)?;
-    let flight = Flight::new(daemon, &format!("{}-restore", record.id))?;
-    tokio::task::block_in_place(|| {
-        image.extract_dir(&Kind::Criu, flight.path())?;
-        image.extract_dir(&Kind::Memory, flight.path())
-    })
-    .map_err(|e| ApiError::failed(e.to_string()))?;
-    let init = give_birth(daemon, &record, Mode::Restore { images: flight.path().to_owned() }).await?;
+    let copy = reserved::copy_of(&daemon.config, path, &image);
+    let from_copy = match &copy {
+        Some(copy) => awaken(daemon, &record, copy).await.ok(),
+        None => None,
+    };
+    let init = match from_copy {
+        Some(init) => {
+            tracing::info!(pod = record.spec.name, "its image was read from the memory that survived");
+            init
+        }
+        None => awaken(daemon, &record, &image).await?,
+    };
     // Recorded before the thaw: from the first instruction on, the image is out of date.
     let running = live(daemon, claim, init)?;
     thaw(daemon, &running, &[])?;
     Ok(running)
+}
+
+/// Restores the pod out of an image; it stands still. Its memory is read where it lies, and checked meanwhile.
+async fn awaken(daemon: &Daemon, record: &PodRecord, image: &Image) -> Result<ProcessId> {
+    let damaged = |e: checkpoint::image::Error| ApiError::failed(e.to_string());
+    let (flight, unchecked) = tokio::task::block_in_place(|| {
+        let flight = Flight::new(daemon, &format!("{}-restore", record.id))?;
+        image.extract_dir(&Kind::Criu, flight.path()).map_err(damaged)?;
+        let unchecked = match daemon.reads_elsewhere() {
+            true => image.link_dir(&Kind::Memory, flight.path()),
+            false => image.extract_dir(&Kind::Memory, flight.path()).map(|_| Vec::new()),
+        };
+        let unchecked = unchecked.map_err(damaged)?;
+        sleep::wake(flight.path()).attempt("read the pod's clocks")?;
+        Ok::<_, ApiError>((flight, unchecked))
+    })?;
+    let image = image.clone();
+    let check = tokio::task::spawn_blocking(move || image.check(&unchecked));
+    let born = give_birth(daemon, record, Mode::Restore { images: flight.path().to_owned() }).await;
+    if let Err(e) = check.await.attempt("check the image")? {
+        clear_up(daemon, record).await.attempt("clear up after the pod")?;
+        return Err(damaged(e));
+    }
+    born
 }
 
 /// Restores a suspended pod by name, or a pod from an image file.
@@ -76,6 +110,7 @@ pub async fn restore(daemon: &Arc<Daemon>, from: &str) -> Result<PodRecord> {
     }
     let path = PathBuf::from(from);
     let image = open(&path)?;
+    tokio::task::block_in_place(|| image.verify()).map_err(|e| ApiError::failed(e.to_string()))?;
     let mut record = record_of(&image)?;
     check_fits(daemon, &record, &image)?;
     refuse_if_elsewhere(daemon, &record).await?;
@@ -101,13 +136,10 @@ pub async fn restore(daemon: &Arc<Daemon>, from: &str) -> Result<PodRecord> {
     resumed
 }
 
-/// Opens an image and checks every byte of it.
 fn open(path: &Path) -> Result<Image> {
-    let image = Image::open(path).map_err(|e| {
+    Image::open(path).map_err(|e| {
         ApiError::failed(e.to_string()).cure("name a file on podd's host that `podctl checkpoint` has written")
-    })?;
-    tokio::task::block_in_place(|| image.verify()).map_err(|e| ApiError::failed(e.to_string()))?;
-    Ok(image)
+    })
 }
 
 fn record_of(image: &Image) -> Result<PodRecord> {

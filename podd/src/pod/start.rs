@@ -149,7 +149,7 @@ async fn replace_dead_shim(daemon: &Daemon, record: &PodRecord, init: ProcessId)
         return Ok(());
     }
     await_workers(daemon, record).await?;
-    tracing::warn!(pod = record.spec.name, "the pod's shim was killed; another one takes its place");
+    tracing::warn!(pod = record.spec.name, "the pod's shim has ended; another one takes its place");
     let config = shim_config(daemon, record, Mode::Adopt { init }).map_err(io::Error::other)?;
     client::launch(&config).await?;
     match client::status(&bundle, OUTCOME_LIMIT).await? {

@@ -1,8 +1,10 @@
 //! What a pod is at this moment. Pure data and the rules by which it changes.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use checkpoint::baseline::{KernelVersion, ReliesOn};
+use checkpoint::compat::{Finding, Verdict};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -40,11 +42,31 @@ pub struct PodRecord {
     /// It was put to sleep while its host boots: podd wakes it up.
     #[serde(default)]
     pub wakes: bool,
+    /// Hosts that could not restore it, in a move or a rehearsal, since one could.
+    #[serde(default)]
+    pub failed_on: BTreeSet<String>,
     /// Where it stands.
     pub state: PodState,
 }
 
+/// A pod that so many hosts could not restore is in quarantine.
+const QUARANTINE: usize = 2;
+
 impl PodRecord {
+    /// Why it goes nowhere until a rehearsal has succeeded; none: it may go. A pod that breaks one host after the other must not be
+    /// tried on the next one.
+    #[must_use]
+    pub fn quarantine(&self) -> Option<Finding> {
+        let hosts = self.failed_on.iter().map(String::as_str).collect::<Vec<_>>().join(" and ");
+        let name = &self.spec.name;
+        (self.failed_on.len() >= QUARANTINE).then(|| Finding {
+            rule: "quarantine".into(),
+            verdict: Verdict::No,
+            fact: format!("{hosts} could not restore it"),
+            cure: Some(format!("`podctl rehearse {name} --to HOST` tells why; one that succeeds ends the quarantine")),
+        })
+    }
+
     /// The environment of its programs: its own, and what holds them to the baseline under which it was started.
     #[must_use]
     pub fn environment(&self) -> Vec<(String, String)> {

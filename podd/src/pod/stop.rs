@@ -89,7 +89,9 @@ pub async fn delete(daemon: &Daemon, record: &PodRecord) -> Result<()> {
     clear_up(daemon, record).await.attempt(format!("clear up {}", record.spec.name))?;
     // The record goes last but for the files: a crash in between leaves a folder that recovery removes.
     // Of a pod that runs, a crash just after its resume may have left the image.
-    let _ = std::fs::remove_file(daemon.config.own_image(&record.id));
+    let image = daemon.config.own_image(&record.id);
+    let _ = std::fs::remove_file(&image);
+    crate::reserved::forget(&daemon.config, &image);
     daemon.forget(&record.id)?;
     let folder = daemon.config.pod_state(&record.id);
     tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(folder) {

@@ -174,6 +174,7 @@ async fn version(State(daemon): App) -> Answer {
     json(Version {
         podd: env!("CARGO_PKG_VERSION").into(),
         api: API_VERSION,
+        protocol: daemon.config.protocol.into(),
         host: daemon.config.host.clone(),
         kernel: kernel.release().to_string_lossy().into_owned(),
         criu: checkpoint_version(&daemon).await,
@@ -455,6 +456,7 @@ pub async fn checks(daemon: &Arc<Daemon>) -> Result<Vec<Check>> {
             Ok(format!("CRIU {}", daemon.criu_version().unwrap_or_default()))
         });
         checks.push(crate::doctor::baseline(&daemon.baseline, &hosts));
+        checks.extend(crate::reserved::check(&daemon.config));
         checks
     });
     checks.await.attempt("check the host")

@@ -32,6 +32,7 @@ use crate::patch::run::drive;
 use crate::patch::watch::watch;
 use crate::patch::{mechanism, told};
 use crate::recover::recover;
+use crate::reserved;
 use crate::store::Sqlite;
 use crate::supervisor::Daemon;
 use crate::sys::cgroup::Hierarchies;
@@ -64,6 +65,8 @@ async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn 
     let daemon = Arc::new(prepare(config, baseline)?);
     // Before anybody can ask: what this host says of its moves must be settled (see `recover`).
     recover(&daemon).await?;
+    mechanism::wake_first(&daemon)
+        .map_err(|e| format!("cannot set up the bridge {}: {e}", daemon.config.network.bridge))?;
     peers::learn_joined(&daemon);
     let listener = listen(&daemon.config.socket)?;
     tracing::info!(host = daemon.config.host, socket = %daemon.config.socket.display(), "ready");
@@ -73,7 +76,6 @@ async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn 
     if daemon.config.watch {
         tokio::spawn(watch(daemon.clone()));
     }
-    mechanism::wake_later(&daemon);
     drive::go_on(&daemon);
     tokio::spawn(told::tell(daemon.clone()));
     tokio::spawn(webhook::deliver(daemon.clone()));
@@ -133,8 +135,12 @@ fn prepare(config: Config, baseline: (Baseline, Cpu)) -> Result<Daemon, Box<dyn 
         // Its own mount: /run is tmpfs too on most hosts, but small.
         mounts::file_system("tmpfs", &flight, nix::mount::MsFlags::MS_NOSUID, "mode=700,size=75%")?;
     }
-    network::ensure_bridge(&config.network.bridge, config.network.uplink.as_deref())
+    // Its uplink joins it later: pods that sleep on this host wake up first.
+    network::ensure_bridge(&config.network.bridge, None)
         .map_err(|e| format!("cannot set up the bridge {}: {e}", config.network.bridge))?;
+    if let Err(error) = reserved::mount(&config) {
+        tracing::warn!(%error, "the memory that survives a boot cannot be used");
+    }
     if let Err(e) = network::cradle::ensure(&config.cradle()) {
         tracing::info!(error = %e, "pods share the host's table of connections: moves take some milliseconds more");
     }

@@ -81,7 +81,7 @@ async fn answer(daemon: Arc<Daemon>, identity: Identity, stream: TcpStream, from
 }
 
 async fn converse(daemon: Arc<Daemon>, identity: Identity, stream: TcpStream) -> crate::error::Result<()> {
-    let config = trust::server_config(&identity, &[trust::PEER, trust::JOIN])?;
+    let config = trust::server_config(&identity, &[daemon.config.protocol.offers(), &[trust::JOIN]].concat())?;
     let stream = trust::accept(&config, stream, HANDSHAKE).await?;
     let session = stream.get_ref().1;
     if session.alpn_protocol() == Some(trust::JOIN.as_bytes()) {

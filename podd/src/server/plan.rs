@@ -128,6 +128,7 @@ pub async fn own(daemon: &Arc<Daemon>) -> Result<Host> {
             name: daemon.config.host.clone(),
             decision,
             kernel: facts.kernel.number.into(),
+            domain: daemon.config.domain.clone(),
             cpu: facts.cpu,
             memory: facts.memory.total,
             available: facts.memory.available.min(facts.image_space.free_bytes),
@@ -141,7 +142,7 @@ fn silent(name: String, why: String) -> Host {
     let cure = format!("see that podd runs on {name} and can be reached");
     let decision = Decision::unknown(Missing { what: why, cure });
     let (kernel, cpu, pods) = (checkpoint::baseline::OLDEST_KERNEL, checkpoint::host::Cpu::default(), Vec::new());
-    Host { name, decision, kernel, cpu, memory: 0, available: 0, cordoned: None, pods }
+    Host { name, decision, kernel, domain: None, cpu, memory: 0, available: 0, cordoned: None, pods }
 }
 
 /// Moves of a plan that preflight refuses.

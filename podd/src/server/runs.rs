@@ -10,12 +10,13 @@ use serde::Deserialize;
 use super::caller::Caller;
 use super::http::{Answer, App, Said, json};
 use super::plan;
-use crate::api::{ApiError, CordonRequest, RunRequest, SteerRequest};
+use crate::api::{ApiError, CordonRequest, ReserveRequest, RunRequest, SteerRequest};
 use crate::error::Attempt;
 use crate::patch::cordon::{self, Cordon};
 use crate::patch::plan::Plan;
 use crate::patch::run::drive::{self, Steer};
 use crate::patch::run::keep;
+use crate::reserved;
 use crate::supervisor::Daemon;
 
 /// Routes of patch runs.
@@ -28,6 +29,7 @@ pub fn routes() -> axum::Router<Arc<Daemon>> {
         .route("/v1/host/cordons", get(cordons))
         .route("/v1/host/cordon", post(put_cordon))
         .route("/v1/host/uncordon", post(delete_cordon))
+        .route("/v1/host/reserved-memory", get(reserved_memory).post(reserve_memory))
 }
 
 async fn run(State(daemon): App, caller: Caller, Said(request): Said<RunRequest>) -> Answer {
@@ -50,7 +52,8 @@ fn difference(shown: &Plan, now: &Plan) -> Option<String> {
         let step = |step: &crate::patch::plan::Step| {
             let moves: Vec<String> = step.moves.iter().map(|m| format!("{} to {}", m.pod, m.to)).collect();
             let moves = if moves.is_empty() { String::new() } else { format!(" ({})", moves.join(", ")) };
-            format!("{} by {} in wave {}{moves}", step.host, step.mechanism.name(), step.wave)
+            let how = if step.patch { step.mechanism.name() } else { "leaving it" };
+            format!("{} by {how} in wave {}{moves}", step.host, step.wave)
         };
         plan.steps.iter().map(step).collect()
     };
@@ -70,7 +73,7 @@ async fn steer(State(daemon): App, caller: Caller, Said(request): Said<SteerRequ
 
 /// Those that this host knows; it may not be the one that carries them out.
 async fn runs(State(daemon): App) -> Answer {
-    let mut runs = daemon.store.runs()?;
+    let mut runs = daemon.store.runs(Timestamp::MIN)?;
     if let Ok(Some(newest)) = keep::newest(&daemon, None).await {
         runs.retain(|run| run.id != newest.id);
         runs.push(newest);
@@ -114,6 +117,14 @@ async fn delete_cordon(State(daemon): App, caller: Caller, Said(request): Said<U
     }
     daemon.store.delete_cordon(&owner)?;
     json(cordon::all(&daemon)?)
+}
+
+async fn reserved_memory(State(daemon): App) -> Answer {
+    json(tokio::task::block_in_place(|| reserved::view(&daemon.config))?)
+}
+
+async fn reserve_memory(State(daemon): App, Said(request): Said<ReserveRequest>) -> Answer {
+    json(tokio::task::block_in_place(|| reserved::reserve(&daemon.config, request.bytes))?)
 }
 
 #[derive(Deserialize)]

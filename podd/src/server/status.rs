@@ -79,7 +79,7 @@ async fn of(daemon: &Arc<Daemon>, host: Option<&str>, refresh: bool, why: bool) 
 /// # Errors
 /// The store's.
 pub async fn own(daemon: &Arc<Daemon>, refresh: bool, why: bool) -> Result<StatusView> {
-    if refresh || watch::status(daemon)?.facts_at.is_none() {
+    if refresh || !watch::has_looked(daemon) {
         watch::look(daemon, refresh).await?;
     }
     let asking = daemon.clone();

@@ -5,6 +5,7 @@ mod sqlite;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use sqlite::Sqlite;
@@ -102,11 +103,11 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`Error`].
     fn put_notice(&self, pod_id: &str, notice: Option<&Notice>, events: &[Entry]) -> Result<(), Error>;
-    /// Every patch run that this host knows, oldest first.
+    /// Patch runs that this host knows, oldest first: those that have not ended or, to the second, did after that time.
     ///
     /// # Errors
     /// [`Error`].
-    fn runs(&self) -> Result<Vec<Run>, Error>;
+    fn runs(&self, since: Timestamp) -> Result<Vec<Run>, Error>;
     /// One patch run.
     ///
     /// # Errors

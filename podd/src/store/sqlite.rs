@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, OptionalExtension, params};
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Params, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -30,6 +31,7 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS patching (id INTEGER PRIMARY KEY CHECK (id = 0), record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS notices (pod TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS runs (id TEXT PRIMARY KEY, open INTEGER NOT NULL, record TEXT NOT NULL) STRICT;
+    CREATE INDEX IF NOT EXISTS runs_ended ON runs (json_extract(record, '$.ended'));
     CREATE TABLE IF NOT EXISTS cordons (owner TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS events (
         id INTEGER PRIMARY KEY AUTOINCREMENT, migration TEXT UNIQUE, record TEXT NOT NULL
@@ -57,9 +59,13 @@ impl Sqlite {
     }
 
     fn all<T: DeserializeOwned>(&self, sql: &str) -> Result<Vec<T>, Error> {
+        self.some(sql, [])
+    }
+
+    fn some<T: DeserializeOwned>(&self, sql: &str, values: impl Params) -> Result<Vec<T>, Error> {
         let connection = self.connection();
         let mut statement = connection.prepare_cached(sql)?;
-        let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+        let rows = statement.query_map(values, |row| row.get::<_, String>(0))?;
         rows.map(|text| Ok(serde_json::from_str(&text?)?)).collect()
     }
 }
@@ -156,8 +162,10 @@ impl Store for Sqlite {
         Ok(transaction.commit()?)
     }
 
-    fn runs(&self) -> Result<Vec<Run>, Error> {
-        self.all("SELECT record FROM runs ORDER BY rowid")
+    fn runs(&self, since: Timestamp) -> Result<Vec<Run>, Error> {
+        let lately = "SELECT record FROM runs
+             WHERE json_extract(record, '$.ended') IS NULL OR json_extract(record, '$.ended') > ?1 ORDER BY rowid";
+        self.some(lately, [format!("{since:.0}")])
     }
 
     fn run(&self, id: &str) -> Result<Option<Run>, Error> {
@@ -284,7 +292,9 @@ mod tests {
     use super::*;
     use crate::events::What;
     use crate::patch::notice::{Kind, Notice, Subject};
+    use crate::patch::plan::Plan;
     use crate::patch::policy::Policy;
+    use crate::patch::run::State;
     use crate::pod::journal::{Role, Step};
 
     fn entry(at_once: bool) -> Entry {
@@ -335,8 +345,24 @@ mod tests {
     }
 
     #[test]
+    fn runs_of_lately_are_open_or_ended_after() {
+        let store = Sqlite::open(Path::new(":memory:")).unwrap();
+        let at = |second| Timestamp::new(second, 500_000_000).unwrap();
+        let plan = Plan { steps: Vec::new(), left: Vec::new() };
+        for second in 0..3 {
+            let run = Run::new(&plan, Vec::new(), "a", "root", at(second));
+            let run = Run { state: State::Done, ended: Some(at(second)), ..run };
+            assert_eq!(store.put_run(&run, &[]).unwrap(), Kept::Yes);
+        }
+        assert_eq!(store.put_run(&Run::new(&plan, Vec::new(), "a", "root", at(3)), &[]).unwrap(), Kept::Yes);
+        let ended = |since| store.runs(since).unwrap().iter().map(|run| run.ended).collect::<Vec<_>>();
+        assert_eq!(ended(at(1)), [Some(at(2)), None]);
+        assert_eq!(ended(Timestamp::MIN).len(), 4);
+    }
+
+    #[test]
     fn notices_are_kept_by_pod() {
-        let store = Sqlite::open(std::path::Path::new(":memory:")).unwrap();
+        let store = Sqlite::open(Path::new(":memory:")).unwrap();
         let subject = Subject { id: "1".to_owned(), name: "web".to_owned() };
         let now = Timestamp::UNIX_EPOCH;
         let notice = Notice::new(&subject, Kind::Move, now, now, &Policy::default().phases);

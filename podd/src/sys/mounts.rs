@@ -100,7 +100,15 @@ fn set_attributes(tree: &OwnedFd, set: u64, ids: Option<BorrowedFd<'_>>) -> io::
 /// # Errors
 /// `mount(2)`'s.
 pub fn file_system(kind: &str, target: &Path, flags: MsFlags, options: &str) -> io::Result<()> {
-    mount(Some(kind), target, Some(kind), flags, Some(options)).map_err(|e| {
+    device(Path::new(kind), kind, target, flags, options)
+}
+
+/// Mounts the file system of a device.
+///
+/// # Errors
+/// `mount(2)`'s.
+pub fn device(device: &Path, kind: &str, target: &Path, flags: MsFlags, options: &str) -> io::Result<()> {
+    mount(Some(device), target, Some(kind), flags, Some(options)).map_err(|e| {
         io::Error::new(io::Error::from(e).kind(), format!("cannot mount {kind} at {}: {e}", target.display()))
     })
 }

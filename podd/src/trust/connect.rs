@@ -20,18 +20,18 @@ const PROBE_AFTER: Duration = Duration::from_secs(4);
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 const PROBES: u32 = 3;
 
-/// Calls a host and makes sure that it is the one named `peer`, within `timeout`.
+/// Calls a host and makes sure that it is the one named `peer`, within `timeout`; `alpn`: what it may speak, the best first.
 ///
 /// The host looks at our certificate after this returns: see [`TrustError::of_io`] for the first failed read.
 pub async fn connect(
     identity: &Identity,
     peer: &str,
     address: SocketAddr,
-    alpn: &str,
+    alpn: &[&str],
     timeout: Duration,
 ) -> Result<client::TlsStream<TcpStream>, TrustError> {
     identity.check(Timestamp::now())?;
-    let stream = dial(client_config(identity, &[alpn])?, peer, address, alpn, timeout).await?;
+    let stream = dial(client_config(identity, alpn)?, peer, address, alpn, timeout).await?;
     match peer_name(stream.get_ref().1) {
         Some(name) if name == peer => Ok(stream),
         presented => Err(TrustError::WrongHost {
@@ -53,7 +53,7 @@ pub async fn accept(
     let handshake = TlsAcceptor::from(config.clone()).accept(stream);
     let stream = within(timeout, &peer, "the TLS handshake with", handshake)
         .await?
-        .map_err(|source| TrustError::of_handshake(&peer, "a protocol of podd", source))?;
+        .map_err(|source| TrustError::of_handshake(&peer, &["a protocol of podd"], source))?;
     Ok(stream)
 }
 
@@ -71,7 +71,7 @@ pub(super) async fn dial(
     config: Arc<ClientConfig>,
     peer: &str,
     address: SocketAddr,
-    alpn: &str,
+    alpn: &[&str],
     timeout: Duration,
 ) -> Result<client::TlsStream<TcpStream>, TrustError> {
     let label = format!("`{peer}` ({address})");
@@ -86,8 +86,9 @@ pub(super) async fn dial(
             .map_err(|source| TrustError::of_handshake(&label, alpn, source))
     };
     let stream = within(timeout, &label, "connecting to", work).await??;
-    if stream.get_ref().1.alpn_protocol() != Some(alpn.as_bytes()) {
-        return Err(TrustError::Protocol { peer: label, alpn: alpn.to_owned() });
+    let agreed = stream.get_ref().1.alpn_protocol();
+    if !alpn.iter().any(|name| agreed == Some(name.as_bytes())) {
+        return Err(TrustError::Protocol { peer: label, alpn: alpn.join(" or ") });
     }
     Ok(stream)
 }

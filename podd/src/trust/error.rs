@@ -128,7 +128,8 @@ impl TrustError {
             Self::Stranger(_) => "check the address; both hosts must have joined the same fleet".into(),
             Self::WrongHost { .. } => "check the host's address in `podctl host ls`".into(),
             Self::RefusedUs { .. } => "compare the clocks; both hosts must have joined the same fleet".into(),
-            Self::Protocol { .. } => "check the port, and that both hosts run the same version of podd".into(),
+            Self::Protocol { .. } => "check the port, and compare `podctl version` on both hosts: one is upgraded after the other, by one version at a time"
+                    .into(),
             Self::Timeout { .. } | Self::Network { .. } => {
                 "check that podd runs there, the address, and the firewall in between".into()
             }
@@ -208,11 +209,11 @@ impl TrustError {
     }
 
     /// A failed TLS handshake.
-    pub(super) fn of_handshake(peer: &str, alpn: &str, source: io::Error) -> Self {
+    pub(super) fn of_handshake(peer: &str, alpn: &[&str], source: io::Error) -> Self {
         use rustls::{AlertDescription, Error};
         match source.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
             Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol) | Error::NoApplicationProtocol) => {
-                Self::Protocol { peer: peer.to_owned(), alpn: alpn.to_owned() }
+                Self::Protocol { peer: peer.to_owned(), alpn: alpn.join(" or ") }
             }
             _ => Self::of_io(peer, "the TLS handshake with", source),
         }

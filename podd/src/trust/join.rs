@@ -77,7 +77,7 @@ pub async fn join(
     };
     let label = format!("the authority `{}` ({authority})", token.authority);
     let config = tls::pinned_config(token.fingerprint, JOIN)?;
-    let mut stream = dial(config, &token.authority, authority, JOIN, PATIENCE).await?;
+    let mut stream = dial(config, &token.authority, authority, &[JOIN], PATIENCE).await?;
     let (signed, ca, asked, mut hosts) = ask(&mut stream, &label, &request).await?;
 
     let bad = |why: String| TrustError::BadAnswer { peer: label.clone(), why };

@@ -32,6 +32,7 @@ mod identity;
 mod invitation;
 mod join;
 mod message;
+mod protocol;
 mod renew;
 #[cfg(test)]
 mod tests;
@@ -44,13 +45,12 @@ pub use error::{Refusal, TrustError};
 pub use identity::{Identity, init};
 pub use invitation::{invite, joined};
 pub use join::{Joined, join, serve_join};
+pub use protocol::Protocol;
 pub use renew::renew_if_due;
 pub use tls::{client_config, peer_name, server_config};
 
 /// ALPN of the API: HTTP/1.1.
 pub const API: &str = "http/1.1";
-/// ALPN of podd to podd: migrations.
-pub const PEER: &str = "podd-peer/1";
 /// ALPN of hosts that join or renew: the only one that is served to a peer without a certificate.
 pub const JOIN: &str = "podd-join/1";
 

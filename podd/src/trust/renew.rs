@@ -43,7 +43,7 @@ pub async fn renew_if_due(pki: &Path, now: Timestamp) -> Result<Option<Identity>
 
 async fn request(identity: &Identity, authority: &KnownHost, key: &KeyPair, label: &str) -> Result<String, TrustError> {
     let csr = certificate::make_request(key, &identity.name)?;
-    let mut stream = connect(identity, &authority.name, authority.address, JOIN, PATIENCE).await?;
+    let mut stream = connect(identity, &authority.name, authority.address, &[JOIN], PATIENCE).await?;
     let request = Request::Renew { csr, listen: identity.address };
     let (signed, ..) = ask(&mut stream, label, &request).await?;
     Ok(signed)

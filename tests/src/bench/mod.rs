@@ -9,6 +9,8 @@
 //! | `host` | commands on the lab's hosts; the redis that rivals move |
 //! | `podd` `criu` `lazy` `runc` `podman` `restart` | the contenders |
 //! | `report` `plot` | BENCH.json, BENCH.md, pictures |
+//! | `sleep` | suspend and resume |
+//! | `status` | the status service, which moves nothing |
 
 mod criu;
 mod host;
@@ -21,6 +23,8 @@ mod probe;
 mod report;
 mod restart;
 mod runc;
+pub mod sleep;
+pub mod status;
 
 use std::any::Any;
 use std::collections::BTreeMap;

@@ -6,7 +6,7 @@ use crate::Lab;
 use crate::lab::rootfs;
 use crate::workload::web;
 
-const POD: &str = "bench";
+pub const POD: &str = "bench";
 const HOSTS: [&str; 2] = ["a", "b"];
 /// In the order in which they happen, with what podd calls them.
 const PHASES: [&str; 7] = ["preflight", "prepare", "freeze", "dump", "transfer", "restore", "announce"];

@@ -28,6 +28,13 @@ struct Arguments {
     /// Writes a second of others than the client
     #[arg(long, default_value_t = 10_000.0)]
     load: f64,
+    /// Measure the status service instead, and write nothing
+    #[arg(long)]
+    status: bool,
+    /// Measure suspend and resume of redis instead, of these sizes and so many times, and write nothing. The state of the lab's hosts
+    /// is in PODD_TEST_DIR, on a disk or a tmpfs
+    #[arg(long, conflicts_with = "status")]
+    sleep: bool,
     /// Folder of the results
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -37,11 +44,21 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let Arguments { workloads, sizes, moves, contenders, load, out, date } = Arguments::parse();
+    let Arguments { workloads, sizes, moves, contenders, load, status, sleep, out, date } = Arguments::parse();
+    if status {
+        return ended(bench::status::run().map(|figures| print!("{figures}")));
+    }
+    if sleep {
+        return ended(bench::sleep::run(&sizes, moves).map(|figures| print!("{figures}")));
+    }
     let command: Vec<String> = std::iter::once("scripts/bench".to_owned()).chain(asked()).collect();
     let out = out.unwrap_or_else(::tests::lab::root);
     let options = Options { workloads, sizes, moves, contenders, load, out, date, command: command.join(" ") };
-    match bench::run(&options) {
+    ended(bench::run(&options))
+}
+
+fn ended(result: Result<(), bench::Failure>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("bench: {failure}");

@@ -29,6 +29,7 @@ EOF
         echo "http://mirror.example|bookworm-security|main|Debian|Debian-Security|stable-security|bookworm-security|$d/lists/mirror_dists_bookworm-security_main_binary-amd64_Packages"
         ;;
     "apt-get "*" update" | "apt-get "*--download-only*)
+        [ ! -e "$d/locked" ] || { echo "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 1 (apt)" >&2; exit 100; }
         [ ! -e "$d/mirror-down" ] || { echo "E: Failed to fetch http://mirror.example" >&2; exit 100; }
         ;;
     "apt-get "*" install "*linux-image-cloud-amd64*)

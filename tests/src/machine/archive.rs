@@ -13,6 +13,7 @@ use super::kernels::{self, Kernel};
 
 const MAKE: &str = include_str!("../../machine/make-repository");
 const BREAK: &str = include_str!("../../machine/break-kernel");
+const NEWER: &str = include_str!("../../machine/newer-package");
 
 /// What it is made of, and where.
 #[derive(Debug)]
@@ -77,22 +78,22 @@ impl Archive {
     }
 
     /// Brings the packages to these machines: what is published later appears in a moment.
-    pub fn stock(&self, lab: &Lab, machines: &[&str], kernels: &[&Published]) {
+    pub fn stock(&self, lab: &Lab, machines: &[&'static str], kernels: &[&Published]) {
         let packages: Vec<PathBuf> = kernels.iter().flat_map(|kernel| kernel.packages.clone()).collect();
-        for machine in machines {
+        lab.each(machines, |machine| {
             lab.room().copy_in(machine, &packages, "/srv/repository/pool").expect("it is copied");
-        }
+        });
     }
 
     /// Publishes these in a suite, on each of these machines, which have been [stocked](Self::stock) with them.
-    pub fn publish(&self, lab: &Lab, machines: &[&str], label: &str, codename: &str, kernels: &[&Published]) {
+    pub fn publish(&self, lab: &Lab, machines: &[&'static str], label: &str, codename: &str, kernels: &[&Published]) {
         let made = tempfile::tempdir().expect("a folder");
         let dir = made.path().join(codename);
         let mut make = Command::new("sh");
         make.args(["-c", MAKE, "make-repository"]).arg(&dir).args([label, codename]).arg(self.keys.path());
         make.args(kernels.iter().flat_map(|kernel| &kernel.packages));
         assert!(make.status().expect("sh runs").success());
-        for machine in machines {
+        lab.each(machines, |machine| {
             let suite = format!("/srv/repository/{codename}");
             lab.room().copy_in(machine, &[dir.join("dists")], &suite).expect("it is copied");
             lab.room().copy_in(machine, &[self.keys.path().join("key.gpg")], "/srv/repository").expect("it is copied");
@@ -100,11 +101,11 @@ impl Archive {
                 format!("deb [signed-by=/srv/repository/key.gpg] file:/srv/repository/{codename} {codename} main");
             let script = "ln -sfn ../pool \"/srv/repository/$2/pool\"; chmod -R a+rX /srv; echo \"$1\" >\"/etc/apt/sources.list.d/$2.list\" && apt-get update 2>&1";
             lab.exec(machine, &["sh", "-c", script, "sh", &line, codename]).must();
-        }
+        });
     }
 
     /// Tells these machines that this version ends an exploited fault, and what their policy is.
-    pub fn advise(&self, lab: &Lab, machines: &[&str], version: &str, policy: &str) {
+    pub fn advise(&self, lab: &Lab, machines: &[&'static str], version: &str, policy: &str) {
         let advisory = json!({"linux": {"CVE-2026-1": {"description": "a fault", "scope": "remote", "releases": {
             &self.codename: {"status": "resolved", "repositories": {}, "fixed_version": version, "urgency": "high"}}}}});
         let [tracker, file] = ["tracker.json", "policy.toml"].map(|name| self.keys.path().join(name));
@@ -113,8 +114,22 @@ impl Archive {
         for machine in machines {
             lab.room().copy_in(machine, std::slice::from_ref(&tracker), "/srv/advisories").expect("it is copied");
             lab.room().copy_in(machine, std::slice::from_ref(&file), "/etc/podd").expect("it is copied");
+            // Some tests cut the power.
+            lab.exec(machine, &["sync"]).must();
         }
     }
+}
+
+/// Has a machine install a newer version of a package of its Debian.
+pub fn upgrade(lab: &Lab, machine: &str, package: &str) {
+    let made = tempfile::tempdir().expect("a folder");
+    let mut make = Command::new("sh");
+    make.args(["-c", NEWER, "newer-package"]).arg(made.path()).arg(package);
+    assert!(make.status().expect("sh runs").success());
+    let deb = format!("{package}.deb");
+    lab.room().copy_in(machine, &[made.path().join(&deb)], "/var/tmp").expect("it is copied");
+    let install = ["env", "DEBIAN_FRONTEND=noninteractive", "dpkg", "-i"];
+    lab.exec(machine, &[&install[..], &[&format!("/var/tmp/{deb}")]].concat()).must();
 }
 
 fn write(path: &Path, text: &str) {

@@ -1,7 +1,7 @@
 //! What all machines share: a minimal Debian of the host's own release with podd inside, as a read-only disk image.
 //!
-//! Of the host's own release, since podd and CRIU are the host's binaries and need its libraries. No package of an init
-//! system: busybox and a few lines of ours start podd in seconds under emulation. Made without loop devices.
+//! Of the host's own release, since podd and CRIU are the host's binaries and need its libraries. busybox and a few lines of ours
+//! start podd in seconds under emulation; systemd is there for those who [ask](super::Lab::under_systemd). Made without loop devices.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +16,8 @@ use crate::lab::{binary, root};
 /// Pods in machines take their root file systems from `/srv/rootfs/NAME`.
 const ROOTFS: [&str; 6] = ["busybox", "redis", "nginx", "node", "postgres", "shell"];
 /// Beside the minimal system: what podd and tests use, and what kernel packages need.
-const PACKAGES: [&str; 5] = ["busybox-static", "iproute2", "kmod", "less", "procps"];
+const PACKAGES: [&str; 8] =
+    ["busybox-static", "e2fsprogs", "iproute2", "kexec-tools", "kmod", "less", "procps", "systemd-sysv"];
 /// Size of a machine's root disk. Sparse.
 const DISK: &str = "6G";
 /// Makes a root tree: arguments are its folder, the packages, and the newest linux-base.

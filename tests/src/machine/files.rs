@@ -69,7 +69,7 @@ impl Room {
             }
         }
         // A machine that does not answer has left what it has left.
-        let script = "dmesg >/run/dmesg.log; cd / && find run/podd var/lib/podd/images run/dmesg.log var/log/podd.log -name '*.log' 2>/dev/null |
+        let script = "dmesg >/run/dmesg.log; cd / && find run/podd var/lib/podd/criu run/dmesg.log var/log/podd.log -name '*.log' 2>/dev/null |
             exec tar --create --file=- --files-from=-";
         let file = to.join("inside.tar");
         let mut out = fs::File::create(&file).map_err(Failure::io("make", &file))?;

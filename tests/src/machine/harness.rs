@@ -8,10 +8,13 @@ use super::kernels::Kernel;
 use super::room::{Ready, Room};
 use super::{Failure, program, tools};
 use crate::Run;
+use crate::lab::root;
 use crate::workload::Counted;
 
 /// Memory of a test's machine, MiB.
 const MEMORY: u32 = 2048;
+
+const UNDER_SYSTEMD: &str = include_str!("../../machine/systemd/under-systemd");
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
@@ -91,6 +94,27 @@ impl Lab {
             for i in $(seq 100); do podctl ls >/dev/null 2>&1 && exit; sleep 0.1; done
             exit 1";
         self.exec(name, &["sh", "-c", &format!("{change}{restart}"), "sh", text]).must();
+    }
+
+    /// Does the same in several machines at once: each of them keeps one core busy.
+    pub fn each(&self, machines: &[&'static str], work: impl Fn(&'static str) + Sync) {
+        std::thread::scope(|scope| {
+            for machine in machines {
+                scope.spawn(|| work(machine));
+            }
+        });
+    }
+
+    /// Starts a machine anew with systemd as its init, and podd's shipped unit.
+    #[track_caller]
+    pub fn under_systemd(&self, name: &str) -> Ready {
+        let units =
+            ["tests/machine/systemd/vm-boot.service", "tests/machine/systemd/vm-agent.service", "podd/podd.service"];
+        good(self.room.copy_in(name, &units.map(|unit| root().join(unit)), "/etc/systemd/system"));
+        self.exec(name, &["sh", "-c", UNDER_SYSTEMD]).must();
+        // The old init would not know the new one's commands.
+        self.powercut(name);
+        self.start(name)
     }
 
     /// Starts a machine that was switched off.

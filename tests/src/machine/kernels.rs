@@ -117,12 +117,17 @@ fn newest<'a>(kernels: impl Iterator<Item = &'a Package>) -> Vec<(String, &'a Pa
 /// # Errors
 /// The cache cannot be written. Mirrors that do not answer are named in the catalog; if none does, the last catalog holds.
 pub fn catalog(cache: &Cache) -> Result<Catalog, Failure> {
+    catalog_of(cache, FRESH)
+}
+
+/// What they were seen to offer so long ago at most.
+fn catalog_of(cache: &Cache, fresh: Duration) -> Result<Catalog, Failure> {
     let _lock = cache.lock("catalog")?;
     let path = cache.path("kernels.json");
     let known: Option<Catalog> = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let age = fs::metadata(&path).ok().and_then(|m| m.modified().ok()).and_then(|at| at.elapsed().ok());
     if let (Some(catalog), Some(age)) = (&known, age)
-        && age < FRESH
+        && age < fresh
     {
         return Ok(catalog.clone());
     }
@@ -173,18 +178,23 @@ fn apt(suite: &str) -> Command {
     command
 }
 
+fn field(stanza: &str, name: &str) -> Option<String> {
+    stanza.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ").map(str::to_owned))
+}
+
+/// The names of the packages in a list of dependencies.
+fn names(depends: &str) -> impl Iterator<Item = &str> {
+    depends.split(',').filter_map(|d| d.split_whitespace().next())
+}
+
 /// Reads `apt-cache show`. Meta-packages, which only need another image, are left out.
 fn stanzas(suite: &str, text: &str) -> Vec<Package> {
-    let field = |stanza: &str, name: &str| {
-        stanza.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ").map(str::to_owned))
-    };
     let known: BTreeSet<&str> = text.lines().filter_map(|line| line.strip_prefix("Known: ")).collect();
     let mut packages = Vec::new();
     for stanza in text.split("\n\n") {
         let (Some(name), Some(version)) = (field(stanza, "Package"), field(stanza, "Version")) else { continue };
         let depends = field(stanza, "Depends").unwrap_or_default();
-        let names = depends.split(',').filter_map(|d| d.split_whitespace().next());
-        let parts: Vec<String> = names
+        let parts: Vec<String> = names(&depends)
             .filter(|d| d.starts_with("linux-") && d.contains("-cloud-amd64") && *d != name)
             .map(str::to_owned)
             .collect();
@@ -201,7 +211,14 @@ fn stanzas(suite: &str, text: &str) -> Vec<Package> {
 /// # Errors
 /// No mirror offers the series and none of it is cached; or nothing of it can be fetched.
 pub fn fetch(cache: &Cache, asked: &str) -> Result<Kernel, Failure> {
-    let catalog = catalog(cache)?;
+    match fetch_from(cache, asked, &catalog(cache)?) {
+        // Mirrors drop packages: nothing of what they had may be left.
+        Err(Failure::Missing { .. }) => fetch_from(cache, asked, &catalog_of(cache, Duration::from_secs(60))?),
+        fetched => fetched,
+    }
+}
+
+fn fetch_from(cache: &Cache, asked: &str, catalog: &Catalog) -> Result<Kernel, Failure> {
     let candidates = catalog.of(asked);
     let mut last = None;
     for package in candidates.iter().take(ATTEMPTS) {
@@ -220,7 +237,7 @@ pub fn fetch(cache: &Cache, asked: &str) -> Result<Kernel, Failure> {
         });
     }
     if catalog.kernels.is_empty() {
-        let why = catalog.absent.into_iter().next().map(|(suite, why)| format!("{suite}: {why}")).unwrap_or_default();
+        let why = catalog.absent.iter().next().map(|(suite, why)| format!("{suite}: {why}")).unwrap_or_default();
         return Err(Failure::Missing {
             what: format!("no mirror tells which kernels there are ({why})"),
             cure: "let this host reach its Debian mirror (apt-get update must work)".to_owned(),
@@ -261,6 +278,20 @@ pub fn fetch_metapackage(cache: &Cache, kernel: &Kernel) -> Result<PathBuf, Fail
     let name = "linux-image-cloud-amd64".to_owned();
     let package = Package { suite, name, version, parts: Vec::new(), missing: Vec::new() };
     Ok(download(cache, &package)?.remove(0))
+}
+
+/// Has the packages with which modules for a kernel are built on this host.
+///
+/// # Errors
+/// They cannot be fetched.
+pub fn fetch_headers(cache: &Cache, kernel: &Kernel) -> Result<Vec<PathBuf>, Failure> {
+    let Package { suite, name, version, .. } = kernel.package.clone();
+    let name = name.replace("linux-image-", "linux-headers-");
+    let shown = tools::run(apt(&suite).args(["apt-cache", "show", &format!("{name}={version}")]))?;
+    let depends = field(&shown, "Depends").unwrap_or_default();
+    let is_part = |name: &&str| name.starts_with("linux-headers-") || name.starts_with("linux-kbuild-");
+    let parts = names(&depends).filter(is_part).map(str::to_owned).collect();
+    download(cache, &Package { suite, name, version, parts, missing: Vec::new() })
 }
 
 /// Has the newest `linux-base` on this host.

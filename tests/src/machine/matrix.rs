@@ -80,9 +80,10 @@ pub fn run(options: &Options) -> Result<bool, Failure> {
     for (i, b) in series.iter().enumerate() {
         for a in &series[..i] {
             let (a, b) = if version::compare(a, b).is_le() { (a, b) } else { (b, a) };
-            let wanted: Vec<Kind> =
-                kinds.iter().copied().filter(|kind| !options.resume || !is_done(&results, kind.name, a, b)).collect();
-            if wanted.is_empty() {
+            let is_wanted = |kind: &Kind, born, other| !options.resume || !is_done(&results, kind.name, born, other);
+            let wanted = |born, other| kinds.iter().copied().filter(|kind| is_wanted(kind, born, other)).collect();
+            let wanted: [Vec<Kind>; 2] = [wanted(a, b), wanted(b, a)];
+            if wanted.iter().all(Vec::is_empty) {
                 eprintln!("{a} and {b}: all is there already");
                 continue;
             }
@@ -90,8 +91,8 @@ pub fn run(options: &Options) -> Result<bool, Failure> {
             // A machine that does not start keeps no other pair from its turn.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| pair.run(&wanted))) {
                 let why = words(panic);
-                for kind in wanted {
-                    pair.fail(kind.name, [a, b], a, &why, "");
+                for (kinds, [born, other]) in wanted.iter().zip([[a, b], [b, a]]) {
+                    kinds.iter().for_each(|kind| pair.fail(kind.name, [born, other], born, &why, ""));
                 }
             }
             results = pair.results.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -114,16 +115,11 @@ fn default_series(catalog: &kernels::Catalog) -> Vec<String> {
     all
 }
 
-/// Whether all of a pod between two kernels is known, and well.
-fn is_done(results: &Results, pod: &str, a: &str, b: &str) -> bool {
-    let well = |born, from, to| results.find(pod, born, from, to).filter(|m| m.agree);
-    let up = well(a, a, b);
+/// Whether all of a pod between two kernels is known, and well: of one that is born there, and comes home.
+fn is_done(results: &Results, pod: &str, born: &str, other: &str) -> bool {
+    let well = |from, to| results.find(pod, born, from, to).filter(|m| m.agree);
     // A pod that did not go cannot come back.
-    let back = |there: Option<&Move>, born, from, to| {
-        there.is_some_and(|m| m.outcome == Outcome::Refused || well(born, from, to).is_some())
-    };
-    let down = well(b, b, a);
-    back(up, a, b, a) && back(down, b, a, b)
+    well(born, other).is_some_and(|m| m.outcome == Outcome::Refused || well(other, born).is_some())
 }
 
 struct Pair<'a> {
@@ -135,7 +131,8 @@ struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    fn run(&self, kinds: &[Kind]) {
+    /// Runs pods that are born on either side.
+    fn run(&self, kinds: &[Vec<Kind>; 2]) {
         let lab = Lab::new();
         for (host, series) in HOSTS.into_iter().zip(self.series) {
             let release = lab.up(host, series).kernel;
@@ -147,12 +144,14 @@ impl Pair<'_> {
                 .unwrap_or_else(|failure| panic!("{failure}"));
         }
         self.results().lab = about(&lab);
-        // Those born on either side at the same time: a pod keeps one machine busy, mostly.
+        // Those born on either side at the same time: a pod keeps one machine busy, mostly. A large one keeps both.
+        let turn = Mutex::new(());
         thread::scope(|scope| {
-            for born in 0..2 {
-                let (pair, lab) = (&*self, &lab);
+            for (born, kinds) in kinds.iter().enumerate() {
+                let (pair, lab, turn) = (&*self, &lab, &turn);
                 scope.spawn(move || {
                     for (kind, number) in kinds.iter().zip(1..) {
+                        let _alone = kind.extra.then(|| turn.lock().unwrap_or_else(PoisonError::into_inner));
                         pair.pod(lab, *kind, born, &format!("10.78.{}.{number}", born + 1));
                     }
                 });

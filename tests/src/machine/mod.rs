@@ -10,6 +10,7 @@
 //! | `lan` `group` | a network without a way out; processes by cgroup |
 //! | `exec` `agent` `frames` `files` | commands in a machine, files into it and out of it |
 //! | `archive` | signed archives of kernel packages for the machines' own apt |
+//! | `livepatch` | a live patch for one of these kernels, and who says what it ends |
 //! | `matrix` | pods under load between every two of several kernels |
 //! | `cache` `tools` `failure` | files that can be made again; programs of the host; what goes wrong |
 //!
@@ -28,6 +29,7 @@ pub mod group;
 pub mod harness;
 pub mod kernels;
 pub mod lan;
+pub mod livepatch;
 pub mod matrix;
 pub mod qemu;
 pub mod room;

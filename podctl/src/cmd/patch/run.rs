@@ -143,15 +143,13 @@ fn outcome(run: &Run) -> u8 {
 fn lines(run: &Run) -> Vec<(Timestamp, String)> {
     let mut lines = Vec::new();
     for host in &run.hosts {
-        let last = host.begun.last().map_or(run.began, |begun| begun.at);
         lines.extend(host.begun.iter().map(|begun| (begun.at, format!("{}: {}", host.host, begun.step.word()))));
         for m in host.moves.iter().filter(|m| m.done) {
             let silent = m.blackout_ms.map(|ms| format!(", silent for {} ms", words::ms(ms))).unwrap_or_default();
-            lines.push((last, format!("{} moved from {} to {}{silent}", m.pod, m.from, m.to)));
+            lines.push((m.at.unwrap_or(run.began), format!("{} moved from {} to {}{silent}", m.pod, m.from, m.to)));
         }
         lines.extend(host.trouble.as_ref().map(|trouble| (trouble.at, format!("{}: {}", host.host, trouble.what))));
     }
-    // The time of a move is that of its host's step: told once, whenever it was seen.
     lines.sort();
     lines
 }

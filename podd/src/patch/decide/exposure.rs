@@ -149,7 +149,6 @@ impl Subject {
     }
 }
 
-/// dpkg's order.
 /// Whether dpkg has a version before another one.
 ///
 /// # Errors

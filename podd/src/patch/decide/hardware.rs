@@ -8,7 +8,8 @@ use jiff::SignedDuration;
 use super::{Mechanism, Question, Verdict};
 use crate::patch::facts::Hardware;
 
-const DAY: SignedDuration = SignedDuration::from_hours(24);
+/// Hosts that were left within this count.
+pub const LATELY: SignedDuration = SignedDuration::from_hours(24);
 const DAY_S: u64 = 86400;
 
 pub(super) fn decide(question: Question<'_>, chain: &mut Vec<String>) -> Option<Verdict> {
@@ -25,7 +26,7 @@ pub(super) fn decide(question: Question<'_>, chain: &mut Vec<String>) -> Option<
         return None;
     }
     let signs: Vec<String> = certain.into_iter().chain(signs).collect();
-    let lately = record.left.iter().filter(|at| now.duration_since(**at) < DAY).count();
+    let lately = record.left.iter().filter(|at| now.duration_since(**at) < LATELY).count();
     let hindrance = if record.breaker_open {
         Some("the breaker is open".to_owned())
     } else if lately >= policy.hardware.per_day as usize {

@@ -12,6 +12,12 @@ const BOOTED: [&str; 3] = [LINUX, "intel-microcode", "amd64-microcode"];
 /// Parts of the names of files that matter to pods and moves.
 const MATTERS: [&str; 7] = ["/libc.so", "/libc-", "/ld-linux", "/libssl", "/libcrypto", "/criu", "/podd"];
 
+/// Whether a newer version of this source package is in use only after a boot.
+#[must_use]
+pub fn needs_boot(package: &str) -> bool {
+    BOOTED.contains(&package)
+}
+
 /// What is to be done.
 pub(super) enum Due {
     /// Nothing, or nothing that can be.
@@ -45,7 +51,7 @@ fn look(question: Question<'_>, exposures: &[Exposure], chain: &mut Vec<String>)
     } else {
         format!("{} brings nothing newer than {}", candidate.metapackage, candidate.version)
     });
-    let needs_boot = |exposure: &&Exposure| BOOTED.contains(&exposure.package.as_str());
+    let needs_boot = |exposure: &&Exposure| needs_boot(&exposure.package);
     let fixed: Vec<&Exposure> = exposures.iter().filter(|exposure| exposure.is_fixed()).collect();
     let (boot, restart): (Vec<&Exposure>, Vec<&Exposure>) = fixed.into_iter().partition(needs_boot);
     let mut boot: BTreeSet<String> = boot.into_iter().map(Exposure::key).collect();
@@ -67,12 +73,14 @@ fn look(question: Question<'_>, exposures: &[Exposure], chain: &mut Vec<String>)
             boot.insert(format!("update {LINUX}"));
         }
     }
-    let stale: Vec<&StaleProcess> = known(&facts.stale)?.iter().filter(|process| matters(process)).collect();
+    let stale = known(&facts.stale)?.iter().filter(|process| matters(process));
+    let (stale, others): (Vec<&StaleProcess>, Vec<_>) = stale.partition(|process| process.can_restart());
     if !stale.is_empty() {
-        let names: BTreeSet<&str> = stale.iter().map(|process| process.name.as_str()).collect();
-        let names = names.into_iter().collect::<Vec<_>>().join(", ");
-        chain.push(format!("{} process(es) run with files that were replaced: {names}", stale.len()));
+        chain.push(format!("{} process(es) run with files that were replaced: {}", stale.len(), programs(&stale)));
         restart.insert("restart".to_owned());
+    }
+    if !others.is_empty() {
+        chain.push(format!("so do {} that only their users can start again: {}", others.len(), programs(&others)));
     }
     let kept = held(known(&facts.packages)?, [&mut boot, &mut restart]);
     if let Some(Verdict::Blocked { reason, .. }) = &kept {
@@ -88,6 +96,9 @@ fn look(question: Question<'_>, exposures: &[Exposure], chain: &mut Vec<String>)
     if boot.is_empty() && restart.is_empty() {
         if let Some(verdict) = kept.map_or_else(|| unfollowed(kernel, candidate, exposures), |kept| Ok(Some(kept)))? {
             return Ok(Due::Nothing(verdict));
+        }
+        if let Some(missing) = not_offered(exposures) {
+            return Err(missing);
         }
         let patches = covered.into_iter().map(str::to_owned).collect::<Vec<_>>();
         return Ok(Due::Nothing(if patches.is_empty() { Verdict::Current } else { Verdict::Covered { patches } }));
@@ -172,14 +183,21 @@ fn names(mechanisms: &[Mechanism]) -> String {
     mechanisms.iter().map(|mechanism| mechanism.name()).collect::<Vec<_>>().join(", ")
 }
 
+fn programs(processes: &[&StaleProcess]) -> String {
+    let names: BTreeSet<&str> = processes.iter().map(|process| process.name.as_str()).collect();
+    names.into_iter().collect::<Vec<_>>().join(", ")
+}
+
 fn matters(process: &StaleProcess) -> bool {
     process.files.iter().any(|file| MATTERS.iter().any(|part| file.contains(part)))
 }
 
 /// Means that end all of these, the mildest first.
 fn options(question: Question<'_>, boot: &BTreeSet<String>) -> Vec<Mechanism> {
-    let ends_all =
-        |advisories: &[String]| boot.iter().all(|key| advisories.iter().any(|id| *key == format!("{id} {LINUX}")));
+    let ends_all = |advisories: &[String]| {
+        let ended: BTreeSet<String> = advisories.iter().map(|id| format!("{id} {LINUX}")).collect();
+        boot.is_subset(&ended)
+    };
     let loaded = |name: &str| question.facts.live_patches.iter().any(|patch| patch.name == name);
     let can_load = question.situation.covers.iter().any(|cover| {
         let runs = question.facts.kernel.known().is_some_and(|kernel| cover.kernels.contains(&kernel.version));
@@ -227,6 +245,17 @@ fn hindrance(facts: &Facts) -> Option<Verdict> {
         return blocked(reason, "run `update-grub`, and look at GRUB_DEFAULT in /etc/default/grub".to_owned());
     }
     None
+}
+
+/// A version that ends a fault, as an advisory says, and that apt does not bring: lists or a mirror that lag behind, a source that is
+/// missing, a pin. Nobody can say then that all is well.
+pub(super) fn not_offered(exposures: &[Exposure]) -> Option<Missing> {
+    let mut open = exposures.iter().filter(|exposure| exposure.standing == Standing::Open);
+    let Exposure { package, fixed_in, id, .. } = open.find(|exposure| exposure.fixed_in.is_some())?;
+    Some(Missing {
+        what: format!("apt does not bring {package} {}, which ends {id}", fixed_in.as_deref().unwrap_or_default()),
+        cure: "apt-get update; look at apt's sources and pins (`apt-cache policy`)".to_owned(),
+    })
 }
 
 /// A kernel that runs, has faults that are mended, and is newer than what apt follows: one that was tried, or whose source is gone.

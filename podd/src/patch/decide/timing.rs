@@ -3,6 +3,8 @@
 //! First the host's owner may choose the time (self-service); when that phase ends, or the last window before the deadline
 //! comes, the step is done in the next window. A missed deadline is waited for no longer than the policy says.
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
 
 use super::exposure::Exposure;
@@ -12,10 +14,12 @@ use crate::patch::policy::{HORIZON, Overdue, Slot, words};
 
 pub(super) fn decide(question: Question<'_>, step: Step, exposures: Vec<Exposure>, mut chain: Vec<String>) -> Decision {
     let Question { policy, record, now, .. } = question;
-    let ends =
-        |key: &String| exposures.iter().find(|exposure| exposure.key() == *key).map(|exposure| exposure.severity);
+    let mut known = BTreeMap::new();
+    for exposure in &exposures {
+        known.entry(exposure.key()).or_insert(exposure.severity);
+    }
     let seen = |key: &String| record.seen.get(key).copied().unwrap_or(now).min(now);
-    let severities = step.ends.iter().map(|key| (key, ends(key).unwrap_or(Severity::Low)));
+    let severities = step.ends.iter().map(|key| (key, known.get(key).copied().unwrap_or(Severity::Low)));
     let (mut severity, mut deadline, mut first) = (Severity::Low, Timestamp::MAX, now);
     for (key, worst) in severities {
         severity = severity.max(worst);
@@ -38,7 +42,9 @@ pub(super) fn decide(question: Question<'_>, step: Step, exposures: Vec<Exposure
             cure: "look at [[windows]] and [[exclusions]] with `podctl policy explain`".to_owned(),
         },
     };
-    Decision { verdict, severity: Some(severity), deadline: Some(deadline), overdue, ends: step.ends, exposures, chain }
+    let update_missing = false;
+    let (severity, deadline, ends) = (Some(severity), Some(deadline), step.ends);
+    Decision { verdict, severity, deadline, overdue, update_missing, ends, exposures, chain }
 }
 
 enum Wait {
@@ -69,7 +75,8 @@ fn wait(
     let from = match record.chosen {
         Some(chosen) => {
             chain.push(format!("the owner chose {chosen}"));
-            chosen.min(last)
+            // As long as it is the owner's to choose.
+            chosen.min(scheduled).min(last)
         }
         None => scheduled.min(last),
     };

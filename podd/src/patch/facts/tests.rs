@@ -164,7 +164,9 @@ fn live_patches_and_hardware() {
             ("smartctl --json --health /dev/vda", r#"{"smartctl": {"exit_status": 4}}"#),
             (
                 "dmesg --notime --level emerg,alert,crit,err",
-                "blk_update_request: I/O error, dev sda, sector 77\nusb 1-1: device descriptor read/64, error -71\n",
+                "blk_update_request: I/O error, dev sda, sector 77\nusb 1-1: device descriptor read/64, error -71\n\
+                 [Hardware Error]: Corrected error, no action required.\nblk_update_request: I/O error, dev sr0, sector 0\n\
+                 [Hardware Error]: Uncorrected error\n",
             ),
         ],
     );
@@ -184,7 +186,9 @@ fn live_patches_and_hardware() {
         uncorrected: Some(1),
         hot: vec!["x86_pkg_temp: 98 °C, 100 °C is its limit".to_owned()],
         disks: Some(vec![Disk { name: "/dev/sda".to_owned(), passed: false }]),
-        log: vec!["blk_update_request: I/O error, dev sda, sector 77".to_owned()],
+        log: ["blk_update_request: I/O error, dev sda, sector 77", "[Hardware Error]: Uncorrected error"]
+            .map(str::to_owned)
+            .to_vec(),
         memory_pressure: Some(125),
     };
     assert_eq!(facts.hardware, want);

@@ -14,10 +14,19 @@ pub struct StaleProcess {
     pub pid: u32,
     /// Its name (`comm`).
     pub name: String,
-    /// Its systemd unit, if it has one.
+    /// Its systemd unit, if it has one of the host's.
     pub unit: Option<String>,
     /// The replaced files that it has mapped.
     pub files: Vec<String>,
+}
+
+impl StaleProcess {
+    /// Whether the host's service manager can start it again: one of its services, or itself. A user's session ends when its user
+    /// wants.
+    #[must_use]
+    pub fn can_restart(&self) -> bool {
+        self.pid == 1 || self.unit.as_ref().is_some_and(|unit| unit.ends_with(".service"))
+    }
 }
 
 pub(super) fn stale(reader: &dyn Reader) -> Fact<Vec<StaleProcess>> {
@@ -38,8 +47,11 @@ fn process(reader: &dyn Reader, pid: u32) -> Option<StaleProcess> {
     if cgroup.lines().any(|line| line.split('/').any(|part| part == "podd")) {
         return None;
     }
-    let unit = cgroup.lines().filter_map(|line| line.rsplit('/').next());
-    let unit = unit.filter(|name| name.ends_with(".service") || name.ends_with(".scope")).map(str::to_owned).next();
+    // Units of a user's own service manager are the user's.
+    let of_host = cgroup.lines().filter(|line| !line.split('/').any(|part| part == "user.slice"));
+    // Some have cgroups of their own below their unit's.
+    let is_unit = |name: &&str| name.ends_with(".service") || name.ends_with(".scope");
+    let unit = of_host.filter_map(|line| line.rsplit('/').find(is_unit)).map(str::to_owned).next();
     let name = word(reader, &format!("/proc/{pid}/comm")).unwrap_or_default();
     Some(StaleProcess { pid, name, unit, files: files.into_iter().map(str::to_owned).collect() })
 }

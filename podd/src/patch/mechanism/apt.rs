@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::tool::{self, Said};
+use super::{in_place, reboot};
 use crate::api::ApiError;
 use crate::error::{Attempt, Result};
 use crate::patch::decide::{Mechanism, Verdict, is_before};
@@ -68,6 +69,12 @@ pub(super) async fn check(daemon: &Arc<Daemon>, run: &str, mechanism: Mechanism)
         let words: Vec<&str> = INSTALL.into_iter().chain(["--download-only", "-o", LOCK]).collect();
         let words: Vec<&str> = words.into_iter().chain(change.packages.iter().map(String::as_str)).collect();
         well(daemon, tool::run(daemon, run, &words, FETCH_LIMIT).await?, "fetch the packages")?;
+    }
+    if mechanism >= Mechanism::InPlace {
+        reboot::check(&daemon.config.reboot)?;
+    }
+    if mechanism == Mechanism::InPlace {
+        tokio::task::block_in_place(|| in_place::check(daemon))?;
     }
     if change.kernel.is_some() {
         has_room_for_a_kernel(&facts)?;

@@ -6,7 +6,10 @@ use tokio::sync::mpsc;
 
 use crate::api::{ApiError, RehearsalReport};
 use crate::error::Result;
+use crate::patch::notice::Kind;
+use crate::patch::run::keep::own_part;
 use crate::patch::run::orders::{Moved, PodStands};
+use crate::patch::run::{HostRun, Step};
 use crate::patch::told;
 use crate::peer;
 use crate::pod::state::PodState;
@@ -33,15 +36,22 @@ pub(super) async fn rehearse(daemon: &Arc<Daemon>, pod: &str, to: &str) -> Resul
 }
 
 /// Sends a pod, once it has been told and its notice is over. One that has gone there already has gone.
-pub(super) async fn go(daemon: &Arc<Daemon>, run: &str, id: &str, to: &str) -> Result<Moved> {
-    let gone = Moved { blackout_ms: None };
+pub(super) async fn go(daemon: &Arc<Daemon>, (run, term): (&str, u64), id: &str, to: &str) -> Result<Moved> {
+    let gone = Moved { blackout_ms: None, has_ended: false };
     let Ok(pod) = daemon.pod(id) else {
         return match peer::has_pod(daemon, to, id).await? {
             true => Ok(gone),
             false => Err(ApiError::not_found(format!("the pod {id} is neither on {} nor on {to}", daemon.config.host))),
         };
     };
-    told::until_ready(daemon, id).await?;
+    let by = super::owner(run);
+    let goes_on = || super::goes_on(daemon, (run, term));
+    // Those that come back have been told that they would be away; and hardware that fails waits for nobody.
+    let is_told = |host: &HostRun| {
+        host.patch && matches!(host.step, Step::Check | Step::Cordon | Step::Rehearse | Step::Evacuate)
+    };
+    let is_told = own_part(daemon)?.as_ref().is_some_and(is_told);
+    told::until_ready(daemon, id, is_told.then_some((Kind::Evacuate, &by)), goes_on).await?;
     let tell = mpsc::unbounded_channel().0;
     let turn = migrate::turn(daemon, &tell).await?;
     let claim = daemon.claim_in_turn(pod, Doing::Migrate).await;
@@ -49,9 +59,16 @@ pub(super) async fn go(daemon: &Arc<Daemon>, run: &str, id: &str, to: &str) -> R
         // Somebody has moved it while we waited for our turn.
         PodState::Given { .. } => return Ok(gone),
         _ if daemon.pod(id).is_err() => return Ok(gone),
-        _ => told::settled(daemon, id).await?,
+        PodState::Running { .. } => goes_on()?,
+        // By itself, or somebody wanted it.
+        _ => return Ok(Moved { blackout_ms: None, has_ended: true }),
     }
-    let by = super::owner(run);
-    let report = migrate::migrate(daemon, &claim, turn, (to, &by), &tell).await?;
-    Ok(Moved { blackout_ms: Some(report.blackout_ms) })
+    let notice = told::settled(daemon, id).await?;
+    match migrate::migrate(daemon, &claim, turn, (to, &by), &tell).await {
+        Ok(report) => Ok(Moved { blackout_ms: Some(report.blackout_ms), has_ended: false }),
+        Err(error) => {
+            told::unsettled(daemon, id, notice).await?;
+            Err(error)
+        }
+    }
 }

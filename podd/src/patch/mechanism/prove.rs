@@ -46,7 +46,8 @@ pub(super) async fn prove(
     }
     let open: Vec<String> = change.ends.iter().filter(|key| decision.fixes().contains(*key)).cloned().collect();
     proofs.push(match &decision.verdict {
-        Verdict::Unknown { missing } => {
+        // What came since this was installed is for the next run.
+        Verdict::Unknown { missing } if !decision.update_missing => {
             proof("advisories", false, missing.first().map_or("unknown", |missing| missing.what.as_str()))
         }
         Verdict::Due { mechanism: Mechanism::LivePatch } => proof("advisories", false, "a live patch is still due"),

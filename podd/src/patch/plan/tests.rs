@@ -23,6 +23,7 @@ fn host(name: &str, decision: Decision, pods: Vec<Pod>) -> Host {
         name: name.to_owned(),
         decision,
         kernel: KernelVersion(6, 12),
+        domain: None,
         cpu,
         memory: 8 * GB,
         available: 6 * GB,
@@ -65,6 +66,18 @@ fn the_canary_goes_first_and_alone_and_the_coordinator_last() {
     ];
     assert_eq!(waves(&plan(&hosts, &policy(1), "a")), [(1, "c"), (2, "e"), (3, "b"), (4, "d"), (5, "a")]);
     assert_eq!(waves(&plan(&hosts, &policy(2), "a")), [(1, "c"), (2, "e"), (2, "b"), (3, "d"), (3, "a")]);
+}
+
+#[test]
+fn no_two_of_one_failure_domain_are_away_together() {
+    let racked = |name: &str, rack: &str| Host { domain: Some(rack.to_owned()), ..evacuated(name, vec![]) };
+    let hosts = [racked("a", "r1"), racked("b", "r1"), racked("c", "r1"), racked("d", "r2"), evacuated("e", vec![])];
+    // d and e go before c, whose rack is touched already; the canary stays alone.
+    assert_eq!(waves(&plan(&hosts, &policy(3), "x")), [(1, "a"), (2, "b"), (2, "d"), (2, "e"), (3, "c")]);
+    assert_eq!(waves(&plan(&hosts, &policy(3), "d")), [(1, "a"), (2, "b"), (2, "e"), (3, "c"), (3, "d")]);
+    let restarted = hosts.map(|host| Host { decision: due(Mechanism::Restart), ..host });
+    // Nobody is away for a restart.
+    assert_eq!(plan(&restarted, &policy(3), "x").steps.last().map(|step| step.wave), Some(2));
 }
 
 #[test]
@@ -174,7 +187,7 @@ type Pods = Vec<(u64, Option<i32>)>;
 /// Some fleet: memory in tenths of a GB.
 fn fleets() -> impl Strategy<Value = Vec<Host>> {
     let pod = (1_u64..30, proptest::option::of(0..3));
-    let one = (0..6, proptest::collection::vec(pod, 0..6), 1_u64..70);
+    let one = (0..6, proptest::collection::vec(pod, 0..6), 1_u64..70, proptest::option::of(0..3));
     proptest::collection::vec(one, 1..12).prop_map(|hosts| {
         let verdicts = |kind| match kind {
             0 => decision(Verdict::Current),
@@ -183,12 +196,13 @@ fn fleets() -> impl Strategy<Value = Vec<Host>> {
             3 => decision(Verdict::Unknown { missing: vec![] }),
             _ => due(Mechanism::Evacuate),
         };
-        let made = |(n, (kind, pods, available)): (usize, (i32, Pods, u64))| {
+        let made = |(n, (kind, pods, available, rack)): (usize, (i32, Pods, u64, Option<i32>))| {
             let pods = pods.into_iter().enumerate().map(|(p, (memory, group))| Pod {
                 group: group.map(|group: i32| format!("g{group}")),
                 ..pod_of(n, p, memory * GB / 10)
             });
-            Host { available: available * GB / 10, ..host(&format!("h{n:02}"), verdicts(kind), pods.collect()) }
+            let domain = rack.map(|rack| format!("r{rack}"));
+            Host { available: available * GB / 10, domain, ..host(&format!("h{n:02}"), verdicts(kind), pods.collect()) }
         };
         hosts.into_iter().enumerate().map(made).collect()
     })
@@ -214,6 +228,8 @@ proptest! {
             let gone: BTreeSet<&str> =
                 wave.iter().filter(|step| step.mechanism == Mechanism::Evacuate).map(|step| step.host.as_str()).collect();
             prop_assert!(gone.len() <= max as usize);
+            let domains: Vec<&str> = gone.iter().filter_map(|host| by_name[host].domain.as_deref()).collect();
+            prop_assert_eq!(domains.iter().collect::<BTreeSet<_>>().len(), domains.len(), "one of a failure domain");
             let mut came: BTreeMap<&str, Vec<&Pod>> = BTreeMap::new();
             for step in &wave {
                 let pods = &by_name[step.host.as_str()].pods;

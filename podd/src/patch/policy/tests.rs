@@ -70,12 +70,23 @@ fn what_is_wrong_is_said_in_a_sentence_with_its_line() {
 #[test]
 fn windows_keep_their_hour_when_clocks_are_changed() {
     // 29 March 2026, 2:00 to 3:00 is missing; 25 October 2026, 2:00 to 3:00 comes twice.
-    let spring = slots(NIGHT, "2026-03-28T00:00:00Z", "2026-03-31T00:00:00Z");
-    let want = [("2026-03-28T01:30:00Z", 2), ("2026-03-29T01:30:00Z", 2), ("2026-03-30T00:30:00Z", 2)];
-    assert_eq!(spring, want.map(|(start, hours)| (at(start), at(start) + SignedDuration::from_hours(hours))));
-    let autumn = slots(NIGHT, "2026-10-24T00:00:00Z", "2026-10-27T00:00:00Z");
-    let want = [("2026-10-24T00:30:00Z", 2), ("2026-10-25T00:30:00Z", 2), ("2026-10-26T01:30:00Z", 2)];
-    assert_eq!(autumn, want.map(|(start, hours)| (at(start), at(start) + SignedDuration::from_hours(hours))));
+    let by_cron = NIGHT.replace("start = \"02:30\"", "cron = \"30 2 * * *\"");
+    for night in [NIGHT, &by_cron] {
+        let spring = slots(night, "2026-03-28T00:00:00Z", "2026-03-31T00:00:00Z");
+        let want = [("2026-03-28T01:30:00Z", 2), ("2026-03-29T01:30:00Z", 2), ("2026-03-30T00:30:00Z", 2)];
+        assert_eq!(
+            spring,
+            want.map(|(start, hours)| (at(start), at(start) + SignedDuration::from_hours(hours))),
+            "{night}"
+        );
+        let autumn = slots(night, "2026-10-24T00:00:00Z", "2026-10-27T00:00:00Z");
+        let want = [("2026-10-24T00:30:00Z", 2), ("2026-10-25T00:30:00Z", 2), ("2026-10-26T01:30:00Z", 2)];
+        assert_eq!(
+            autumn,
+            want.map(|(start, hours)| (at(start), at(start) + SignedDuration::from_hours(hours))),
+            "{night}"
+        );
+    }
 }
 
 #[test]

@@ -112,6 +112,7 @@ enum When {
 #[derive(Debug)]
 struct Cron {
     crontab: Crontab,
+    zone: TimeZone,
     found: Mutex<Found>,
 }
 
@@ -190,9 +191,10 @@ impl Understood {
         }
         let when = match (&window.cron, window.start) {
             (Some(cron), None) if window.days.is_empty() => {
-                let crontab = cronexpr::parse_crontab(&format!("{cron} {}", window.zone));
+                // Of the days and hours on a calendar, which know of no changes of clocks.
+                let crontab = cronexpr::parse_crontab(&format!("{cron} UTC"));
                 let crontab = crontab.map_err(|error| format!("cron = {cron:?} is not understood: {error}"))?;
-                When::Cron(Arc::new(Cron { crontab, found: Mutex::default() }))
+                When::Cron(Arc::new(Cron { crontab, zone, found: Mutex::default() }))
             }
             (None, Some(start)) => {
                 let all = [Day::Mon, Day::Tue, Day::Wed, Day::Thu, Day::Fri, Day::Sat, Day::Sun];
@@ -232,8 +234,14 @@ impl Cron {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         if from < found.from || until > found.until || found.starts.is_empty() {
             let beyond = until.checked_add(BEYOND).unwrap_or(until);
-            let after = self.crontab.iter_after(MakeTimestamp(from)).into_iter().flatten().map_while(Result::ok);
-            let starts = after.map(|zoned| zoned.timestamp()).take_while(|start| *start < beyond).collect();
+            let calendar = |at: Timestamp| TimeZone::UTC.to_timestamp(self.zone.to_datetime(at)).unwrap_or(at);
+            let first = calendar(from).checked_sub(DAY).unwrap_or(from);
+            let after = self.crontab.iter_after(MakeTimestamp(first)).into_iter().flatten().map_while(Result::ok);
+            let starts = after.filter_map(|zoned| self.zone.to_timestamp(zoned.datetime()).ok());
+            let mut starts: Vec<Timestamp> = starts.take_while(|start| *start < beyond).collect();
+            // Those of a missing hour come later.
+            starts.sort_unstable();
+            starts.dedup();
             *found = Found { from, until: beyond, starts };
         }
         let place = |at: Timestamp| found.starts.partition_point(|start| *start < at);

@@ -174,7 +174,11 @@ pub async fn steer_any(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
             wish.run.as_ref().map_or_else(|| "no run is under way".to_owned(), |run| format!("there is no run {run}"));
         ApiError::not_found(what).cure("`podctl patch runs` lists them")
     };
-    let run = newest(daemon, wish.run.as_deref()).await?.ok_or_else(none)?;
+    let run = match newest(daemon, wish.run.as_deref()).await {
+        // Of its own run a host needs nobody to know how it stands; what is grave still needs a majority.
+        Err(error) => daemon.store.open_run()?.filter(|run| run.coordinator == daemon.config.host).ok_or(error)?,
+        newest => newest?.ok_or_else(none)?,
+    };
     if !run.is_open() {
         return Err(ApiError::conflict(format!("run {} is {}", run.id, run.state.word())));
     }
@@ -236,9 +240,15 @@ pub async fn steer(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
             drive.write(daemon, None, |run| run.state = State::Paused { by: by.clone() }).await?;
             let _alone = drive.at_work.lock().await;
             let run = drive.run();
-            for host in run.hosts.iter().filter(|host| !host.step.is_final() && host.step != Step::Waiting) {
-                let _: std::result::Result<(), Refusal> =
-                    orders::order(daemon, &run, &host.host, Order::Uncordon).await;
+            let is_open = |host: &&HostRun| match host.step {
+                Step::Waiting => false,
+                Step::Failed => !host.asleep.is_empty(),
+                step => !step.is_final(),
+            };
+            for host in run.hosts.iter().filter(is_open) {
+                for order in [Order::Resume, Order::Uncordon] {
+                    let _: std::result::Result<(), Refusal> = orders::order(daemon, &run, &host.host, order).await;
+                }
             }
             drive
                 .write(daemon, None, |run| *run = ended(run.clone(), State::Cancelled { why: format!("by {by}") }))

@@ -10,7 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use serde::de::DeserializeOwned;
 
 use super::orders::{Call, call_host, keep_at};
-use super::{Kept, Run};
+use super::{HostRun, Kept, Run};
 use crate::api::ApiError;
 use crate::error::Result;
 use crate::supervisor::Daemon;
@@ -28,6 +28,14 @@ pub fn keep(daemon: &Daemon, run: &Run) -> Result<Kept> {
         daemon.told.stir();
     }
     Ok(kept)
+}
+
+/// This host's part in the open run, by its own copy: there is one at a time.
+///
+/// # Errors
+/// The store's.
+pub fn own_part(daemon: &Daemon) -> Result<Option<HostRun>> {
+    Ok(daemon.store.open_run()?.and_then(|run| run.host(&daemon.config.host).cloned()))
 }
 
 /// Has the other members keep a copy; returns once a majority does (this host counts), and lets the rest go on. So many do.
@@ -57,6 +65,8 @@ pub async fn spread(daemon: &Arc<Daemon>, run: &Run) -> Result<usize> {
             match asked.next().await {
                 None => break,
                 Some(Ok(Ok(Kept::Yes))) => copies += 1,
+                // Two steps are written at a time, and a later copy has come first: it tells of this step, too.
+                Some(Ok(Ok(Kept::Newer { coordinator }))) if coordinator == *own => copies += 1,
                 Some(Ok(Ok(Kept::Newer { coordinator }))) => {
                     if let Some(send) = send.take() {
                         let _ = send.send(Err(ApiError::conflict(format!("{coordinator} has taken the run over"))));

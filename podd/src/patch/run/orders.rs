@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
-use super::{Change, Kept, Run};
+use super::{Change, Kept, Run, State};
 use crate::api::{ApiError, HealthState};
 use crate::error::{Attempt, Result};
 use crate::patch::cordon::Cordon;
@@ -153,6 +153,9 @@ pub struct Checked {
 pub struct Moved {
     /// How long it stood still, in ms, if that is known: it may have gone before somebody asked for it again.
     pub blackout_ms: Option<f64>,
+    /// It is nowhere, as it has ended.
+    #[serde(default)]
+    pub has_ended: bool,
 }
 
 /// What a host says of an order.
@@ -200,6 +203,13 @@ struct Work {
     said: watch::Receiver<Report>,
 }
 
+impl Hand {
+    /// The right to change the host itself, after whoever has it.
+    pub async fn turn(&self) -> impl Drop + '_ {
+        self.turn.lock().await
+    }
+}
+
 impl Order {
     /// Whether no other order may be carried out meanwhile.
     fn is_alone(&self) -> bool {
@@ -209,9 +219,10 @@ impl Order {
             | Self::LivePatch
             | Self::Restart
             | Self::Suspend
-            | Self::Resume => true,
+            | Self::Resume
+            | Self::Reboot { .. } => true,
             Self::Boot | Self::Pods | Self::Cordon { .. } | Self::Uncordon | Self::Rehearse { .. } => false,
-            Self::Move { .. } | Self::Reboot { .. } | Self::Prove { .. } => false,
+            Self::Move { .. } | Self::Prove { .. } => false,
         }
     }
 }
@@ -221,8 +232,10 @@ impl Order {
 /// # Errors
 /// The store's.
 pub async fn carry_out(daemon: &Arc<Daemon>, run: &str, term: u64, number: u64, order: Order) -> Result<Report> {
-    let known = daemon.store.run(run)?.is_some_and(|known| known.term == term && known.is_open());
-    if !known {
+    // What takes pods along asks itself whether the run goes on: not an old copy.
+    let takes_pods = matches!(order, Order::Move { .. } | Order::Suspend | Order::Reboot { .. });
+    let known = daemon.store.run(run)?.filter(|known| known.term == term && known.is_open());
+    if known.is_none_or(|known| takes_pods && known.state != State::Running) {
         return Ok(Report::Stale);
     }
     let mut said = {
@@ -233,7 +246,7 @@ pub async fn carry_out(daemon: &Arc<Daemon>, run: &str, term: u64, number: u64, 
             let (daemon, run) = (daemon.clone(), run.to_owned());
             tokio::spawn(async move {
                 let _turn = if order.is_alone() { Some(daemon.hand.turn.lock().await) } else { None };
-                let report = match mechanism::perform(&daemon, &run, order).await {
+                let report = match mechanism::perform(&daemon, (&run, term), order).await {
                     Ok(value) => Report::Done { value },
                     Err(error) => Report::Failed { error },
                 };
@@ -282,7 +295,10 @@ pub async fn order<T: DeserializeOwned>(
                 told = true;
                 let newest = daemon.store.run(&run.id).map_err(|e| Refusal::Silent(e.into()))?;
                 let newest = newest.unwrap_or_else(|| run.clone());
-                if let Kept::Newer { coordinator } = keep_at(daemon, host, &newest).await.map_err(Refusal::Silent)? {
+                // From this host, it is a copy that was written since.
+                if let Kept::Newer { coordinator } = keep_at(daemon, host, &newest).await.map_err(Refusal::Silent)?
+                    && coordinator != daemon.config.host
+                {
                     let what = format!("{coordinator} has taken the run over");
                     return Err(Refusal::Overtaken(ApiError::conflict(what)));
                 }

@@ -15,6 +15,7 @@ use super::orders::{self, Checked, Moved, Order, PodStands, Refusal};
 use super::{HostRun, PodMove, Proof, Step, Trouble};
 use crate::api::{ApiError, ErrorKind, HealthState};
 use crate::error::{Attempt, Result};
+use crate::patch::decide::Mechanism;
 use crate::patch::policy::words;
 use crate::supervisor::Daemon;
 
@@ -162,6 +163,7 @@ impl Drive {
                 Err(error) => why.push(format!("{to} ({})", error.message)),
             }
         }
+        self.may_go_on()?;
         let why = if why.is_empty() { "there is no host for it".to_owned() } else { why.join(", nor to ") };
         let what = format!("{} could not go to {why}", pod.name);
         let error = ApiError::failed(what).cure(format!("see `podctl preflight {} --to HOST`", pod.name));
@@ -199,6 +201,7 @@ impl Drive {
             done: false,
             blackout_ms: None,
             error: None,
+            at: None,
         };
         let same = |m: &PodMove| m.id == intent.id && m.from == intent.from && m.to == intent.to && !m.done;
         let planned = intent.clone();
@@ -216,8 +219,11 @@ impl Drive {
         };
         let note = |host: &mut HostRun| {
             if let Some(m) = host.moves.iter_mut().rev().find(|m| same(m)) {
-                (m.done, m.blackout_ms) = (moved.is_ok(), moved.as_ref().ok().and_then(|moved| moved.blackout_ms));
-                m.error = moved.as_ref().err().map(|error| error.message.clone());
+                let ended = moved.as_ref().is_ok_and(|moved| moved.has_ended).then(|| "it has ended".to_owned());
+                m.done = moved.is_ok() && ended.is_none();
+                m.blackout_ms = moved.as_ref().ok().and_then(|moved| moved.blackout_ms);
+                m.error = moved.as_ref().err().map(|error| error.message.clone()).or(ended);
+                m.at = Some(Timestamp::now());
             }
         };
         self.change(daemon, &of.host, note).await?;
@@ -233,7 +239,7 @@ impl Drive {
         }
     }
 
-    /// Whether a pod is on one of these hosts, and does not run. Where it belongs may still have to be settled.
+    /// Whether a pod is lost on one of these hosts, and does not run on another. Where it belongs may still have to be settled.
     async fn is_lost(&self, daemon: &Arc<Daemon>, id: &str, hosts: [&str; 2]) -> Result<bool> {
         let begun = Instant::now();
         loop {
@@ -243,7 +249,8 @@ impl Drive {
                 stands.extend(pods.into_iter().filter(|pod| pod.id == id));
             }
             if begun.elapsed() > SILENCE || !stands.iter().any(|pod| pod.is_moving) {
-                return Ok(!stands.is_empty() && !stands.iter().any(|pod| pod.is_moving || pod.state == "running"));
+                let is_well = stands.iter().any(|pod| pod.is_moving || pod.state == "running");
+                return Ok(!is_well && stands.iter().any(|pod| pod.state == "lost"));
             }
             self.may_go_on()?;
             tokio::time::sleep(PAUSE).await;
@@ -275,6 +282,11 @@ impl Drive {
                     if let Err(Refusal::Failed(error)) =
                         orders::order::<()>(daemon, &self.run(), &host.host, order).await
                     {
+                        self.may_go_on()?;
+                        if host.mechanism == Mechanism::InPlace {
+                            // It does not boot, so they need not sleep.
+                            let () = self.ask(daemon, host, Order::Resume).await?;
+                        }
                         return Err(trouble(host, "reboot", &error));
                     }
                 }
@@ -325,7 +337,11 @@ impl Drive {
             let places = self.stand(daemon).await;
             let missing: Vec<&str> = ids
                 .iter()
-                .filter(|(id, _)| !places.iter().any(|(_, pod)| pod.id == ***id && pod.state == "running"))
+                .filter(|(id, _)| {
+                    // One that has ended by itself has.
+                    let is_well = |pod: &PodStands| ["running", "exited"].contains(&pod.state.as_str());
+                    !places.iter().any(|(_, pod)| pod.id == ***id && is_well(pod))
+                })
                 .map(|(_, name)| *name)
                 .collect();
             // A host may be silent for a moment.
@@ -360,16 +376,23 @@ impl Drive {
             .into_iter()
             .filter(|(at, pod)| *at != host.host && pod.state == "running" && left(pod))
             .collect();
-        let come = async |(at, pod): &(String, PodStands)| -> Done {
+        let remark = async |text: String| self.change(daemon, &host.host, |host| host.remarks.push(text)).await;
+        let come = async |(at, pod): &(String, PodStands)| -> std::result::Result<bool, Halt> {
             self.may_go_on()?;
-            if let Err(error) = self.send(daemon, host, pod, at, &host.host).await? {
-                let remark = format!("{} stays on {at}: {}", pod.name, error.message);
-                self.change(daemon, &host.host, |host| host.remarks.push(remark)).await?;
+            let came = self.send(daemon, host, pod, at, &host.host).await?;
+            if let Err(error) = &came {
+                remark(format!("{} does not come back from {at}: {}", pod.name, error.message)).await?;
             }
-            Ok(())
+            Ok(came.is_ok())
         };
         let Some((first, others)) = away.split_first() else { return Ok(()) };
-        come(first).await?;
+        if !come(first).await? {
+            let names: Vec<&str> = others.iter().map(|(_, pod)| pod.name.as_str()).collect();
+            if !names.is_empty() {
+                remark(format!("so these stay where they are: {}", names.join(", "))).await?;
+            }
+            return Ok(());
+        }
         let mut coming = stream::iter(others).map(come).buffer_unordered(TOGETHER);
         while let Some(came) = coming.next().await {
             came?;
@@ -406,7 +429,12 @@ impl Drive {
         host: &HostRun,
         order: Order,
     ) -> std::result::Result<T, Halt> {
-        self.ask_at(daemon, &host.host, order).await.map_err(|refusal| halt(host, host.step.word(), refusal))
+        let asked = self.ask_at(daemon, &host.host, order).await;
+        if asked.is_err() {
+            // It may have stopped because the run has.
+            self.may_go_on()?;
+        }
+        asked.map_err(|refusal| halt(host, host.step.word(), refusal))
     }
 
     /// Has a host do something with another one, whose podd may just be starting anew: what fails, and is not refused, is tried again.

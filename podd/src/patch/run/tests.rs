@@ -163,6 +163,7 @@ fn the_report_has_every_step_and_every_pod() {
         done: true,
         blackout_ms: Some(91.6),
         error: None,
+        at: None,
     });
     host.proofs.push(Proof { what: "verify `a | b`".to_owned(), well: true, seen: "it succeeded".to_owned() });
     (run.state, run.ended) = (State::Done, Some(at(100)));

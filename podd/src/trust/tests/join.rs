@@ -75,7 +75,7 @@ async fn a_lost_answer_can_be_fetched_again_and_is_the_same() {
         listen: b.address,
     };
     let config = tls::pinned_config(parsed.fingerprint, JOIN).unwrap();
-    let mut stream = dial(config, "a", a.address, JOIN, SHORT).await.unwrap();
+    let mut stream = dial(config, "a", a.address, &[JOIN], SHORT).await.unwrap();
     send(&mut stream, "a", &request).await.unwrap();
     drop(stream);
     while crate::trust::joined(&a.pki()).unwrap().is_empty() {
@@ -101,7 +101,7 @@ async fn a_request_that_is_cut_or_stalls_burns_nothing() {
     let served = a.serve(5, vec![]);
     for half in [&b""[..], b"\0\0\x01", b"\0\0\0\x10{\"ask\":"] {
         let config = tls::pinned_config(fingerprint, JOIN).unwrap();
-        let mut stream = dial(config, "a", a.address, JOIN, SHORT).await.unwrap();
+        let mut stream = dial(config, "a", a.address, &[JOIN], SHORT).await.unwrap();
         stream.write_all(half).await.unwrap();
         stream.flush().await.unwrap();
         if half.len() != 3 {

@@ -16,6 +16,8 @@ use tokio_rustls::client;
 use super::certificate::Authority;
 use super::*;
 
+const PEER: &str = "podd-peer/2";
+
 mod files;
 mod join;
 mod renew;

@@ -20,7 +20,7 @@ async fn a_member_renews_with_its_certificate_and_a_removed_one_does_not() {
     assert!(renew_if_due(&b.pki(), now()).await.unwrap().is_none());
     // Without a certificate nothing is renewed.
     let config = tls::pinned_config(certificate::digest(&a.identity().ca), JOIN).unwrap();
-    let mut stream = connect::dial(config, "a", a.address, JOIN, SHORT).await.unwrap();
+    let mut stream = connect::dial(config, "a", a.address, &[JOIN], SHORT).await.unwrap();
     let csr = certificate::make_request(&certificate::make_key().unwrap(), "b").unwrap();
     let ask = ask(&mut stream, "a", &Request::Renew { csr, listen: b.address }).await;
     assert!(matches!(ask, Err(TrustError::Refused { refusal: Refusal::NoCertificate, .. })));
@@ -41,7 +41,7 @@ async fn an_expired_certificate_is_named_with_date_and_clock() {
     // Ours: seen before anything is sent.
     let good = fs::read(b.pki().join("host.pem")).unwrap();
     shorten(&a.pki(), &b.pki(), 400);
-    let error = connect(&b.identity(), "a", a.address, PEER, SHORT).await.unwrap_err();
+    let error = connect(&b.identity(), "a", a.address, &[PEER], SHORT).await.unwrap_err();
     let text = sentence(&error);
     assert!(text.contains("`b`, expired on 20") && text.contains("clock of this host says 20"), "{text}");
     // Theirs: we see it, with the date.
@@ -49,7 +49,7 @@ async fn an_expired_certificate_is_named_with_date_and_clock() {
     shorten(&a.pki(), &a.pki(), 400);
     let date = a.identity().validity.not_after;
     let served = echo(&mut a, &[PEER]);
-    let error = connect(&b.identity(), "a", a.address, PEER, SHORT).await.unwrap_err();
+    let error = connect(&b.identity(), "a", a.address, &[PEER], SHORT).await.unwrap_err();
     assert!(matches!(error, TrustError::Expired { .. }), "{error:?}");
     assert!(sentence(&error).contains(&date.to_string()), "{error}");
     let refused = served.await.unwrap().unwrap_err();

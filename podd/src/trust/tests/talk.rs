@@ -17,7 +17,7 @@ async fn two_members_know_each_other_by_name() {
     let (mut a, b) = fleet().await;
     for _ in 0..2 {
         let served = echo(&mut a, &[PEER, API]);
-        let mut stream = connect(&b.identity(), "a", a.address, PEER, SHORT).await.unwrap();
+        let mut stream = connect(&b.identity(), "a", a.address, &[PEER], SHORT).await.unwrap();
         ping(&mut stream).await.unwrap();
         let session = stream.get_ref().1;
         assert_eq!(session.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
@@ -32,7 +32,7 @@ async fn two_members_know_each_other_by_name() {
     // And the other way round.
     let mut b = b;
     let served = echo(&mut b, &[PEER]);
-    let mut stream = connect(&a.identity(), "b", b.address, PEER, SHORT).await.unwrap();
+    let mut stream = connect(&a.identity(), "b", b.address, &[PEER], SHORT).await.unwrap();
     ping(&mut stream).await.unwrap();
     assert_eq!(served.await.unwrap().unwrap().as_deref(), Some("a"));
 }
@@ -43,7 +43,7 @@ async fn a_stranger_with_a_ca_of_its_own_is_refused_by_both_sides() {
     let stranger = Host::authority("b").await;
     // The client side sees it.
     let served = echo(&mut a, &[PEER]);
-    let error = connect(&stranger.identity(), "a", a.address, PEER, SHORT).await.unwrap_err();
+    let error = connect(&stranger.identity(), "a", a.address, &[PEER], SHORT).await.unwrap_err();
     assert!(matches!(error, TrustError::Stranger(_)), "{error:?}");
     assert!(sentence(&error).contains("did not issue"));
     assert!(served.await.unwrap().is_err());
@@ -76,7 +76,7 @@ async fn without_a_certificate_there_is_no_peer_name() {
     let fingerprint = certificate::digest(&a.identity().ca);
     let served = echo(&mut a, &[PEER, JOIN]);
     let config = tls::pinned_config(fingerprint, PEER).unwrap();
-    let mut stream = crate::trust::connect::dial(config, "a", a.address, PEER, SHORT).await.unwrap();
+    let mut stream = crate::trust::connect::dial(config, "a", a.address, &[PEER], SHORT).await.unwrap();
     ping(&mut stream).await.unwrap();
     assert_eq!(served.await.unwrap().unwrap(), None);
 }
@@ -85,7 +85,7 @@ async fn without_a_certificate_there_is_no_peer_name() {
 async fn a_member_under_another_name_is_refused() {
     let (mut a, b) = fleet().await;
     let served = echo(&mut a, &[PEER]);
-    let error = connect(&b.identity(), "c", a.address, PEER, SHORT).await.unwrap_err();
+    let error = connect(&b.identity(), "c", a.address, &[PEER], SHORT).await.unwrap_err();
     assert!(matches!(&error, TrustError::WrongHost { expected, .. } if expected == "c"), "{error:?}");
     assert!(sentence(&error).contains("proves to be"), "{error}");
     assert!(served.await.unwrap().is_err());
@@ -95,7 +95,7 @@ async fn a_member_under_another_name_is_refused() {
 async fn protocols_must_agree() {
     let (mut a, b) = fleet().await;
     let served = echo(&mut a, &[API]);
-    let error = connect(&b.identity(), "a", a.address, PEER, SHORT).await.unwrap_err();
+    let error = connect(&b.identity(), "a", a.address, &[PEER], SHORT).await.unwrap_err();
     assert!(matches!(&error, TrustError::Protocol { alpn, .. } if alpn == PEER), "{error:?}");
     assert!(served.await.unwrap().is_err());
 }
@@ -106,12 +106,12 @@ async fn a_silent_or_absent_host_is_noticed() {
     let started = Instant::now();
     let quick = Duration::from_millis(200);
     // It accepts (the kernel does) and never says a word.
-    let error = connect(&b.identity(), "a", a.address, PEER, quick).await.unwrap_err();
+    let error = connect(&b.identity(), "a", a.address, &[PEER], quick).await.unwrap_err();
     assert!(matches!(error, TrustError::Timeout { .. }), "{error:?}");
     assert!(started.elapsed() < SHORT);
     let address = a.address;
     drop(a);
-    let error = connect(&b.identity(), "a", address, PEER, SHORT).await.unwrap_err();
+    let error = connect(&b.identity(), "a", address, &[PEER], SHORT).await.unwrap_err();
     assert_eq!(error.kind(), crate::api::ErrorKind::Unreachable, "{error:?}");
     assert_eq!(sentence(&error), format!("connecting to `a` ({address}) failed"));
     let api = crate::api::ApiError::from(error);
