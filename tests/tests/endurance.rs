@@ -86,7 +86,7 @@ fn at_rest(lab: &Lab, host: &str, threads: usize) -> Size {
 fn two_hundred_moves() {
     let lab = Lab::up(2);
     let root = rootfs("busybox");
-    let script = "n=0; while :; do n=$((n+1)); echo $n >/tmp/n; sleep 0.05; done";
+    let script = "echo $$ >/tmp/pid; n=0; while :; do n=$((n+1)); echo $n >/tmp/n; sleep 0.05; done";
     lab.ok("a", &["run", "--name", "small", "--rootfs", &root, "--ip", "10.77.1.8/16", "--", "sh", "-c", script]);
     let count = |host: &str| -> u64 {
         let mut number = None;
@@ -99,12 +99,12 @@ fn two_hundred_moves() {
     };
     // Mappings of the pod's processes.
     let mappings = |host: &str| -> usize {
-        let text = lab.ok(host, &["exec", "small", "--", "cat", "/proc/1/maps", "/proc/2/maps"]);
+        let text = lab.ok(host, &["exec", "small", "--", "sh", "-c", "cat /proc/1/maps /proc/$(cat /tmp/pid)/maps"]);
         text.lines().count()
     };
+    let mut before = count("a");
     let born_with = mappings("a");
     let mut early = Vec::new();
-    let mut before = count("a");
     for number in 1..=MOVES {
         let (from, to) = if number % 2 == 1 { ("a", "b") } else { ("b", "a") };
         lab.ok(from, &["migrate", "small", "--to", to]);
