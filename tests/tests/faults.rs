@@ -131,7 +131,7 @@ fn criu_dies() {
     let subject = Subject::new(&lab, "redis", "10.77.1.6");
     let mut kills = 0;
     for round in 0..rounds {
-        let in_the_dump = [0, 2, 5, 10, 15, 20, 25, 30].map(|ms| (CriuOf::Dump, ms));
+        let in_the_dump = [0_u64, 2, 5, 10, 15, 20, 25, 30].map(|ms| (CriuOf::Dump, ms));
         let ahead = [0, 2, 10].map(|ms| (CriuOf::Ahead, ms));
         let in_the_restore = [2, 5, 10, 15].map(|ms| (CriuOf::Restore, ms));
         let of_the_target = ahead.into_iter().chain(in_the_restore).filter(|_| round == 0);
