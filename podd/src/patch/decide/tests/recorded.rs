@@ -1,240 +1,261 @@
-//! Recorded hosts, judged again: what their own dpkg and apt said (`podd record-facts`), and what would have been said had one
-//! thing been otherwise. Each verdict is derived by hand, and says from what.
-//!
-//! The recordings are of minimal Debian 12 and 13 with the cloud kernel, all sources of the release, and the release's kernel
-//! running; names of mirrors are replaced.
+//! Recorded hosts, judged again: Debian 12 and 13 in emulated machines (`scripts/vm record`), each really in the state that its name
+//! tells, with what its own dpkg, apt and kernel said of it; only the names of mirrors are others. Each verdict is derived by hand
+//! from the recording and from one advisory, and says from what. Whoever records anew derives anew.
 
 use std::fs::{self, File};
 use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::patch::advisories;
-use crate::patch::reader::{Recording, Said};
+use crate::patch::facts::advisories_of;
+use crate::patch::reader::Recording;
 
-const RECORDINGS: [(&str, &str); 2] =
-    [("debian-12", include_str!("recorded/debian-12.json")), ("debian-13", include_str!("recorded/debian-13.json"))];
-const METAPACKAGE: &str = "linux-image-cloud-amd64";
+/// CVE-2026-1 is mended by this version in this release, says Debian's tracker.
+type Mended = (&'static str, &'static str);
 
-/// A recorded host, and what else its verdict is made of.
-struct Recorded {
-    host: Recording,
-    /// Of the kernel that runs.
-    release: String,
-    version: String,
-    /// Version that mends CVE-2026-1, and of which release that is said.
-    mended: (String, String),
-    situation: Situation,
+struct Case {
+    name: &'static str,
+    text: &'static str,
+    mended: Mended,
+    verdict: &'static str,
+    /// Of what is said.
+    part: &'static str,
+    because: &'static str,
 }
 
-impl Recorded {
-    fn new(text: &str) -> Self {
-        let host: Recording = serde_json::from_str(text).expect("a recording");
-        let facts = Facts::read(&host);
-        let kernel = facts.kernel.known().expect("a kernel of Debian's").clone();
-        let codename = facts.system.known().expect("a system").codename.clone();
-        let mended = (kernel.version.clone(), codename);
-        Self { host, release: kernel.release, version: kernel.version, mended, situation: Situation::default() }
-    }
-
-    fn said(&mut self, command: &str) -> &mut String {
-        let found = self.host.commands.iter_mut().find(|(words, _)| words.starts_with(command));
-        &mut found.unwrap_or_else(|| panic!("{command} was not asked")).1.out
-    }
-
-    /// apt would bring this kernel.
-    fn offer(&mut self, release: &str, version: &str) {
-        let old = self.version.clone();
-        let policy = self.said("apt-cache policy");
-        let (head, rest) = policy.split_at(policy.find("  Candidate: ").expect("a candidate"));
-        assert!(head.contains(METAPACKAGE), "it is asked for first");
-        let rest = rest.replacen(&format!("Candidate: {old}"), &format!("Candidate: {version}"), 1);
-        let line =
-            rest.lines().find(|line| line.contains("-security/main")).expect("a security source").trim().to_owned();
-        let source = line.split_once(' ').expect("a priority").1;
-        let rest = rest.replacen(
-            "Version table:\n",
-            &format!("Version table:\n     {version} 500\n        500 {source}\n"),
-            1,
-        );
-        *policy = format!("{head}{rest}");
-        let out = format!("Package: {METAPACKAGE}\nVersion: {version}\nDepends: linux-image-{release} (= {version})\n");
-        self.host.commands.insert(format!("apt-cache show {METAPACKAGE}={version}"), Said { code: 0, out });
-    }
-
-    /// One that ends CVE-2026-1.
-    fn offer_mended(&mut self, release: &str, version: &str) {
-        self.offer(release, version);
-        self.mended.0 = version.to_owned();
-    }
-
-    fn newer(&self) -> String {
-        format!("{}+newer1", self.version)
-    }
-
-    fn decide(&self) -> Decision {
-        let (facts, now) = (Facts::read(&self.host), self.host.now);
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("tracker.json");
-        let (version, codename) = &self.mended;
-        let text = serde_json::json!({"linux": {"CVE-2026-1": {"description": "a fault", "releases": {
-            codename: {"status": "resolved", "fixed_version": version, "urgency": "high"}}}}});
-        fs::write(&path, text.to_string()).expect("the tracker's file");
-        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_second().unsigned_abs());
-        File::options()
-            .write(true)
-            .open(&path)
-            .and_then(|file| file.set_modified(at))
-            .expect("it is as old as the host");
-        let config = advisories::Config { tracker: Some(path.to_string_lossy().into_owned()), ..Default::default() };
-        let cache = folder.path().join("cache");
-        let states = advisories::refresh(&config, &cache, codename, now);
-        assert!(states.iter().all(|state| state.problem.is_none()), "{states:?}");
-        let advisories = advisories::read(&config, &cache, codename, &["linux".to_owned()].into(), now);
-        let (policy, record, situation) = (Policy::default(), Record::default(), &self.situation);
-        let windows = policy.windows().expect("windows");
-        decide(Question {
-            facts: &facts,
-            advisories: &advisories,
-            policy: &policy,
-            windows: &windows,
-            record: &record,
-            situation,
-            now,
-        })
-    }
+macro_rules! case {
+    ($name:literal, $mended:expr, $verdict:literal, $part:literal, $because:literal) => {
+        Case {
+            name: $name,
+            text: include_str!(concat!("recorded/", $name, ".json")),
+            mended: $mended,
+            verdict: $verdict,
+            part: $part,
+            because: $because,
+        }
+    };
 }
 
-/// What was otherwise, the verdict, part of the reason, and why that is right.
-type Case = (&'static str, fn(&mut Recorded), &'static str, &'static str, &'static str);
-
-const CASES: [Case; 11] = [
-    (
-        "as recorded",
-        |_| {},
+const CASES: [Case; 24] = [
+    case!(
+        "bookworm-current",
+        ("bookworm", "6.1.192-3"),
         "current",
         "brings nothing newer",
-        "the running package is the newest that the sources have",
+        "uname -v has the mended version, 6.1.192-3, which is the newest but for backports"
     ),
-    (
-        "same ABI, newer package",
-        |r| r.offer_mended(&r.release.clone(), &r.newer()),
+    case!(
+        "bookworm-same-abi",
+        ("bookworm", "6.1.192-3+podd1"),
         "wait",
         "ends 1 exposure(s), the worst of severity high",
-        "the name of the release is the same, and the package version in uname -v is older than the mended one",
+        "uname -r is 6.1.0-57 in both, but uname -v has 6.1.192-3, which is before the mended one, the candidate"
     ),
-    (
-        "new ABI",
-        |r| r.offer_mended("6.99.0-1-cloud-amd64", &r.newer()),
+    case!(
+        "bookworm-new-abi",
+        ("bookworm", "6.1.192-3"),
         "wait",
-        "brings 6.99.0-1-cloud-amd64",
-        "the metapackage depends on an image of another name",
+        "brings 6.1.0-57-cloud-amd64",
+        "6.1.176-1 runs, and the candidate of the metapackage, 6.1.192-3, depends on an image of another name"
     ),
-    (
-        "backports kernel that is outdated",
-        |r| {
-            let bpo = if r.mended.1 == "bookworm" { "12" } else { "13" };
-            r.mended = ("6.99.2-1".to_owned(), if bpo == "12" { "trixie" } else { "forky" }.to_owned());
-            let (old, new) = (format!("6.99.1-1~bpo{bpo}+1"), format!("6.99.2-1~bpo{bpo}+1"));
-            r.host.files.insert("/proc/sys/kernel/osrelease".to_owned(), format!("6.99.1+deb{bpo}-cloud-amd64"));
-            r.host.files.insert(
-                "/proc/sys/kernel/version".to_owned(),
-                format!("#1 SMP PREEMPT_DYNAMIC Debian {old} (2026-11-01)"),
-            );
-            r.offer(&format!("6.99.2+deb{bpo}-cloud-amd64"), &new);
-        },
-        "wait",
-        "~bpo",
-        "6.99.1 is before 6.99.2 by the next release's list; by its own release's, it would be beyond all",
-    ),
-    (
-        "two flavours installed, the other one newer",
-        |r| {
-            let line = "linux-image-6.99.0-1-amd64 6.99.1-1 ii\nlinux-image-6.99.0-1-rt-amd64 6.99.1-1 ii\n";
-            r.said("dpkg-query -W -f=${Package} ${Version} ${db:Status-Abbrev}\\n linux").push_str(line);
-        },
+    case!(
+        "bookworm-backports",
+        ("trixie", "6.12.90-1"),
         "current",
         "brings nothing newer",
-        "only the running flavour's metapackage says what is newer",
+        "6.12.95-1~bpo12+1 is after 6.12.90-1 of the release that it was made from"
     ),
-    (
-        "metapackage removed, and a newer kernel out",
-        |r| {
-            r.offer_mended("6.99.0-1-cloud-amd64", &r.newer());
-            let installed = format!("Installed: {}", r.version);
-            let policy = r.said("apt-cache policy");
-            *policy = policy.replacen(&installed, "Installed: (none)", 1);
-        },
+    case!(
+        "bookworm-backports",
+        ("trixie", "6.12.118-1"),
+        "unknown",
+        "6.12.95-1~bpo12+1",
+        "it is before 6.12.118-1 of the release that it was made from, and backports have nothing newer"
+    ),
+    case!(
+        "bookworm-two-flavours",
+        ("bookworm", "6.1.192-3"),
+        "current",
+        "brings nothing newer",
+        "the flavour that runs is the newest; that the other one, 6.1.176-1, is not does not matter"
+    ),
+    case!(
+        "bookworm-no-metapackage",
+        ("bookworm", "6.1.192-3"),
         "blocked",
         "is not installed, so no newer kernel",
-        "apt upgrade would bring nothing, for ever",
+        "the image of 6.1.176-1 is there, the metapackage is not: apt upgrade would bring nothing, for ever"
     ),
-    (
-        "kernel held",
-        |r| {
-            r.offer_mended("6.99.0-1-cloud-amd64", &r.newer());
-            let states = r.said("dpkg-query -W -f=${Package} ${db:Status-Abbrev}");
-            *states = states.replacen(&format!("{METAPACKAGE} ii "), &format!("{METAPACKAGE} hi "), 1);
-        },
+    case!(
+        "bookworm-held",
+        ("bookworm", "6.1.192-3"),
         "blocked",
         "is held",
-        "dpkg wants to hold it (first letter h)",
+        "dpkg wants to hold the metapackage (hi), and 6.1.176-1 runs"
     ),
-    (
-        "stale metadata",
-        |r| r.host.now = r.host.now.checked_add(SignedDuration::from_hours(24 * 20)).expect("a time"),
+    case!(
+        "bookworm-stale",
+        ("bookworm", "6.1.192-3"),
         "unknown",
         "lost its validity",
-        "Valid-Until of the security source is a week after it was made",
+        "the security source is valid until a week after it was made, and this was two weeks later"
     ),
-    (
-        "clock a year behind",
-        |r| r.host.now = r.host.now.checked_sub(SignedDuration::from_hours(24 * 365)).expect("a time"),
+    case!(
+        "bookworm-clock-behind",
+        ("bookworm", "6.1.192-3"),
         "blocked",
         "the clock shows",
-        "the sources were made in what would be the future",
+        "the sources were made in what would be the future"
     ),
-    (
-        "clock a year ahead, kept by nobody",
-        |r| {
-            r.host.now = r.host.now.checked_add(SignedDuration::from_hours(24 * 365)).expect("a time");
-            r.host.synchronized = Some(false);
-        },
+    case!(
+        "bookworm-clock-ahead",
+        ("bookworm", "6.1.192-3"),
         "blocked",
         "no time service keeps it",
-        "no source was renewed for a year, and nothing says that the clock is right",
+        "no source was renewed for a year, and the kernel says that nobody keeps its clock"
     ),
-    (
-        "live-patched",
-        |r| {
-            r.offer_mended("6.99.0-1-cloud-amd64", &r.newer());
-            let patch = "/sys/kernel/livepatch";
-            r.host.folders.insert(patch.to_owned(), vec!["kpatch_1".to_owned()]);
-            for (file, flag) in [("enabled", "1"), ("transition", "0")] {
-                r.host.files.insert(format!("{patch}/kpatch_1/{file}"), flag.to_owned());
-            }
-            r.situation.covers.push(Cover {
-                patch: "kpatch_1".to_owned(),
-                kernels: vec![r.version.clone()],
-                advisories: vec!["CVE-2026-1".to_owned()],
-                module: None,
-            });
-        },
+    case!(
+        "bookworm-live-patched",
+        ("bookworm", "6.1.192-3"),
         "covered",
         "live patches cover 1",
-        "a manifest for this very package version names the CVE, and the patch is in place",
+        "6.1.176-1 runs with vm_patched enabled and not in transition, for which there is a manifest"
+    ),
+    case!(
+        "trixie-current",
+        ("trixie", "6.12.118-1"),
+        "current",
+        "brings nothing newer",
+        "uname -v has the mended version, 6.12.118-1, which is the newest but for backports"
+    ),
+    case!(
+        "trixie-same-abi",
+        ("trixie", "6.12.118-1+podd1"),
+        "wait",
+        "ends 1 exposure(s), the worst of severity high",
+        "uname -r is the same in both, but uname -v has 6.12.118-1, which is before the mended one, the candidate"
+    ),
+    case!(
+        "trixie-new-abi",
+        ("trixie", "6.12.118-1"),
+        "wait",
+        "brings 6.12.118+deb13-cloud-amd64",
+        "6.12.117-1 runs, and the candidate of the metapackage depends on an image of another name"
+    ),
+    case!(
+        "trixie-backports",
+        ("forky", "7.3.1-1"),
+        "current",
+        "brings nothing newer",
+        "7.3.4-1~bpo13+1 is after 7.3.1-1 of the release that it was made from"
+    ),
+    case!(
+        "trixie-backports",
+        ("forky", "7.3.5-1"),
+        "unknown",
+        "7.3.4-1~bpo13+1",
+        "it is before 7.3.5-1 of the release that it was made from, and backports have nothing newer"
+    ),
+    case!(
+        "trixie-two-flavours",
+        ("trixie", "6.12.118-1"),
+        "current",
+        "brings nothing newer",
+        "the flavour that runs is the newest; that the other one, 6.12.117-1, is not does not matter"
+    ),
+    case!(
+        "trixie-no-metapackage",
+        ("trixie", "6.12.118-1"),
+        "blocked",
+        "is not installed, so no newer kernel",
+        "the image of 6.12.117-1 is there, the metapackage is not: apt upgrade would bring nothing, for ever"
+    ),
+    case!(
+        "trixie-held",
+        ("trixie", "6.12.118-1"),
+        "blocked",
+        "is held",
+        "dpkg wants to hold the metapackage (hi), and 6.12.117-1 runs"
+    ),
+    case!(
+        "trixie-stale",
+        ("trixie", "6.12.118-1"),
+        "unknown",
+        "lost its validity",
+        "the security source is valid until a week after it was made, and this was two weeks later"
+    ),
+    case!(
+        "trixie-clock-behind",
+        ("trixie", "6.12.118-1"),
+        "blocked",
+        "the clock shows",
+        "the sources were made in what would be the future"
+    ),
+    case!(
+        "trixie-clock-ahead",
+        ("trixie", "6.12.118-1"),
+        "blocked",
+        "no time service keeps it",
+        "no source was renewed for a year, and the kernel says that nobody keeps its clock"
+    ),
+    case!(
+        "trixie-live-patched",
+        ("trixie", "6.12.118-1"),
+        "covered",
+        "live patches cover 1",
+        "6.12.117-1 runs with vm_patched enabled and not in transition, for which there is a manifest"
     ),
 ];
 
+/// As a podd on that host would have, that moment, with an advisory and a manifest of its live patch.
+fn decision(text: &str, (codename, version): Mended) -> Decision {
+    let host: Recording = serde_json::from_str(text).expect("a recording");
+    let (facts, now) = (Facts::read(&host), host.now);
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("tracker.json");
+    let text = serde_json::json!({"linux": {"CVE-2026-1": {"description": "a fault", "releases": {
+        codename: {"status": "resolved", "fixed_version": version, "urgency": "high"}}}}});
+    fs::write(&path, text.to_string()).expect("the tracker's file");
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_second().unsigned_abs());
+    File::options().write(true).open(&path).and_then(|file| file.set_modified(at)).expect("it is as old as the host");
+    let config = advisories::Config { tracker: Some(path.to_string_lossy().into_owned()), ..Default::default() };
+    let cache = folder.path().join("cache");
+    let own = &facts.system.known().expect("a system").codename;
+    let kernel = facts.kernel.known().expect("a kernel of Debian's").version.clone();
+    // A kernel from backports is judged by the release that it was made from.
+    let release = advisories_of(&kernel, own).map_or(own.as_str(), |(release, _)| release);
+    let states = advisories::refresh(&config, &cache, release, now);
+    assert!(states.iter().all(|state| state.problem.is_none()), "{states:?}");
+    let advisories = advisories::read(&config, &cache, release, &["linux".to_owned()].into(), now);
+    let cover = Cover {
+        patch: "vm_patched".to_owned(),
+        kernels: vec![kernel],
+        advisories: vec!["CVE-2026-1".to_owned()],
+        module: None,
+    };
+    let (policy, record) = (Policy::default(), Record::default());
+    let situation = Situation { covers: vec![cover], ..Situation::default() };
+    let windows = policy.windows().expect("windows");
+    decide(Question {
+        facts: &facts,
+        advisories: &advisories,
+        policy: &policy,
+        windows: &windows,
+        record: &record,
+        situation: &situation,
+        now,
+    })
+}
+
 #[test]
 fn recorded_hosts_get_the_verdicts_that_were_derived_by_hand() {
-    for (name, text) in RECORDINGS {
-        for (what, change, verdict, part, because) in CASES {
-            let mut recorded = Recorded::new(text);
-            change(&mut recorded);
-            let decision = recorded.decide();
-            let said = format!("{}\n{:?}", decision.chain.join("\n"), decision.verdict);
-            assert_eq!(decision.verdict.name(), verdict, "{name}, {what} ({because}): {decision:#?}");
-            assert!(said.contains(part), "{name}, {what}, lacks {part:?}: {said}");
+    let mut wrong = Vec::new();
+    for Case { name, text, mended, verdict, part, because } in CASES {
+        let decision = decision(text, mended);
+        let said = format!("{}\n{:?}", decision.chain.join("\n"), decision.verdict);
+        if decision.verdict.name() != verdict || !said.contains(part) {
+            wrong.push(format!("{name} is to be {verdict} and to say {part:?}, as {because}: {said}"));
         }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
