@@ -28,6 +28,7 @@
 //! | POST `/v1/host/init` | [`HostInitRequest`] | [`HostView`] |
 //! | POST `/v1/host/invite` | [`HostInviteRequest`] | [`Invitation`] |
 //! | POST `/v1/host/join` | [`HostJoinRequest`] | [`HostView`] |
+//! | POST `/v1/host/remove` | [`HostRemoveRequest`] | [`HostsRemoved`] |
 //! | GET `/v1/migrations` | | `[MigrationView]` |
 //! | GET `/v1/status?host=NAME&fleet=bool&refresh=bool&why=bool` | | `[StatusView]` |
 //! | POST `/v1/patch/choose?host=NAME` | [`ChooseRequest`] | [`StatusView`] |
@@ -742,6 +743,26 @@ pub struct HostInviteRequest {
     pub name: String,
     /// Seconds for which the token is good.
     pub valid_s: u64,
+}
+
+/// Body of `host rm`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostRemoveRequest {
+    /// Names.
+    pub hosts: Vec<String>,
+    /// Those that do not answer never come back.
+    pub gone: bool,
+}
+
+/// Answer of `host rm`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostsRemoved {
+    /// Their names.
+    pub removed: Vec<String>,
+    /// The patch run that goes on without them.
+    pub run: Option<String>,
+    /// Hosts that could not be told: those that can be told later are, by the fleet's authority.
+    pub untold: Vec<String>,
 }
 
 /// Answer of `host invite`.

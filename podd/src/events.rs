@@ -128,6 +128,11 @@ pub enum What {
         /// In words.
         text: String,
     },
+    /// A host has left the fleet: somebody removed it.
+    HostRemoved {
+        /// The host.
+        removed: String,
+    },
     /// The webhook could not be told of an event.
     Undelivered {
         /// Its number.
@@ -153,6 +158,7 @@ impl What {
             Self::Withdrawn { .. } => "withdrawn",
             Self::Move { .. } => "move",
             Self::Run { .. } => "run",
+            Self::HostRemoved { .. } => "host-removed",
             Self::Undelivered { .. } => "undelivered",
         }
     }
@@ -167,7 +173,8 @@ impl What {
             | Self::NotDelayed { pod, .. }
             | Self::Withdrawn { pod, .. }
             | Self::Move { pod, .. } => Some(pod),
-            Self::Verdict { .. } | Self::Chosen { .. } | Self::Run { .. } | Self::Undelivered { .. } => None,
+            Self::Verdict { .. } | Self::Chosen { .. } | Self::Run { .. } => None,
+            Self::HostRemoved { .. } | Self::Undelivered { .. } => None,
         }
     }
 
@@ -202,6 +209,7 @@ impl What {
                 format!("{pod} did not move from {from} to {to}{why}")
             }
             Self::Run { run, text, .. } => format!("patch run {run}: {text}"),
+            Self::HostRemoved { removed } => format!("{removed} was removed from the fleet"),
             Self::Undelivered { id, url, why } => format!("{url} could not be told of event {id}: {why}"),
         }
     }

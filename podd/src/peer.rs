@@ -22,7 +22,9 @@ use self::packing::Packing;
 use crate::api::{ChooseRequest, HealthView, StatusView};
 use crate::error::{Attempt, Result};
 use crate::patch::plan;
+use crate::patch::run::orders::{self, Call};
 use crate::pod::preflight::TargetFacts;
+use crate::server::forget_hosts;
 use crate::shim::CRIU_LIMIT;
 use crate::store::Host;
 use crate::supervisor::Daemon;
@@ -385,12 +387,22 @@ pub async fn known(daemon: &Daemon, host: &str) -> Result<Host> {
 pub async fn learn_hosts(daemon: &Daemon) -> Result<()> {
     let identity = daemon.identity()?;
     let Some(authority) = &identity.authority else { return Ok(()) };
+    // What somebody said here of the authority itself, it may not know.
+    if daemon.store.removed_hosts()?.contains(&authority.name) {
+        return Ok(());
+    }
     let stream =
         trust::connect(&identity, &authority.name, authority.address, daemon.config.protocol.offers(), CALL).await?;
-    match Peer::new(TlsStream::from(stream)).ask(&Message::AskHosts).await? {
-        Message::Hosts { hosts } => Ok(hosts.iter().try_for_each(|host| daemon.store.put_host(host))?),
-        other => Err(unexpected(&other)),
+    let mut peer = Peer::new(TlsStream::from(stream));
+    match peer.ask(&Message::AskHosts).await? {
+        Message::Hosts { hosts } => hosts.iter().try_for_each(|host| daemon.store.put_host(host))?,
+        other => return Err(unexpected(&other)),
     }
+    // A podd that does not know the question removes nobody.
+    let left: Vec<String> = orders::ask(&mut peer, &authority.name, &Call::WhoLeft).await.unwrap_or_default();
+    let known = daemon.store.hosts()?;
+    let news: Vec<String> = left.into_iter().filter(|name| known.iter().any(|host| host.name == *name)).collect();
+    forget_hosts(daemon, &news, &format!("host {}", authority.name))
 }
 
 /// Asks a host for its baseline: none if it does not answer, and within it none if it does not know the question.

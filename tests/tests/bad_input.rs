@@ -152,7 +152,9 @@ const HOSTS: [Row; 9] = [
     ("an unknown host for podctl", &["--host", "z", "ls"], USAGE),
 ];
 
-const PATCHING: [Row; 8] = [
+const PATCHING: [Row; 10] = [
+    ("remove a host that is not there", &["host", "rm", "nosuch"], USAGE),
+    ("have a host remove itself", &["host", "rm", "a", "--gone"], USAGE),
     ("a plan of an unknown host", &["patch", "plan", "nosuch"], USAGE),
     ("a run of an unknown host", &["patch", "run", "nosuch"], USAGE),
     ("the report of an unknown run", &["patch", "history", "nosuch"], FAILED),
@@ -179,7 +181,28 @@ const PREFLIGHT: [Row; 3] = [
 ];
 
 /// After podd of b has died.
-const TARGET_DOWN: [Row; 1] = [("move to a host that does not answer", &["migrate", "web", "--to", "b"], UNREACHABLE)];
+const TARGET_DOWN: [Row; 2] = [
+    ("move to a host that does not answer", &["migrate", "web", "--to", "b"], UNREACHABLE),
+    ("remove a host that does not answer", &["host", "rm", "b"], UNREACHABLE),
+];
+
+/// What is wrong in policy.toml.
+const POLICIES: [(&str, &str); 14] = [
+    ("half a file", "[deadlines]\nhigh = "),
+    ("an unknown key", "[deadlines]\nurgent = \"1h\""),
+    ("a time that is none", "[deadlines]\nhigh = \"tomorrow\""),
+    ("more time for what is worse", "[deadlines]\nhigh = \"40d\""),
+    ("a notice longer than a deadline", "[phases]\nnotice = \"72h\""),
+    ("an unknown time zone", "[[windows]]\nstart = \"02:00\"\nduration = \"1h\"\nzone = \"Nowhere/Land\""),
+    ("an hour that is none", "[[windows]]\nstart = \"25:00\"\nduration = \"1h\""),
+    ("a window for ever", "[[windows]]\nstart = \"02:00\"\nduration = \"9999d\""),
+    ("a date that is none", "[[exclusions]]\nfrom = \"2026-02-30\"\nto = \"2026-03-01\""),
+    ("all windows excluded", "[[exclusions]]\nfrom = \"2000-01-01\"\nto = \"9999-12-31\""),
+    ("a date that cron does not know", "[[windows]]\ncron = \"0 2 31 2 *\"\nduration = \"1h\""),
+    ("no host at a time", "[limits]\nmax-unavailable = 0"),
+    ("all means forbidden", "[mechanisms]\nforbid = [\"live-patch\", \"restart\", \"in-place\", \"evacuate\"]"),
+    ("a webhook that is no address", "[notify]\nwebhook = \"ftp://x\""),
+];
 
 /// What is wrong in podd.toml, and what it says. podd does not start then.
 const CONFIGURATION: [(&str, &str); 10] = [
@@ -217,6 +240,7 @@ fn every_mistake_gets_a_sentence_and_changes_nothing() {
     bench.lab.script(&["kill", "b"]).must();
     bench.section(&mut document, "A host that is down", &TARGET_DOWN);
     bench.configuration(&mut document);
+    bench.policies(&mut document);
     println!("{document}");
     let file = root().join("docs/BAD_INPUT.md");
     if std::env::var_os("UPDATE_DOCS").is_some() {
@@ -295,6 +319,25 @@ impl Bench {
             judge(mistake, &answer);
             let cells = answer.trim().replace('|', "\\|").replace("\n  cure: ", "<br>cure: ");
             writeln!(document, "| {mistake} | `{}` | {cells} |", self.shown(text)).unwrap();
+        }
+    }
+
+    fn policies(&self, document: &mut String) {
+        write!(
+            document,
+            "\n## Policies\n\n`podctl policy check` exits with 2; podd goes on with the last good policy.\n\n"
+        )
+        .unwrap();
+        document.push_str("| mistake | policy.toml | answer |\n|---|---|---|\n");
+        let file = self.dir.path().join("policy.toml").display().to_string();
+        for (mistake, text) in POLICIES {
+            fs::write(&file, text).unwrap();
+            let got = self.podctl(&["policy", "check", &file]);
+            assert_eq!((got.code, got.out.as_str()), (USAGE, ""), "{mistake}: {got:?}");
+            let answer = self.shown(&got.err);
+            judge(mistake, &answer);
+            let cells = answer.trim().replace('|', "\\|").replace("\n  cure: ", "<br>cure: ");
+            writeln!(document, "| {mistake} | `{}` | {cells} |", text.replace('\n', "; ")).unwrap();
         }
     }
 

@@ -105,6 +105,33 @@ fn invitations_are_for_one_host_once_and_not_for_ever() {
 }
 
 #[test]
+fn a_removed_host_is_a_stranger_until_it_joins_anew() {
+    let lab = Lab::up(3);
+    lab.ok("c", &["run", "--name", "web", "--rootfs", &rootfs("busybox"), "--", "sleep", "100000"]);
+    refused(&lab.podctl("b", &["host", "rm", "d"]), "no host named \"d\"");
+    refused(&lab.podctl("b", &["host", "rm", "c"]), "1 pod(s) run on c, such as web");
+    lab.ok("c", &["stop", "web"]);
+    let removed = lab.json("b", &["host", "rm", "c"]);
+    assert_eq!(removed, json!({"removed": ["c"], "run": null, "untold": []}));
+    lab.script(&["kill", "a"]).must();
+    lab.script(&["start", "a"]).must();
+    let two = [("a".to_owned(), true), ("b".to_owned(), true)];
+    assert_eq!((hosts(&lab, "a"), hosts(&lab, "b")), (two.to_vec(), two.to_vec()));
+    lab.ok("c", &["start", "web"]);
+    for to in ["a", "b"] {
+        refused(&lab.podctl("c", &["preflight", "web", "--to", to]), "c was removed from this fleet");
+    }
+    assert!(lab.ok("c", &["history"]).contains("c was removed from the fleet"));
+    let token = invite(&lab, "a", "c", "1h");
+    lab.script(&["kill", "c"]).must();
+    fs::remove_dir_all(lab.dir().join("c/state/pki")).unwrap();
+    lab.script(&["start", "c"]).must();
+    join(&lab, "c", A, &token, "10.77.0.3:7443").must();
+    assert_eq!([hosts(&lab, "a"), hosts(&lab, "b"), hosts(&lab, "c")].map(|hosts| hosts.len()), [3, 3, 3]);
+    lab.ok("c", &["preflight", "web", "--to", "b"]);
+}
+
+#[test]
 fn a_host_with_another_authority_is_a_stranger() {
     let lab = Lab::up(2);
     let root = rootfs("busybox");

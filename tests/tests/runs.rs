@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::debian::{Fleet, NEW, OLD};
 use tests::invariants::Writer;
 use tests::lab::{eventually, rootfs};
@@ -282,6 +282,42 @@ fn a_run_stands_still_and_another_host_takes_over_from_a_dead_coordinator() {
         assert_eq!(fleet.runs(host), NEW.0, "{host}");
     }
     assert_eq!(places(&fleet, "web"), ["b"]);
+}
+
+#[test]
+fn the_other_one_of_two_hosts_goes_on_once_somebody_says_that_the_first_is_gone() {
+    let fleet = Fleet::with(2, QUICK, "", false);
+    sleeper(&fleet, "a", "web");
+    fleet.lab.fault("a", "run reboot crash");
+    let id = fleet.begin("a");
+    eventually("the coordinator is dead", LIMIT, || tests::invariants::podd(&fleet.lab, "a").is_none());
+    let first = fleet.run("b", &id).unwrap()["hosts"][0]["host"].as_str().unwrap().to_owned();
+    assert_eq!(first, "b", "the coordinator comes last");
+    let alone = fleet.lab.podctl("b", &["patch", "resume"]);
+    assert!(alone.code == 4 && alone.err.contains("host rm NAME --gone"), "{alone:?}");
+    let unsure = fleet.lab.podctl("b", &["host", "rm", "a"]);
+    assert!(unsure.code == 4 && unsure.err.contains("say so with --gone"), "{unsure:?}");
+    let itself = fleet.lab.podctl("b", &["host", "rm", "b", "--gone"]);
+    assert!(itself.code == 2 && itself.err.contains("cannot remove itself"), "{itself:?}");
+    let removed = fleet.lab.json("b", &["host", "rm", "a", "--gone"]);
+    assert_eq!(removed["run"], id.as_str(), "{removed:#}");
+    assert_eq!(fleet.lab.json("b", &["host", "ls"]).as_array().unwrap().len(), 1);
+    fleet.lab.ok("b", &["patch", "resume"]);
+    let run = fleet.until("b", &id, "done", LIMIT);
+    let now = (fleet.runs("b"), run["coordinator"].clone(), run["members"].clone());
+    assert_eq!(now, (NEW.0.to_owned(), json!("b"), json!(["b"])));
+    assert_eq!(
+        (steps(&run, "a").last().map(String::as_str), fleet.runs("a").as_str()),
+        (Some("failed"), OLD.0),
+        "{run:#}"
+    );
+    // The one that was removed comes back: its pod runs there, and its run goes nowhere.
+    fleet.lab.script(&["start", "a"]).must();
+    eventually("its pods are there", LIMIT, || fleet.lab.state("a", "web").as_deref() == Some("running"));
+    let refused = fleet.lab.podctl("a", &["migrate", "web", "--to", "b"]);
+    assert!(refused.code != 0 && refused.err.contains("a was removed from this fleet"), "{refused:?}");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(fleet.runs("a"), OLD.0, "alone it has no majority");
 }
 
 #[test]

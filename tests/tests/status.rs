@@ -88,6 +88,12 @@ fn a_broken_policy_leaves_the_last_good_one_in_force() {
     let (status, _) = asked(&lab, "a", &["status", "a", "--refresh"]);
     assert!(status[0]["remarks"].to_string().contains("the last good policy holds"), "{status:#}");
     assert!(problem(&status).contains("there is no *.json"), "{status:#}");
+    // Also for a podd that has never seen it.
+    lab.script(&["kill", "a"]).must();
+    lab.script(&["start", "a"]).must();
+    let (status, _) = asked(&lab, "a", &["status", "a", "--refresh"]);
+    assert!(status[0]["remarks"].to_string().contains("the last good policy holds"), "{status:#}");
+    assert!(problem(&status).contains("there is no *.json"), "{status:#}");
 }
 
 #[test]

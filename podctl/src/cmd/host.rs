@@ -1,11 +1,11 @@
-//! `podctl host init`, `invite`, `join` and `ls`: who may move pods to whom.
+//! `podctl host init`, `invite`, `join`, `ls`, `rm`: who may move pods to whom; and what a host is told of itself.
 
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
 use podd::api::{
-    CordonRequest, HostCpu, HostInitRequest, HostInviteRequest, HostJoinRequest, HostView, Invitation, ReserveRequest,
-    ReservedMemory,
+    CordonRequest, HostCpu, HostInitRequest, HostInviteRequest, HostJoinRequest, HostRemoveRequest, HostView,
+    HostsRemoved, Invitation, ReserveRequest, ReservedMemory,
 };
 use podd::client::path;
 use podd::patch::cordon::Cordon;
@@ -26,6 +26,8 @@ pub enum Verb {
     Join(JoinArgs),
     /// List the hosts of the fleet.
     Ls,
+    /// Remove hosts from the fleet; a patch run goes on without them.
+    Rm(RemoveArgs),
     /// Let no pod come to this host, or be started there; those that run there stay.
     Cordon(CordonArgs),
     /// Let pods come again.
@@ -117,6 +119,23 @@ pub struct JoinArgs {
     listen: SocketAddr,
 }
 
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A host that answers must have no pods. One that does not answer is removed with --gone, which says that it is off and stays off:
+the pods that were on it are lost to the fleet. In a fleet of two, this is how the other one goes on with a patch run:
+  podctl host rm b --gone
+  podctl patch resume
+
+To come back, a host must join anew: stop its podd, remove the folder pki from its state, and invite it.")]
+pub struct RemoveArgs {
+    /// Their names.
+    #[arg(value_name = "NAME", required = true)]
+    hosts: Vec<String>,
+    /// Those that do not answer are off, and never come back.
+    #[arg(long)]
+    gone: bool,
+}
+
 pub async fn run(verb: Verb, ctl: &Podctl<'_>) -> Outcome {
     match verb {
         Verb::Init(InitArgs { name, listen }) => {
@@ -142,6 +161,11 @@ pub async fn run(verb: Verb, ctl: &Podctl<'_>) -> Outcome {
         Verb::Ls => {
             let hosts: Vec<HostView> = ctl.daemon.get(&path(&["hosts"])).await?;
             ctl.out.show(&hosts, |hosts| in_words(hosts));
+        }
+        Verb::Rm(RemoveArgs { hosts, gone }) => {
+            let request = HostRemoveRequest { hosts, gone };
+            let removed: HostsRemoved = ctl.daemon.post(&path(&["host", "remove"]), &request).await?;
+            ctl.out.show(&removed, in_sentences);
         }
         Verb::Cordon(CordonArgs { reason, seconds }) => {
             let request = CordonRequest { reason, seconds };
@@ -203,6 +227,20 @@ fn in_words(hosts: &[HostView]) -> String {
         [host.name.clone(), host.address.clone(), state.to_owned(), baseline]
     });
     table(["NAME", "ADDRESS", "STATE", "BASELINE"], rows)
+}
+
+fn in_sentences(removed: &HostsRemoved) -> String {
+    let mut text = format!("removed from the fleet: {}", removed.removed.join(", "));
+    if let Some(run) = &removed.run {
+        text += &format!("\npatch run {run} counts on the others now; if it stands still: `podctl patch resume`");
+    }
+    if !removed.untold.is_empty() {
+        let untold = removed.untold.join(", ");
+        text += &format!(
+            "\nnot told, as they do not answer: {untold}. Say it there, too, if `podctl host ls` still lists what was removed"
+        );
+    }
+    text
 }
 
 fn reserve(text: &str) -> Result<ReserveRequest, String> {

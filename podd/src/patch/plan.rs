@@ -3,7 +3,7 @@
 //!
 //! 1. Hosts are touched by the mildest means that [`decide`](super::decide) found, and only when they are due.
 //! 2. Mild means (nothing moves) come first; of each kind one host, the *canary*, goes alone. The coordinator goes last.
-//! 3. At most `max-unavailable` hosts are away together, no two of one failure domain: a *wave*.
+//! 3. At most `max-unavailable` hosts are away together, no two of one failure domain: a *wave*. Those that do not answer are away.
 //! 4. Pods of a host that is evacuated go where they fit: memory twice for a moment, a kernel and a processor that they can do with,
 //!    no other pod of their group; rather to hosts that need no patch (any more), the emptiest first. The fleet keeps its headroom.
 //! 5. A host of which one pod has nowhere to go is left alone, and it is said why.
@@ -41,6 +41,9 @@ pub struct Host {
     pub cordoned: Option<String>,
     /// Its running pods.
     pub pods: Vec<Pod>,
+    /// It does not answer.
+    #[serde(default)]
+    pub is_away: bool,
 }
 
 /// A running pod, as plans need it.
@@ -133,7 +136,9 @@ pub fn plan(hosts: &[Host], policy: &Policy, coordinator: &str) -> Plan {
     while let Some(first) = due.first() {
         let room = match first.mechanism {
             Mechanism::LivePatch | Mechanism::Restart => usize::MAX,
-            Mechanism::InPlace | Mechanism::Evacuate => policy.limits.max_unavailable as usize,
+            Mechanism::InPlace | Mechanism::Evacuate => {
+                (policy.limits.max_unavailable as usize).saturating_sub(fleet.silent.len())
+            }
         };
         // The first of its kind, and whoever comes right after it, begin a wave.
         let is_full = before != Some(first.mechanism) || together >= room || (together == 1 && fleet.canary);
@@ -145,6 +150,14 @@ pub fn plan(hosts: &[Host], policy: &Policy, coordinator: &str) -> Plan {
         let begins = is_full || fleet.is_visited(due[next].index) || clashes(due[next].index);
         let due = due.remove(next);
         let host = &hosts[due.index];
+        if room < usize::MAX
+            && due.patch
+            && let Some(why) = fleet.keeps(due.index, room)
+        {
+            let cure = "see that it answers; if it is gone for good: `podctl host rm NAME --gone`".to_owned();
+            left.push(Left { host: host.name.clone(), why, cure });
+            continue;
+        }
         if !due.patch && leaves {
             // So many in a day are allowed: what was left counts when the next one is decided on.
             let (why, cure) = ("another host with failing hardware is left first".to_owned(), String::new());
@@ -220,6 +233,8 @@ struct Fleet<'a> {
     patched: Vec<bool>,
     /// Failing, or unknown: nothing goes there.
     shunned: Vec<bool>,
+    /// Hosts that do not answer.
+    silent: Vec<&'a Host>,
     /// Of the present wave: hosts that are away, and hosts to which their pods go.
     away: BTreeSet<usize>,
     visited: BTreeSet<usize>,
@@ -250,6 +265,7 @@ impl<'a> Fleet<'a> {
             canary: false,
             patched,
             shunned: hosts.iter().map(shunned).collect(),
+            silent: hosts.iter().filter(|host| host.is_away).collect(),
             away: BTreeSet::new(),
             visited: BTreeSet::new(),
             domains: BTreeSet::new(),
@@ -257,6 +273,19 @@ impl<'a> Fleet<'a> {
             first_free: hosts.iter().map(|host| host.available).collect(),
             came: vec![BTreeSet::new(); hosts.len()],
             first_came: vec![BTreeSet::new(); hosts.len()],
+        }
+    }
+
+    /// Why a host may not be away, too, if there is room for so many.
+    fn keeps(&self, index: usize, room: usize) -> Option<String> {
+        let domain = self.hosts[index].domain.as_deref();
+        let alike = self.silent.iter().find(|host| domain.is_some() && host.domain.as_deref() == domain);
+        match (alike, self.silent.first()) {
+            (Some(host), _) => Some(format!("{}, of the same domain, does not answer", host.name)),
+            (None, Some(host)) if room == 0 => {
+                Some(format!("{} does not answer, and no more than max-unavailable may be away", host.name))
+            }
+            _ => None,
         }
     }
 

@@ -246,10 +246,18 @@ impl Policy {
     /// # Errors
     /// [`Error`].
     pub fn load(path: &Path, now: Timestamp) -> Result<Self, Error> {
+        Ok(Self::load_present(path, now)?.unwrap_or_default())
+    }
+
+    /// The same; none: there is no such file.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_present(path: &Path, now: Timestamp) -> Result<Option<Self>, Error> {
         let read = |source| Error::Read { path: path.to_owned(), source };
         let mut text = String::new();
         match std::fs::File::open(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             file => {
                 let limit = LARGEST + 1;
                 file.and_then(|file| file.take(limit).read_to_string(&mut text)).map_err(read)?;
@@ -259,7 +267,7 @@ impl Policy {
             let message = format!("it is larger than {} KiB", LARGEST >> 10);
             return Err(Error::Parse { path: path.to_owned(), line: 1, message });
         }
-        Self::parse(&text, path, now)
+        Self::parse(&text, path, now).map(Some)
     }
 
     /// Understands the text of a policy.

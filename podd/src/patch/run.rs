@@ -491,6 +491,19 @@ impl Run {
         }
     }
 
+    /// Goes on without these hosts, which have left the fleet: a majority is one of the others.
+    pub fn dismiss(&mut self, gone: &[String], now: Timestamp) {
+        self.members.retain(|member| !gone.contains(member));
+        for host in self.hosts.iter_mut().filter(|host| gone.contains(&host.host)) {
+            let trouble = host.trouble.take().map(|trouble| format!(", after: {}", trouble.what)).unwrap_or_default();
+            host.remarks.push(format!("it was removed from the fleet{trouble}"));
+            host.back_by = None;
+            if !host.step.is_final() {
+                host.begin(Step::Failed, now);
+            }
+        }
+    }
+
     /// About how much longer it takes, in seconds, by the hosts that are done; none: not known yet.
     #[must_use]
     pub fn left_s(&self, now: Timestamp) -> Option<u64> {

@@ -67,6 +67,7 @@ pub async fn tell(daemon: Arc<Daemon>) {
         tracing::error!(error = error.message, "notices of an earlier podd cannot be withdrawn");
     }
     let mut plan_at = Instant::now();
+    let mut runs = daemon.store.watch_runs();
     loop {
         let is_time = plan_at <= Instant::now();
         let looked = look(&daemon, is_time).await;
@@ -81,6 +82,7 @@ pub async fn tell(daemon: Arc<Daemon>) {
             () = tokio::time::sleep(HEAR), if outstanding => {}
             () = tokio::time::sleep_until(plan_at.into()) => {}
             () = daemon.told.stir.notified() => plan_at = Instant::now(),
+            Ok(()) = runs.changed() => plan_at = Instant::now(),
         }
     }
 }

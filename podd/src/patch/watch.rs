@@ -4,8 +4,10 @@
 //! are read again. What cannot be read keeps its last good state, and says so.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use std::{fs, io};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Mutex as AsyncMutex;
@@ -23,6 +25,7 @@ use crate::events::{self, PODD, What};
 use crate::pod::predict;
 use crate::pod::state::PodState;
 use crate::supervisor::Daemon;
+use crate::sys::replace::replace;
 
 /// After podd's start, the host has other things to do.
 const AT_FIRST: Duration = Duration::from_secs(60);
@@ -143,10 +146,37 @@ pub fn policy(daemon: &Daemon) -> Said {
     match Policy::load(&daemon.config.policy, Timestamp::now()) {
         Ok(policy) => {
             let policy = Arc::new(policy);
-            *last = Some(policy.clone());
+            if last.replace(policy.clone()).as_ref() != Some(&policy)
+                && let Err(error) = keep_policy(daemon, &policy)
+            {
+                tracing::warn!(%error, "the policy cannot be kept, should its file be broken one day");
+            }
             (Some(policy), None)
         }
-        Err(error) => (last.clone(), Some(error.to_string())),
+        Err(error) => {
+            if last.is_none() {
+                let kept = Policy::load_present(&last_good(daemon), Timestamp::now());
+                *last = kept.ok().flatten().map(Arc::new);
+            }
+            (last.clone(), Some(error.to_string()))
+        }
+    }
+}
+
+/// Where the last good policy is, for a podd that starts with a broken one.
+fn last_good(daemon: &Daemon) -> PathBuf {
+    daemon.config.state.join("policy-last-good.toml")
+}
+
+fn keep_policy(daemon: &Daemon, policy: &Policy) -> io::Result<()> {
+    let path = last_good(daemon);
+    match daemon.config.policy.exists() {
+        true => replace(&path, toml::to_string(policy).map_err(io::Error::other)?.as_bytes(), 0o600),
+        // There is none: what there was before is no more.
+        false => match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
     }
 }
 

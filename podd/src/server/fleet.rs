@@ -6,10 +6,14 @@ use checkpoint::baseline::highest_level;
 use checkpoint::host::Cpu;
 use futures_util::future::join_all;
 
-use crate::api::{ApiError, HostCpu, HostView};
+use crate::api::{ApiError, HostCpu, HostView, HostsRemoved};
 use crate::error::Result;
+use crate::events::{self, What};
+use crate::patch::run::drive;
+use crate::patch::run::orders::{self, Call};
 use crate::peer;
 use crate::supervisor::Daemon;
+use crate::trust;
 
 /// Names of all hosts; of a host without a fleet: its own.
 ///
@@ -41,6 +45,80 @@ pub async fn hosts(daemon: &Arc<Daemon>) -> Result<Vec<HostView>> {
         }
     });
     Ok(join_all(asked).await)
+}
+
+/// Removes hosts from the fleet: of those that do not answer, only what is `gone` for good. A run that is under way goes on without them.
+///
+/// A majority of the hosts that are left knows of it before this host forgets them, so that of the hosts that stay none can be in a
+/// majority with a host that was removed (as in single-server changes of Raft's configuration, Ongaro's thesis, section 4.1; of
+/// several at once, `gone` is the operator's word for that).
+///
+/// # Errors
+/// They have pods, do not answer, or the authority does not.
+pub async fn remove(daemon: &Arc<Daemon>, names: &[String], gone: bool, by: &str) -> Result<HostsRemoved> {
+    let identity = daemon.identity()?;
+    for name in names {
+        peer::known(daemon, name).await?;
+        if *name == identity.name {
+            return Err(ApiError::usage(format!("{name} cannot remove itself"))
+                .cure("give this command on another host of the fleet"));
+        }
+        if drive::is_silent(daemon, name).await {
+            if !gone {
+                return Err(ApiError::unreachable(format!("{name} does not answer")).cure(
+                    "start its podd; or switch it off for good, and say so with --gone: its pods go with it, but for those that moved",
+                ));
+            }
+            continue;
+        }
+        let pods = peer::plan_facts_of(daemon, name).await?.pods;
+        if let Some(pod) = pods.first() {
+            return Err(ApiError::conflict(format!("{} pod(s) run on {name}, such as {}", pods.len(), pod.name))
+                .cure(format!("have them leave first: `podctl migrate --all --to HOST` on {name}")));
+        }
+    }
+    let authority = identity.authority.as_ref().map(|authority| &authority.name);
+    let authority = authority.filter(|authority| !names.contains(authority));
+    let run = drive::dismiss(daemon, names, by).await?.map(|run| run.id);
+    let said = Call::Removed { hosts: names.to_vec(), by: by.to_owned() };
+    if let Some(authority) = authority {
+        orders::call_host::<()>(daemon, authority, &said).await.map_err(|e| {
+            e.cure(format!(
+                "{authority} signs for all hosts of the fleet, and must know; if it is gone itself, name it, too"
+            ))
+        })?;
+    }
+    // Those that go hear of it, too, as long as they are known here.
+    join_all(names.iter().map(|name| orders::call_host::<()>(daemon, name, &said))).await;
+    forget(daemon, names, by)?;
+    let left: Vec<String> = daemon.store.hosts()?.into_iter().map(|host| host.name).collect();
+    let others = left.into_iter().filter(|name| !is_this(daemon, name));
+    let told = others.map(async |name| orders::call_host::<()>(daemon, &name, &said).await.err().map(|_| name));
+    let untold = join_all(told).await.into_iter().flatten().collect();
+    Ok(HostsRemoved { removed: names.to_vec(), run, untold })
+}
+
+/// Forgets hosts that were removed from the fleet: they are served no more.
+///
+/// # Errors
+/// The store's.
+pub fn forget(daemon: &Daemon, names: &[String], by: &str) -> Result<()> {
+    for name in names {
+        let event = events::entry(daemon, by, What::HostRemoved { removed: name.clone() });
+        if *name == daemon.config.host {
+            // It is for people to give it another fleet.
+            daemon.store.add_events(std::slice::from_ref(&event))?;
+            events::tell(daemon, &[event]);
+            continue;
+        }
+        // Before the store, which a start would else complete by its invitation.
+        if daemon.identity()?.is_authority() {
+            trust::forget(&daemon.config.state.join("pki"), name)?;
+        }
+        daemon.store.remove_host(name, &event)?;
+        events::tell(daemon, &[event]);
+    }
+    Ok(())
 }
 
 fn is_this(daemon: &Daemon, host: &str) -> bool {

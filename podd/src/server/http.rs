@@ -22,8 +22,8 @@ use super::fleet;
 use super::peers::known_hosts;
 use crate::api::{
     API_VERSION, ApiError, Check, CheckpointRequest, CreateRequest, ErrorKind, Event, ExitStatus, HostInitRequest,
-    HostInviteRequest, HostJoinRequest, HostView, KillRequest, LogLine, MigrateRequest, PreflightRequest, Progress,
-    RestoreRequest, StopRequest, Version,
+    HostInviteRequest, HostJoinRequest, HostRemoveRequest, HostView, KillRequest, LogLine, MigrateRequest,
+    PreflightRequest, Progress, RestoreRequest, StopRequest, Version,
 };
 use crate::error::{Attempt, Result};
 use crate::patch::{cordon, told};
@@ -64,6 +64,7 @@ pub fn router(daemon: Arc<Daemon>) -> axum::Router {
         .route("/v1/host/init", post(host_init))
         .route("/v1/host/invite", post(host_invite))
         .route("/v1/host/join", post(host_join))
+        .route("/v1/host/remove", post(host_remove))
         .route("/v1/migrations", get(migrations))
         .route("/v1/events", get(super::events::events))
         .route("/v1/patch/plan", get(super::plan::plan))
@@ -514,6 +515,10 @@ async fn host_invite(State(daemon): App, Said(request): Said<HostInviteRequest>)
             .cure("choose another name"));
     }
     json(trust::invite(&daemon.config.state.join("pki"), &request.name, request.valid_s, Timestamp::now())?)
+}
+
+async fn host_remove(State(daemon): App, caller: Caller, Said(request): Said<HostRemoveRequest>) -> Answer {
+    json(fleet::remove(&daemon, &request.hosts, request.gone, &caller.name()).await?)
 }
 
 async fn host_join(State(daemon): App, Said(request): Said<HostJoinRequest>) -> Answer {

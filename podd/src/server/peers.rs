@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsStream;
 
-use crate::peer::Peer;
+use crate::peer::{Message, Peer};
 use crate::pod::arrive;
 use crate::store::Host;
 use crate::supervisor::Daemon;
@@ -93,7 +93,11 @@ async fn converse(daemon: Arc<Daemon>, identity: Identity, stream: TcpStream) ->
     }
     let name = trust::peer_name(session)
         .ok_or_else(|| crate::api::ApiError::failed("the caller shows no certificate of this fleet"))?;
-    // Any holder of a certificate of our CA is a member; one whom we have not met yet cannot be called back, though.
+    // Any holder of a certificate of our CA is a member, unless it was removed; one whom we have not met yet cannot be called back, though.
+    if daemon.store.removed_hosts()?.contains(&name) {
+        let reason = format!("{name} was removed from this fleet");
+        return Peer::new(TlsStream::from(stream)).send(&Message::Refused { reason }).await;
+    }
     arrive::serve(&daemon, Peer::new(TlsStream::from(stream)), &name).await
 }
 

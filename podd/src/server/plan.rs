@@ -134,6 +134,7 @@ pub async fn own(daemon: &Arc<Daemon>) -> Result<Host> {
             available: facts.memory.available.min(facts.image_space.free_bytes),
             cordoned: orders::cordoned(daemon)?.map(|cordon| cordon.in_words()),
             pods: pods.collect::<Result<_>>()?,
+            is_away: false,
         })
     })
 }
@@ -142,7 +143,7 @@ fn silent(name: String, why: String) -> Host {
     let cure = format!("see that podd runs on {name} and can be reached");
     let decision = Decision::unknown(Missing { what: why, cure });
     let (kernel, cpu, pods) = (checkpoint::baseline::OLDEST_KERNEL, checkpoint::host::Cpu::default(), Vec::new());
-    Host { name, decision, kernel, domain: None, cpu, memory: 0, available: 0, cordoned: None, pods }
+    Host { name, decision, kernel, domain: None, cpu, memory: 0, available: 0, cordoned: None, pods, is_away: true }
 }
 
 /// Moves of a plan that preflight refuses.

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 pub use sqlite::Sqlite;
 
@@ -78,11 +79,21 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`Error`].
     fn hosts(&self) -> Result<Vec<Host>, Error>;
-    /// Adds or replaces a host.
+    /// Adds or replaces a host, also one that had been removed.
     ///
     /// # Errors
     /// [`Error`].
     fn put_host(&self, host: &Host) -> Result<(), Error>;
+    /// Forgets a host, remembers that it was removed, and writes this event down.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn remove_host(&self, name: &str, event: &Entry) -> Result<(), Error>;
+    /// Names of hosts that were removed.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn removed_hosts(&self) -> Result<Vec<String>, Error>;
     /// What is remembered of this host for decisions about patching it.
     ///
     /// # Errors
@@ -118,11 +129,14 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`Error`].
     fn open_run(&self) -> Result<Option<Run>, Error>;
-    /// Adds or replaces a patch run, if the [rules](Run::judge) allow it, and writes these events down.
+    /// Adds or replaces a patch run, if the [rules](Run::judge) allow it, and writes these events down: a comparison and a write
+    /// that nobody comes between, with (term, revision) as the fencing token.
     ///
     /// # Errors
     /// [`Error`].
     fn put_run(&self, run: &Run, events: &[Entry]) -> Result<Kept, Error>;
+    /// Changes whenever a run does, whoever wrote it.
+    fn watch_runs(&self) -> watch::Receiver<()>;
     /// Why this host takes no pods.
     ///
     /// # Errors

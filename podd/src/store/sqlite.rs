@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Params, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 use super::{Error, Host, Store};
 use crate::events::Entry;
@@ -28,6 +29,7 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS pods (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS migrations (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS hosts (name TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS removed_hosts (name TEXT PRIMARY KEY) STRICT;
     CREATE TABLE IF NOT EXISTS patching (id INTEGER PRIMARY KEY CHECK (id = 0), record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS notices (pod TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS runs (id TEXT PRIMARY KEY, open INTEGER NOT NULL, record TEXT NOT NULL) STRICT;
@@ -40,7 +42,10 @@ const SCHEMA: &str = "
 ";
 
 /// A store in one file.
-pub struct Sqlite(Mutex<Connection>);
+pub struct Sqlite {
+    connection: Mutex<Connection>,
+    runs: watch::Sender<()>,
+}
 
 impl Sqlite {
     /// Opens or makes the file.
@@ -50,12 +55,12 @@ impl Sqlite {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let connection = Connection::open(path)?;
         connection.execute_batch(SCHEMA)?;
-        Ok(Self(Mutex::new(connection)))
+        Ok(Self { connection: Mutex::new(connection), runs: watch::Sender::default() })
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
         // A panic in another thread cannot leave SQLite half-way: transactions roll back.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn all<T: DeserializeOwned>(&self, sql: &str) -> Result<Vec<T>, Error> {
@@ -121,11 +126,30 @@ impl Store for Sqlite {
     }
 
     fn put_host(&self, host: &Host) -> Result<(), Error> {
-        self.connection().execute(
+        let mut connection = self.connection();
+        let transaction = connection.transaction()?;
+        transaction.execute("DELETE FROM removed_hosts WHERE name = ?1", [&host.name])?;
+        transaction.execute(
             "INSERT INTO hosts (name, record) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET record = excluded.record",
             params![host.name, json(host)?],
         )?;
-        Ok(())
+        Ok(transaction.commit()?)
+    }
+
+    fn remove_host(&self, name: &str, event: &Entry) -> Result<(), Error> {
+        let mut connection = self.connection();
+        let transaction = connection.transaction()?;
+        transaction.execute("DELETE FROM hosts WHERE name = ?1", [name])?;
+        transaction.execute("INSERT OR IGNORE INTO removed_hosts (name) VALUES (?1)", [name])?;
+        write_events(&transaction, std::slice::from_ref(event))?;
+        Ok(transaction.commit()?)
+    }
+
+    fn removed_hosts(&self) -> Result<Vec<String>, Error> {
+        let connection = self.connection();
+        let mut statement = connection.prepare_cached("SELECT name FROM removed_hosts ORDER BY name")?;
+        let names = statement.query_map([], |row| row.get(0))?;
+        Ok(names.collect::<Result<_, _>>()?)
     }
 
     fn patch_record(&self) -> Result<Record, Error> {
@@ -191,7 +215,14 @@ impl Store for Sqlite {
             write_events(&transaction, events)?;
         }
         transaction.commit()?;
+        if kept == Kept::Yes {
+            self.runs.send_replace(());
+        }
         Ok(kept)
+    }
+
+    fn watch_runs(&self) -> watch::Receiver<()> {
+        self.runs.subscribe()
     }
 
     fn cordons(&self) -> Result<Vec<Cordon>, Error> {

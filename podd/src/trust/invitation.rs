@@ -88,6 +88,14 @@ pub fn joined(pki: &Path) -> Result<Vec<JoinedHost>, TrustError> {
     Ok(read(pki)?.into_iter().filter_map(used).collect())
 }
 
+/// Forgets that this host has joined: it must be invited anew.
+pub fn forget(pki: &Path, name: &str) -> Result<(), TrustError> {
+    let lock = files::lock(pki)?;
+    let mut entries = read(pki)?;
+    entries.retain(|entry| entry.name != name);
+    write(&lock, pki, &entries)
+}
+
 /// Signs for an invited host: certificate as PEM, or why not. Blocks.
 pub(super) fn admit(
     pki: &Path,

@@ -43,7 +43,7 @@ pub use connect::{accept, connect, set_stall_limit};
 pub use dates::{Validity, validity};
 pub use error::{Refusal, TrustError};
 pub use identity::{Identity, init};
-pub use invitation::{invite, joined};
+pub use invitation::{forget, invite, joined};
 pub use join::{Joined, join, serve_join};
 pub use protocol::Protocol;
 pub use renew::renew_if_due;

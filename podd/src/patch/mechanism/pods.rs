@@ -22,7 +22,7 @@ pub(super) fn stand(daemon: &Daemon) -> Vec<PodStands> {
         let (view, state) = (daemon.view(&pod), pod.record().state);
         let is_moving = matches!(state, PodState::Arriving { .. } | PodState::Given { .. });
         let health = view.health.map(|health| health.state);
-        PodStands { id: view.id, name: view.name, state: view.state, is_moving, health }
+        PodStands { id: view.id, name: view.name, state: view.state, is_moving, health, group: pod.record().spec.group }
     };
     daemon.pods().into_iter().map(view).collect()
 }

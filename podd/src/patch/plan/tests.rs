@@ -29,6 +29,7 @@ fn host(name: &str, decision: Decision, pods: Vec<Pod>) -> Host {
         available: 6 * GB,
         cordoned: None,
         pods,
+        is_away: false,
     }
 }
 
@@ -165,6 +166,33 @@ fn hosts_that_are_not_due_are_told() {
 }
 
 #[test]
+fn hosts_that_do_not_answer_are_away_already() {
+    let mut hosts = [
+        evacuated("a", vec![]),
+        evacuated("b", vec![]),
+        evacuated("c", vec![]),
+        host("d", due(Mechanism::Restart), vec![]),
+    ];
+    let waves_of = |hosts: &[Host], limit| {
+        waves(&plan(hosts, &policy(limit), "x"))
+            .into_iter()
+            .map(|(wave, host)| format!("{wave}{host}"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(waves_of(&hosts, 2), ["1d", "2a", "3b", "3c"]);
+    (hosts[0].is_away, hosts[0].decision.verdict) = (true, Verdict::Current);
+    assert_eq!(waves_of(&hosts, 2), ["1d", "2b", "3c"], "one at a time");
+    assert_eq!(waves_of(&hosts, 1), ["1d"], "what stays up is restarted all the same");
+    let left = plan(&hosts, &policy(1), "x").left;
+    assert!(left.len() == 2 && left[0].why.contains("a does not answer"), "{left:?}");
+    for n in [0, 1] {
+        hosts[n].domain = Some("rack".to_owned());
+    }
+    let plan = plan(&hosts, &policy(2), "x");
+    assert!(waves(&plan) == [(1, "d"), (2, "c")] && plan.left[0].why.contains("same domain"), "{plan:?}");
+}
+
+#[test]
 fn a_large_fleet_is_planned_in_no_time() {
     let hosts: Vec<Host> = (0..1000)
         .map(|n| {
@@ -175,7 +203,9 @@ fn a_large_fleet_is_planned_in_no_time() {
             evacuated(&format!("host{n:04}"), pods.collect())
         })
         .collect();
+    let begun = std::time::Instant::now();
     let plan = plan(&hosts, &policy(10), "host0007");
+    eprintln!("a plan of 1,000 hosts with 20 pods each: {:.0?}", begun.elapsed());
     assert_eq!((plan.steps.len(), plan.left.len()), (1000, 0));
     assert_eq!(plan.steps.iter().map(|step| step.moves.len()).sum::<usize>(), 20_000);
     assert_eq!(plan.steps[999].host, "host0007");

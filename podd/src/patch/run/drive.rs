@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::keep::{newest, spread};
+use super::keep::{newest, newest_without, spread};
 use super::orders::{self, Order, Refusal};
 use super::{HostRun, Kept, Run, State, Step, Trouble};
 use crate::api::{ApiError, ErrorKind};
@@ -193,13 +193,7 @@ pub async fn steer_any(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
                 return Err(ApiError::unreachable(message)
                     .cure("`podctl patch resume` has this host take over, `podctl patch cancel` ends the run"));
             }
-            tracing::warn!(run = run.id, from = run.coordinator, "taking the run over");
-            let run = Run { coordinator: daemon.config.host.clone(), term: run.term + 1, revision: 0, ..run };
-            match daemon.store.put_run(&run, &[])? {
-                Kept::Yes => {}
-                kept => return Err(ApiError::conflict(format!("the run cannot be taken over: {kept:?}"))),
-            }
-            let copies = spread(daemon, &run).await?;
+            let (run, copies) = take_over(daemon, run, |_| ()).await?;
             if copies < run.majority() {
                 return Err(ApiError::unreachable(format!("{copies} hosts answer, too few to take the run over")));
             }
@@ -209,8 +203,54 @@ pub async fn steer_any(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
     }
 }
 
+/// Has the open run go on without these hosts, which leave the fleet; this host takes it over if one of them carried it out. The run,
+/// if it was about them.
+///
+/// # Errors
+/// Another host carries it out, or too few of the rest answer.
+pub async fn dismiss(daemon: &Arc<Daemon>, gone: &[String], by: &str) -> Result<Option<Run>> {
+    let Some(run) = newest_without(daemon, None, gone).await? else { return Ok(None) };
+    if !run.members.iter().any(|member| gone.contains(member)) {
+        return Ok(None);
+    }
+    let (run, copies) = if run.coordinator == daemon.config.host {
+        let drive = drive(daemon, &run);
+        let copies = drive.write(daemon, None, |run| run.dismiss(gone, Timestamp::now())).await?;
+        (drive.run(), copies)
+    } else if gone.contains(&run.coordinator) {
+        let why = format!("{by} removed {}, which carried it out, from the fleet", run.coordinator);
+        take_over(daemon, run, |run| {
+            run.dismiss(gone, Timestamp::now());
+            run.state = State::Stopped { why };
+        })
+        .await?
+    } else {
+        let (id, coordinator) = (&run.id, &run.coordinator);
+        return Err(ApiError::conflict(format!("run {id}, which {coordinator} carries out, counts on them"))
+            .cure(format!("give this command on {coordinator}, or end the run first: `podctl patch cancel`")));
+    };
+    if copies < run.majority() {
+        return Err(ApiError::unreachable(format!("{copies} of the {} hosts that are left answer", run.members.len()))
+            .cure("see with `podctl host ls` which do not; name all that are gone for good in one command"));
+    }
+    Ok(Some(run))
+}
+
+/// Makes this host the one that carries a run out, with a change; so many hosts keep a copy that says so.
+async fn take_over(daemon: &Arc<Daemon>, run: Run, change: impl FnOnce(&mut Run)) -> Result<(Run, usize)> {
+    tracing::warn!(run = run.id, from = run.coordinator, "taking the run over");
+    let mut run = Run { coordinator: daemon.config.host.clone(), term: run.term + 1, revision: 0, ..run };
+    change(&mut run);
+    match daemon.store.put_run(&run, &[])? {
+        Kept::Yes => {}
+        kept => return Err(ApiError::conflict(format!("the run cannot be taken over: {kept:?}"))),
+    }
+    let copies = spread(daemon, &run).await?;
+    Ok((run, copies))
+}
+
 /// Whether a host answers no question at all.
-async fn is_silent(daemon: &Daemon, host: &str) -> bool {
+pub async fn is_silent(daemon: &Daemon, host: &str) -> bool {
     orders::call_host::<Option<Run>>(daemon, host, &orders::Call::Open).await.is_err()
 }
 
@@ -380,6 +420,10 @@ impl Drive {
     }
 
     async fn fail(&self, daemon: &Arc<Daemon>, name: &str, trouble: Trouble) -> Result<()> {
+        // It may have been removed from the fleet meanwhile.
+        if self.host(name)?.step.is_final() {
+            return Ok(());
+        }
         self.write(daemon, Some(name), of_host(name, |host| host.fail(trouble))).await?;
         // What was not touched gets its pods back first, breaker or not.
         let host = self.host(name)?;

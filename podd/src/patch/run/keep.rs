@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 
 use super::orders::{Call, call_host, keep_at};
@@ -23,11 +24,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// # Errors
 /// The store's.
 pub fn keep(daemon: &Daemon, run: &Run) -> Result<Kept> {
-    let kept = daemon.store.put_run(run, &[])?;
-    if kept == Kept::Yes {
-        daemon.told.stir();
-    }
-    Ok(kept)
+    Ok(daemon.store.put_run(run, &[])?)
 }
 
 /// This host's part in the open run, by its own copy: there is one at a time.
@@ -94,23 +91,34 @@ pub async fn spread(daemon: &Arc<Daemon>, run: &Run) -> Result<usize> {
 /// # Errors
 /// It has not ended, and too few members answer to be sure of that.
 pub async fn newest(daemon: &Arc<Daemon>, id: Option<&str>) -> Result<Option<Run>> {
+    newest_without(daemon, id, &[]).await
+}
+
+/// The same, if these hosts are gone for good: nobody waits for their answers.
+///
+/// # Errors
+/// As [`newest`].
+pub async fn newest_without(daemon: &Arc<Daemon>, id: Option<&str>, gone: &[String]) -> Result<Option<Run>> {
     let ids: BTreeSet<String> = match id {
         Some(id) => BTreeSet::from([id.to_owned()]),
         None => {
-            let open = ask_all::<Option<Run>>(daemon, &Call::Open, daemon.store.open_run()?).await?;
+            let open = ask_all::<Option<Run>>(daemon, &Call::Open, daemon.store.open_run()?, gone).await?;
             open.into_iter().filter_map(|(_, run)| Some(run?.id)).collect()
         }
     };
     let mut found = None;
     for run in ids {
         let own = daemon.store.run(&run)?;
-        let copies = ask_all::<Option<Run>>(daemon, &Call::Copy { run }, own).await?;
+        let copies = ask_all::<Option<Run>>(daemon, &Call::Copy { run }, own, gone).await?;
         let known = || copies.iter().filter_map(|(host, run)| Some((host, run.as_ref()?)));
         let Some((_, newest)) = known().max_by_key(|(_, run)| (run.term, run.revision)) else { continue };
-        if newest.is_open() && copies.len() < newest.majority() {
-            let (count, all) = (copies.len(), newest.members.len());
+        let mut left = newest.clone();
+        left.dismiss(gone, Timestamp::now());
+        if newest.is_open() && copies.len() < left.majority() {
+            let (count, all) = (copies.len(), left.members.len());
             let what = format!("{count} of {all} hosts answer: too few to know how the run stands");
-            let cure = "see with `podctl host ls` which do not; the run goes on when most of them answer";
+            let cure = "see with `podctl host ls` which do not; the run goes on when most of them answer. Of those that never come back, \
+                        say so: `podctl host rm NAME --gone`";
             return Err(ApiError::unreachable(what).cure(cure));
         }
         for (host, _) in known().filter(|(_, run)| run.is_open() && !newest.is_open()) {
@@ -123,10 +131,15 @@ pub async fn newest(daemon: &Arc<Daemon>, id: Option<&str>) -> Result<Option<Run
     Ok(found)
 }
 
-/// Asks all hosts of the fleet; `own` is this one's answer. Those that do not answer are left out.
-async fn ask_all<T: DeserializeOwned + Clone>(daemon: &Arc<Daemon>, call: &Call, own: T) -> Result<Vec<(String, T)>> {
+/// Asks all hosts of the fleet but those that are gone; `own` is this one's answer. Those that do not answer are left out.
+async fn ask_all<T: DeserializeOwned + Clone>(
+    daemon: &Arc<Daemon>,
+    call: &Call,
+    own: T,
+    gone: &[String],
+) -> Result<Vec<(String, T)>> {
     let hosts = crate::server::host_names(daemon).await?;
-    let asked = hosts.into_iter().map(async |host| {
+    let asked = hosts.into_iter().filter(|host| !gone.contains(host)).map(async |host| {
         let answer = match host == daemon.config.host {
             true => Some(own.clone()),
             false => tokio::time::timeout(LIMIT, call_host(daemon, &host, call)).await.ok().and_then(Result::ok),

@@ -57,6 +57,15 @@ pub enum Call {
     },
     /// Why do you take no pods? Answered by an `Option` of [`Cordon`].
     Cordoned,
+    /// These hosts have left the fleet. Answered by nothing.
+    Removed {
+        /// Their names.
+        hosts: Vec<String>,
+        /// Who says so.
+        by: String,
+    },
+    /// Which hosts have left the fleet? Answered by their names.
+    WhoLeft,
     /// You carry a run out: do this with it. Answered by [`Run`].
     Steer(super::drive::Steer),
 }
@@ -137,6 +146,9 @@ pub struct PodStands {
     pub is_moving: bool,
     /// What its health probe says, if it has one.
     pub health: Option<HealthState>,
+    /// No two pods of a group go to one host.
+    #[serde(default)]
+    pub group: Option<String>,
 }
 
 /// A host can be patched.
@@ -324,10 +336,18 @@ pub async fn keep_at(daemon: &Arc<Daemon>, host: &str, run: &Run) -> Result<Kept
 /// # Errors
 /// It does not answer, or not in words that are understood here.
 pub async fn call_host<T: DeserializeOwned>(daemon: &Daemon, host: &str, call: &Call) -> Result<T> {
-    let json = serde_json::to_string(call).attempt("say it")?;
-    let asked = async { Peer::call(daemon, host).await?.ask(&Message::Patch { json }).await };
+    let asked = async { ask(&mut Peer::call(daemon, host).await?, host, call).await };
     let silent = || ApiError::unreachable(format!("{host} does not answer"));
-    match tokio::time::timeout(SILENT, asked).await.map_err(|_| silent())?? {
+    tokio::time::timeout(SILENT, asked).await.map_err(|_| silent())?
+}
+
+/// Asks whoever is at the other end.
+///
+/// # Errors
+/// As [`call_host`].
+pub async fn ask<T: DeserializeOwned>(peer: &mut Peer, host: &str, call: &Call) -> Result<T> {
+    let json = serde_json::to_string(call).attempt("say it")?;
+    match peer.ask(&Message::Patch { json }).await? {
         Message::Status { json } => serde_json::from_str(&json).attempt(format!("understand the answer of {host}")),
         other => Err(peer::unexpected(&other)),
     }
@@ -349,6 +369,10 @@ pub async fn answer(daemon: &Arc<Daemon>, json: &str, from: &str) -> Result<Valu
             serde_json::to_value(carry_out(daemon, &run, term, number, order).await?)
         }
         Call::Cordoned => serde_json::to_value(cordoned(daemon)?),
+        Call::Removed { hosts, by } => {
+            serde_json::to_value(crate::server::forget_hosts(daemon, &hosts, &format!("{by} on {from}"))?)
+        }
+        Call::WhoLeft => serde_json::to_value(daemon.store.removed_hosts()?),
         Call::Steer(steer) => serde_json::to_value(super::drive::steer(daemon, steer).await?),
     };
     value.attempt("say it")

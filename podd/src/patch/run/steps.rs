@@ -1,6 +1,6 @@
 //! What the coordinator has a host do in each step, and what it makes of the answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -156,7 +156,7 @@ impl Drive {
     /// Has a pod leave: to where the plan has it go, or else to another host.
     async fn send_away(&self, daemon: &Arc<Daemon>, host: &HostRun, pod: &PodStands) -> Done {
         let mut why = Vec::new();
-        for to in self.places(host, &pod.name).into_iter().take(TRIES) {
+        for to in self.places(daemon, host, pod).await.into_iter().take(TRIES) {
             self.may_go_on()?;
             match self.send(daemon, host, pod, &host.host, &to).await? {
                 Ok(()) => return Ok(()),
@@ -170,16 +170,30 @@ impl Drive {
         Err(trouble(host, &format!("pod {}", pod.name), &error))
     }
 
-    /// Where a pod can go: first where it was planned to.
-    fn places(&self, host: &HostRun, pod: &str) -> Vec<String> {
+    /// Where a pod can go: first where it was planned to; nowhere where one of its group is, or is about to be.
+    async fn places(&self, daemon: &Arc<Daemon>, host: &HostRun, pod: &PodStands) -> Vec<String> {
+        let mut taken = BTreeSet::new();
+        if pod.group.is_some() {
+            let mut alike = self.stand(daemon).await;
+            alike.retain(|(_, other)| {
+                other.group == pod.group && other.id != pod.id && (other.is_moving || other.state == "running")
+            });
+            let run = self.run();
+            let coming = run
+                .hosts
+                .iter()
+                .flat_map(|host| &host.moves)
+                .filter(|m| !m.done && m.error.is_none() && alike.iter().any(|(_, other)| other.id == m.id));
+            taken.extend(coming.map(|m| m.to.clone()));
+            taken.extend(alike.into_iter().map(|(at, _)| at));
+        }
         let run = self.run();
         let is_away = |name: &String| {
             run.host(name).is_some_and(|host| !matches!(host.step, Step::Waiting | Step::Done | Step::Skipped))
         };
-        let planned = host.places.get(pod).filter(|to| !is_away(to)).cloned();
-        let others =
-            run.members.iter().filter(|name| **name != host.host && Some(*name) != planned.as_ref() && !is_away(name));
-        planned.iter().chain(others).cloned().collect()
+        let planned = host.places.get(&pod.name);
+        let others = run.members.iter().filter(|name| **name != host.host && Some(*name) != planned);
+        planned.into_iter().chain(others).filter(|name| !is_away(name) && !taken.contains(*name)).cloned().collect()
     }
 
     /// Moves a pod of one host's to another. First: the run, or the host, halts. Second: why the pod did not go.

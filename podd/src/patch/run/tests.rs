@@ -138,6 +138,21 @@ fn after_the_breaker_each_host_goes_on_where_it_can() {
 }
 
 #[test]
+fn a_host_that_was_removed_is_not_waited_for() {
+    let mut run = run(3);
+    run.hosts[0].begin(Step::Done, at(1));
+    run.hosts[1].back_by = Some(at(3));
+    run.hosts[1].fail(Trouble { host_gone: true, ..trouble(Step::Reboot, "reboot") });
+    let policy = RunPolicy { failures: 100, ..RunPolicy::default() };
+    assert!(run.breaker(&policy).is_some());
+    run.dismiss(&["h1".to_owned()], at(5));
+    assert_eq!((run.breaker(&policy), run.majority(), run.members.len()), (None, 2, 2));
+    run.resume(&policy, at(6));
+    assert_eq!((run.hosts[1].step, run.wave()), (Step::Failed, vec!["h2".to_owned()]), "{:?}", run.hosts[1]);
+    assert!(run.hosts[1].remarks[0].contains("removed from the fleet, after: it broke"));
+}
+
+#[test]
 fn a_host_takes_back_its_own_and_only_then() {
     let mut run = run(2);
     assert!(!run.takes_back("h0"));
@@ -191,6 +206,16 @@ proptest! {
         let copies = |which| kept.iter().filter(|kept| **kept == Some(which)).count();
         let majorities = [0, 1].into_iter().filter(|which| copies(*which) >= runs[*which].majority()).count();
         prop_assert!(majorities <= 1);
+    }
+
+    /// A majority of those that stay, and one of all that were there before, have a host in common: whoever was removed, and does
+    /// not know, can do nothing grave any more.
+    #[test]
+    fn majorities_before_and_after_a_host_was_removed_meet(hosts in 2_usize..10) {
+        let before = run(hosts);
+        let mut after = before.clone();
+        after.dismiss(&["h0".to_owned()], at(1));
+        prop_assert!(before.majority() + after.majority() > hosts);
     }
 
     /// An older coordinator's copy never replaces a newer one's.
