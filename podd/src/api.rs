@@ -53,7 +53,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::patch::advisories::FeedState;
 use crate::patch::decide::Decision;
-use crate::patch::facts::{Kernel, Missing};
+use crate::patch::facts::{Facts, Kernel, Missing};
 use crate::patch::notice::Notice;
 use crate::patch::plan::Plan;
 use crate::patch::run::drive::Wish;
@@ -441,6 +441,9 @@ pub struct StatusView {
     pub notices: Vec<Notice>,
     /// What else its operators should know.
     pub remarks: Vec<String>,
+    /// All facts; only if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Box<Facts>>,
 }
 
 impl StatusView {
@@ -459,6 +462,7 @@ impl StatusView {
             pods: Vec::new(),
             notices: Vec::new(),
             remarks: Vec::new(),
+            facts: None,
         }
     }
 }
@@ -761,7 +765,7 @@ pub struct HostsRemoved {
     pub removed: Vec<String>,
     /// The patch run that goes on without them.
     pub run: Option<String>,
-    /// Hosts that could not be told: those that can be told later are, by the fleet's authority.
+    /// Hosts that could not be told; they hear of it from the fleet's authority, unless that was removed itself.
     pub untold: Vec<String>,
 }
 

@@ -1,6 +1,6 @@
 //! Who may change a pod: one owner at a time. Views never wait for it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use checkpoint::baseline::Baseline;
@@ -50,6 +50,8 @@ pub struct Daemon {
     pub hand: Hand,
     /// The patch run that this host carries out.
     pub driving: Mutex<Option<Arc<Drive>>>,
+    /// Failure domains of hosts, as they said last.
+    pub domains: Mutex<BTreeMap<String, Option<String>>>,
     /// Rings at each event.
     pub bell: Bell,
     /// The right to move a pod away: of many that shall leave, a few go at a time.
@@ -265,6 +267,7 @@ impl Daemon {
             told,
             hand: Hand::default(),
             driving: Mutex::default(),
+            domains: Mutex::default(),
             bell,
             moves,
             freezes,

@@ -109,15 +109,17 @@ fn a_removed_host_is_a_stranger_until_it_joins_anew() {
     let lab = Lab::up(3);
     lab.ok("c", &["run", "--name", "web", "--rootfs", &rootfs("busybox"), "--", "sleep", "100000"]);
     refused(&lab.podctl("b", &["host", "rm", "d"]), "no host named \"d\"");
-    refused(&lab.podctl("b", &["host", "rm", "c"]), "1 pod(s) run on c, such as web");
-    lab.ok("c", &["stop", "web"]);
+    refused(&lab.podctl("b", &["host", "rm", "c"]), "c has 1 pod(s), such as web");
+    refused(&lab.podctl("b", &["host", "rm", "a"]), "a signs for all hosts of the fleet");
+    lab.ok("c", &["rm", "--force", "web"]);
     let removed = lab.json("b", &["host", "rm", "c"]);
     assert_eq!(removed, json!({"removed": ["c"], "run": null, "untold": []}));
     lab.script(&["kill", "a"]).must();
     lab.script(&["start", "a"]).must();
     let two = [("a".to_owned(), true), ("b".to_owned(), true)];
     assert_eq!((hosts(&lab, "a"), hosts(&lab, "b")), (two.to_vec(), two.to_vec()));
-    lab.ok("c", &["start", "web"]);
+    lab.ok("c", &["run", "--name", "web", "--rootfs", &rootfs("busybox"), "--", "sleep", "100000"]);
+    refused(&lab.podctl("c", &["patch", "run", "--fleet"]), "removed from its fleet");
     for to in ["a", "b"] {
         refused(&lab.podctl("c", &["preflight", "web", "--to", to]), "c was removed from this fleet");
     }
@@ -127,8 +129,8 @@ fn a_removed_host_is_a_stranger_until_it_joins_anew() {
     fs::remove_dir_all(lab.dir().join("c/state/pki")).unwrap();
     lab.script(&["start", "c"]).must();
     join(&lab, "c", A, &token, "10.77.0.3:7443").must();
-    assert_eq!([hosts(&lab, "a"), hosts(&lab, "b"), hosts(&lab, "c")].map(|hosts| hosts.len()), [3, 3, 3]);
     lab.ok("c", &["preflight", "web", "--to", "b"]);
+    assert_eq!([hosts(&lab, "a"), hosts(&lab, "b"), hosts(&lab, "c")].map(|hosts| hosts.len()), [3, 3, 3]);
 }
 
 #[test]

@@ -126,7 +126,8 @@ the pods that were on it are lost to the fleet. In a fleet of two, this is how t
   podctl host rm b --gone
   podctl patch resume
 
-To come back, a host must join anew: stop its podd, remove the folder pki from its state, and invite it.")]
+To come back, a host must join anew: stop its podd, remove the folder pki from its state, and invite it. Without the host
+that founded the fleet no other one can join any more, and certificates end a year after they were made or renewed.")]
 pub struct RemoveArgs {
     /// Their names.
     #[arg(value_name = "NAME", required = true)]

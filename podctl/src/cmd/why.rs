@@ -1,7 +1,10 @@
 //! `podctl why`.
 
+use jiff::{SignedDuration, Timestamp};
 use podd::api::StatusView;
 use podd::patch::decide::{Standing, Verdict, needs_boot};
+use podd::patch::facts::{Facts, Hardware};
+use podd::patch::policy::words as duration;
 
 use super::Podctl;
 use super::status::{code, query, when};
@@ -54,6 +57,7 @@ fn in_words(status: &StatusView, most: usize) -> String {
         (false, None) => None,
     };
     wants.into_iter().for_each(&mut line);
+    status.facts.iter().flat_map(|facts| of_host(facts, status.now)).for_each(&mut line);
     let feeds = status.feeds.iter().map(|feed| {
         let age = feed.age(status.now).map(podd::patch::policy::words).unwrap_or_else(|| "never".to_owned());
         let problem = feed.problem.as_deref().unwrap_or_default().lines().next().unwrap_or_default().to_owned();
@@ -85,6 +89,44 @@ fn in_words(status: &StatusView, most: usize) -> String {
         text += &table(["POD", "TOLD: NOT BEFORE", "ITS ANSWER"], rows);
     }
     text
+}
+
+/// What was read of the host that the chain does not speak of.
+fn of_host(facts: &Facts, now: Timestamp) -> Vec<String> {
+    let mut lines = Vec::new();
+    let up = facts.uptime_s.known().and_then(|seconds| i64::try_from(*seconds).ok());
+    if let Some(up) = up {
+        lines.push(format!("it has been up for {}", duration(SignedDuration::from_secs(up))));
+    }
+    let sources = facts.sources.known().into_iter().flatten().map(|source| {
+        let valid = source.valid_until.map(|end| format!(", valid until {end:.0}")).unwrap_or_default();
+        format!("{} ({} old{valid})", source.origin.codename, duration(now.duration_since(source.date)))
+    });
+    let sources: Vec<String> = sources.collect();
+    if !sources.is_empty() {
+        lines.push(format!("apt's sources: {}", sources.join(", ")));
+    }
+    let revisions = facts.microcode.known().map(|microcode| microcode.revisions.join(", "));
+    lines.extend(revisions.filter(|revisions| !revisions.is_empty()).map(|revisions| format!("microcode {revisions}")));
+    let Hardware { corrected, uncorrected, hot, disks, log, memory_pressure } = &facts.hardware;
+    let count = |what: &str, count: &Option<u64>| count.map(|count| format!("{count} {what} memory errors"));
+    let pressure =
+        memory_pressure.map(|part| format!("{}.{:02} % of the time all waits for memory", part / 100, part % 100));
+    let disks = disks
+        .iter()
+        .flatten()
+        .map(|disk| format!("{} {}", disk.name, if disk.passed { "is well" } else { "expects to fail" }));
+    let hardware: Vec<String> = [count("corrected", corrected), count("uncorrected", uncorrected), pressure]
+        .into_iter()
+        .flatten()
+        .chain(disks)
+        .chain(hot.iter().map(|sensor| format!("{sensor} is hot")))
+        .chain(log.iter().cloned())
+        .collect();
+    if !hardware.is_empty() {
+        lines.push(format!("hardware: {}", hardware.join("; ")));
+    }
+    lines
 }
 
 fn verdict(status: &StatusView) -> String {

@@ -309,6 +309,9 @@ pub fn decide(question: Question<'_>) -> Decision {
     };
     let due = match steps::due(question, &exposures, &mut chain) {
         steps::Due::Nothing(verdict) => {
+            let is_well = matches!(verdict, Verdict::Current | Verdict::Covered { .. });
+            let relapse = if is_well { steps::relapse(question, &exposures, &mut chain) } else { None };
+            let verdict = relapse.unwrap_or(verdict);
             let kept = exposures.iter().find(|exposure| exposure.is_fixed()).map(|exposure| exposure.severity);
             let update_missing = matches!(verdict, Verdict::Unknown { .. }) && steps::not_offered(&exposures).is_some();
             return Decision { severity: kept, exposures, update_missing, ..Decision::plain(verdict, chain) };

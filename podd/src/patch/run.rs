@@ -416,6 +416,18 @@ impl Run {
         self.members.len() / 2 + 1
     }
 
+    /// So many members must tell of their copies before the newest of them is the newest there is, if these hosts are gone: one of
+    /// them is in each majority that could have kept a copy. All of the rest, if such a majority may be gone altogether.
+    #[must_use]
+    pub fn enough(&self, gone: &[String]) -> usize {
+        let all = self.members.len();
+        let left = self.members.iter().filter(|member| !gone.contains(member)).count();
+        match left == all {
+            true => self.majority(),
+            false => (all + 1 - self.majority()).clamp(left.min(left / 2 + 1), left),
+        }
+    }
+
     /// Hosts of the wave that is under way, or comes next.
     #[must_use]
     pub fn wave(&self) -> Vec<String> {
@@ -433,7 +445,12 @@ impl Run {
     /// Whether a host may keep `new`. `same`: what it has of this run; `open`: another one that has not ended.
     #[must_use]
     pub fn judge(new: &Self, same: Option<&Self>, open: Option<&Self>) -> Kept {
-        if let Some(same) = same.filter(|same| (same.term, same.revision) > (new.term, new.revision)) {
+        let is_newer = |same: &&Self| {
+            // Two may take a run over at the same moment: whoever comes first has it.
+            let is_rival = same.term == new.term && same.coordinator != new.coordinator;
+            is_rival || (same.term, same.revision) > (new.term, new.revision)
+        };
+        if let Some(same) = same.filter(is_newer) {
             return Kept::Newer { coordinator: same.coordinator.clone() };
         }
         match open.filter(|open| open.id != new.id && new.is_open()) {
@@ -501,6 +518,10 @@ impl Run {
             if !host.step.is_final() {
                 host.begin(Step::Failed, now);
             }
+        }
+        // What went there stays there.
+        for m in self.hosts.iter_mut().flat_map(|host| &mut host.moves).filter(|m| m.done && gone.contains(&m.to)) {
+            (m.done, m.error) = (false, Some(format!("{} was removed from the fleet", m.to)));
         }
     }
 

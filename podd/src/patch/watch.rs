@@ -310,6 +310,7 @@ pub fn status(daemon: &Daemon) -> Result<StatusView> {
         pods: Vec::new(),
         notices: daemon.store.notices()?.into_values().collect(),
         remarks,
+        facts: None,
     })
 }
 
@@ -323,7 +324,7 @@ pub fn brief(daemon: &Daemon) -> Result<StatusView> {
     Ok(status)
 }
 
-/// The whole, and how long each running pod would be silent in a move.
+/// The whole, with all facts, and how long each running pod would be silent in a move.
 ///
 /// # Errors
 /// The store's.
@@ -340,7 +341,7 @@ pub fn explained(daemon: &Daemon) -> Result<StatusView> {
         let expected = predict::expected(daemon, &record, "", 0)?.expected;
         Ok(PodSilence { pod: record.spec.name, blackout_ms: expected.blackout_ms })
     };
-    Ok(StatusView { pods: running.map(silence).collect::<Result<_>>()?, ..status })
+    Ok(StatusView { pods: running.map(silence).collect::<Result<_>>()?, facts: facts(daemon).map(Box::new), ..status })
 }
 
 /// The facts that were read last.

@@ -10,7 +10,7 @@ use crate::api::{ApiError, HostCpu, HostView, HostsRemoved};
 use crate::error::Result;
 use crate::events::{self, What};
 use crate::patch::run::drive;
-use crate::patch::run::orders::{self, Call};
+use crate::patch::run::orders::{self, Call, PodStands};
 use crate::peer;
 use crate::supervisor::Daemon;
 use crate::trust;
@@ -47,55 +47,76 @@ pub async fn hosts(daemon: &Arc<Daemon>) -> Result<Vec<HostView>> {
     Ok(join_all(asked).await)
 }
 
-/// Removes hosts from the fleet: of those that do not answer, only what is `gone` for good. A run that is under way goes on without them.
+/// Removes hosts from the fleet: those without pods, and those that are `gone` for good. A run that is under way goes on without
+/// them. May be repeated, should it not come to its end.
 ///
-/// A majority of the hosts that are left knows of it before this host forgets them, so that of the hosts that stay none can be in a
-/// majority with a host that was removed (as in single-server changes of Raft's configuration, Ongaro's thesis, section 4.1; of
-/// several at once, `gone` is the operator's word for that).
+/// A majority of the hosts that stay knows of it when this succeeds, and each of those refuses whoever was removed; what was
+/// removed, and hears of it, does nothing more by itself.
 ///
 /// # Errors
-/// They have pods, do not answer, or the authority does not.
+/// They have pods, do not answer, or too few of the others do.
 pub async fn remove(daemon: &Arc<Daemon>, names: &[String], gone: bool, by: &str) -> Result<HostsRemoved> {
     let identity = daemon.identity()?;
-    for name in names {
-        peer::known(daemon, name).await?;
-        if *name == identity.name {
-            return Err(ApiError::usage(format!("{name} cannot remove itself"))
-                .cure("give this command on another host of the fleet"));
-        }
-        if drive::is_silent(daemon, name).await {
-            if !gone {
-                return Err(ApiError::unreachable(format!("{name} does not answer")).cure(
-                    "start its podd; or switch it off for good, and say so with --gone: its pods go with it, but for those that moved",
-                ));
-            }
-            continue;
-        }
-        let pods = peer::plan_facts_of(daemon, name).await?.pods;
-        if let Some(pod) = pods.first() {
-            return Err(ApiError::conflict(format!("{} pod(s) run on {name}, such as {}", pods.len(), pod.name))
-                .cure(format!("have them leave first: `podctl migrate --all --to HOST` on {name}")));
-        }
-    }
     let authority = identity.authority.as_ref().map(|authority| &authority.name);
-    let authority = authority.filter(|authority| !names.contains(authority));
+    let removed = daemon.store.removed_hosts()?;
+    for name in names.iter().filter(|name| !removed.contains(name)) {
+        peer::known(daemon, name).await?;
+        may_leave(daemon, &identity.name, authority, name, gone).await?;
+    }
+    let authority = authority.filter(|authority| !names.contains(authority) && !removed.contains(authority));
+    if let Some(authority) = authority
+        && drive::is_silent(daemon, authority).await
+    {
+        return Err(ApiError::unreachable(format!(
+            "{authority} signs for all hosts of the fleet, and does not answer"
+        ))
+        .cure("start its podd; if it is gone for good itself, name it, too"));
+    }
     let run = drive::dismiss(daemon, names, by).await?.map(|run| run.id);
     let said = Call::Removed { hosts: names.to_vec(), by: by.to_owned() };
     if let Some(authority) = authority {
-        orders::call_host::<()>(daemon, authority, &said).await.map_err(|e| {
-            e.cure(format!(
-                "{authority} signs for all hosts of the fleet, and must know; if it is gone itself, name it, too"
-            ))
-        })?;
+        orders::call_host::<()>(daemon, authority, &said).await?;
     }
     // Those that go hear of it, too, as long as they are known here.
     join_all(names.iter().map(|name| orders::call_host::<()>(daemon, name, &said))).await;
     forget(daemon, names, by)?;
     let left: Vec<String> = daemon.store.hosts()?.into_iter().map(|host| host.name).collect();
-    let others = left.into_iter().filter(|name| !is_this(daemon, name));
-    let told = others.map(async |name| orders::call_host::<()>(daemon, &name, &said).await.err().map(|_| name));
-    let untold = join_all(told).await.into_iter().flatten().collect();
+    let others = left.iter().filter(|name| !is_this(daemon, name));
+    let told = others.map(async |name| orders::call_host::<()>(daemon, name, &said).await.err().map(|_| name.clone()));
+    let untold: Vec<String> = join_all(told).await.into_iter().flatten().collect();
+    if (left.len() - untold.len()) * 2 <= left.len() {
+        let what =
+            format!("most of the hosts that stay do not know of it yet, as they do not answer: {}", untold.join(", "));
+        return Err(ApiError::unreachable(what).cure("give this command again when they do"));
+    }
     Ok(HostsRemoved { removed: names.to_vec(), run, untold })
+}
+
+/// Whether a host can be removed.
+async fn may_leave(daemon: &Daemon, this: &str, authority: Option<&String>, name: &String, gone: bool) -> Result<()> {
+    if name == this {
+        return Err(ApiError::usage(format!("{name} cannot remove itself"))
+            .cure("give this command on another host of the fleet"));
+    }
+    if drive::is_silent(daemon, name).await {
+        let cure = "start its podd; or switch it off for good, and say so with --gone: its pods go with it, but for those that moved";
+        return match gone {
+            true => Ok(()),
+            false => Err(ApiError::unreachable(format!("{name} does not answer")).cure(cure)),
+        };
+    }
+    if authority == Some(name) {
+        let what = format!(
+            "{name} signs for all hosts of the fleet: without it none can join, and none renews its certificate"
+        );
+        return Err(ApiError::conflict(what).cure("found another fleet, and have all hosts join that"));
+    }
+    let pods: Vec<PodStands> = orders::call_host(daemon, name, &Call::Pods).await?;
+    match pods.first() {
+        None => Ok(()),
+        Some(pod) => Err(ApiError::conflict(format!("{name} has {} pod(s), such as {}", pods.len(), pod.name))
+            .cure(format!("on {name}: `podctl migrate --all --to HOST`, and `podctl rm` what is not needed"))),
+    }
 }
 
 /// Forgets hosts that were removed from the fleet: they are served no more.
@@ -103,14 +124,9 @@ pub async fn remove(daemon: &Arc<Daemon>, names: &[String], gone: bool, by: &str
 /// # Errors
 /// The store's.
 pub fn forget(daemon: &Daemon, names: &[String], by: &str) -> Result<()> {
-    for name in names {
+    let known = daemon.store.removed_hosts()?;
+    for name in names.iter().filter(|name| !known.contains(name)) {
         let event = events::entry(daemon, by, What::HostRemoved { removed: name.clone() });
-        if *name == daemon.config.host {
-            // It is for people to give it another fleet.
-            daemon.store.add_events(std::slice::from_ref(&event))?;
-            events::tell(daemon, &[event]);
-            continue;
-        }
         // Before the store, which a start would else complete by its invitation.
         if daemon.identity()?.is_authority() {
             trust::forget(&daemon.config.state.join("pki"), name)?;
@@ -119,6 +135,18 @@ pub fn forget(daemon: &Daemon, names: &[String], by: &str) -> Result<()> {
         events::tell(daemon, &[event]);
     }
     Ok(())
+}
+
+/// Refuses if this host was removed from its fleet.
+///
+/// # Errors
+/// It was; or the store's.
+pub fn refuse_if_removed(daemon: &Daemon) -> Result<()> {
+    match daemon.store.removed_hosts()?.contains(&daemon.config.host) {
+        true => Err(ApiError::conflict("this host was removed from its fleet")
+            .cure("to join one: stop podd, remove the folder pki from its state, start it, and `podctl host join`")),
+        false => Ok(()),
+    }
 }
 
 fn is_this(daemon: &Daemon, host: &str) -> bool {

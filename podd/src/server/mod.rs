@@ -23,7 +23,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
 
-pub use self::fleet::{forget as forget_hosts, names as host_names};
+pub use self::fleet::{forget as forget_hosts, names as host_names, refuse_if_removed};
 pub use self::http::checks as doctor;
 use crate::config::Config;
 use crate::events::webhook;

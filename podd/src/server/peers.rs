@@ -8,8 +8,10 @@ use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsStream;
 
-use crate::peer::{Message, Peer};
+use crate::api::ApiError;
+use crate::peer::{Message, Peer, learn_hosts};
 use crate::pod::arrive;
+use crate::server::refuse_if_removed;
 use crate::store::Host;
 use crate::supervisor::Daemon;
 use crate::trust::{self, Identity, KnownHost};
@@ -94,7 +96,10 @@ async fn converse(daemon: Arc<Daemon>, identity: Identity, stream: TcpStream) ->
     let name = trust::peer_name(session)
         .ok_or_else(|| crate::api::ApiError::failed("the caller shows no certificate of this fleet"))?;
     // Any holder of a certificate of our CA is a member, unless it was removed; one whom we have not met yet cannot be called back, though.
-    if daemon.store.removed_hosts()?.contains(&name) {
+    refuse_if_removed(&daemon)?;
+    let is_removed = || Ok::<_, ApiError>(daemon.store.removed_hosts()?.contains(&name));
+    // It may have joined anew, and only the authority knows.
+    if is_removed()? && (learn_hosts(&daemon).await.is_err() || is_removed()?) {
         let reason = format!("{name} was removed from this fleet");
         return Peer::new(TlsStream::from(stream)).send(&Message::Refused { reason }).await;
     }

@@ -1,7 +1,7 @@
 //! Plans of the fleet: asks all hosts how they are, plans, and has preflight look at every move before it is shown.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use axum::extract::State;
 use checkpoint::compat::{Finding, Verdict};
@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::http::{Answer, App, Asked, json};
 use super::status;
-use crate::api::ApiError;
+use crate::api::{ApiError, ErrorKind};
 use crate::error::Result;
 use crate::patch::decide::Decision;
 use crate::patch::facts::Missing;
@@ -103,9 +103,19 @@ async fn all(daemon: &Arc<Daemon>) -> Result<Vec<Host>> {
             true => own(daemon).await,
             false => peer::plan_facts_of(daemon, &name).await,
         };
-        answer.unwrap_or_else(|error| silent(name, error.message))
+        (name, answer)
     });
-    Ok(join_all(asked).await)
+    // Racks do not change: of a host that does not answer, what it said last holds.
+    let answers = join_all(asked).await;
+    let mut domains = daemon.domains.lock().unwrap_or_else(PoisonError::into_inner);
+    let host = |(name, answer): (String, Result<Host>)| match answer {
+        Ok(host) => {
+            domains.insert(name, host.domain.clone());
+            host
+        }
+        Err(error) => Host { domain: domains.get(&name).cloned().flatten(), ..silent(name, error) },
+    };
+    Ok(answers.into_iter().map(host).collect())
 }
 
 /// This host, as plans need it.
@@ -139,11 +149,12 @@ pub async fn own(daemon: &Arc<Daemon>) -> Result<Host> {
     })
 }
 
-fn silent(name: String, why: String) -> Host {
+fn silent(name: String, error: ApiError) -> Host {
+    let is_away = error.kind == ErrorKind::Unreachable;
     let cure = format!("see that podd runs on {name} and can be reached");
-    let decision = Decision::unknown(Missing { what: why, cure });
+    let decision = Decision::unknown(Missing { what: error.message, cure });
     let (kernel, cpu, pods) = (checkpoint::baseline::OLDEST_KERNEL, checkpoint::host::Cpu::default(), Vec::new());
-    Host { name, decision, kernel, domain: None, cpu, memory: 0, available: 0, cordoned: None, pods, is_away: true }
+    Host { name, decision, kernel, domain: None, cpu, memory: 0, available: 0, cordoned: None, pods, is_away }
 }
 
 /// Moves of a plan that preflight refuses.

@@ -7,6 +7,9 @@ use crate::patch::advisories::{Feed, FeedState};
 use crate::patch::facts::{Fact, Missing, Release};
 use crate::patch::policy::words;
 
+/// Debian's security archive is signed anew each day; a mirror that drops how long that is valid may be this old.
+const UNTOUCHED: SignedDuration = SignedDuration::from_hours(14 * 24);
+
 pub(super) fn missing(question: Question<'_>) -> Vec<Missing> {
     let Question { facts, policy, now, .. } = question;
     let mut missing: Vec<Missing> = [
@@ -14,6 +17,7 @@ pub(super) fn missing(question: Question<'_>) -> Vec<Missing> {
         facts.system.missing(),
         facts.kernel.missing(),
         facts.installed.missing(),
+        facts.boot_default.missing(),
         facts.candidate.missing(),
         facts.sources.missing(),
         facts.packages.missing(),
@@ -52,6 +56,17 @@ fn of_sources(codename: &str, sources: &[Release], now: Timestamp) -> Vec<Missin
         });
     }
     for source in sources {
+        let age = now.duration_since(source.date);
+        if source.valid_until.is_none() && source.origin.is_security_of(codename) && age > UNTOUCHED {
+            missing.push(Missing {
+                what: format!(
+                    "apt's source {} is {} old, and does not say how long it is valid",
+                    source.origin.codename,
+                    words(age)
+                ),
+                cure: "run `apt-get update`; if it stays so, the mirror is out of date".to_owned(),
+            });
+        }
         if let Some(end) = source.valid_until.filter(|end| *end < now) {
             let (name, ago, age) = (&source.origin.codename, now.duration_since(end), now.duration_since(source.date));
             missing.push(Missing {

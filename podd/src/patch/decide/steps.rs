@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::exposure::{Exposure, LINUX, Standing, is_before};
 use super::missing::known;
 use super::{Mechanism, Question, Severity, Verdict};
-use crate::patch::facts::{Candidate, Facts, Kernel, Missing, Package, StaleProcess};
+use crate::patch::facts::{Candidate, Fact, Facts, Kernel, Missing, Package, StaleProcess};
 
 /// Sources of packages that only a boot brings into use.
 const BOOTED: [&str; 3] = [LINUX, "intel-microcode", "amd64-microcode"];
@@ -245,6 +245,24 @@ fn hindrance(facts: &Facts) -> Option<Verdict> {
         return blocked(reason, "run `update-grub`, and look at GRUB_DEFAULT in /etc/default/grub".to_owned());
     }
     None
+}
+
+/// Whether the next boot brings a kernel back with faults that the running one has not.
+pub(super) fn relapse(question: Question<'_>, exposures: &[Exposure], chain: &mut Vec<String>) -> Option<Verdict> {
+    let Facts { kernel, installed, boot_default, .. } = question.facts;
+    let (kernel, next) = (kernel.known()?, boot_default.known()?);
+    let version = &installed.known()?.iter().find(|there| there.release == *next && *next != kernel.release)?.version;
+    let then = Kernel { release: next.clone(), version: version.clone(), ..kernel.clone() };
+    let facts = Facts { kernel: Fact::Known(then), ..question.facts.clone() };
+    let then = super::exposure::exposures(Question { facts: &facts, ..question }).ok()?;
+    let back = then.iter().filter(|then| exposures.iter().all(|now| now.key() != then.key())).count();
+    if back == 0 {
+        return None;
+    }
+    let reason = format!("the next boot takes {next} ({version}), which brings {back} exposure(s) back");
+    chain.push(reason.clone());
+    let cure = "run `update-grub`, and look at GRUB_DEFAULT in /etc/default/grub".to_owned();
+    Some(Verdict::Blocked { reason, cure })
 }
 
 /// A version that ends a fault, as an advisory says, and that apt does not bring: lists or a mirror that lag behind, a source that is

@@ -511,6 +511,43 @@ fn what_would_keep_the_newer_kernel_away_is_found_before() {
 }
 
 #[test]
+fn a_host_that_would_boot_an_outdated_kernel_is_not_well() {
+    let newest = |host: &mut Host| {
+        let (release, version) = ("6.1.0-48-amd64".to_owned(), "6.1.172-1".to_owned());
+        let package = format!("linux-image-{release}");
+        host.installed().push(InstalledKernel {
+            package,
+            release: release.clone(),
+            version: version.clone(),
+            held: false,
+        });
+        host.facts.kernel = Fact::Known(Kernel { release, version, flavour: "amd64".to_owned() });
+    };
+    let relapsing = host().outdated(Urgency::High).with(newest);
+    let reason = "the next boot takes 6.1.0-47-amd64 (6.1.170-3), which brings 1 exposure(s) back";
+    assert_eq!(blocked(&relapsing.decide()), reason);
+    let well = relapsing.with(|host| host.facts.boot_default = Fact::Known("6.1.0-48-amd64".to_owned()));
+    assert_eq!(well.decide().verdict, Verdict::Current);
+    // An older one without faults is the operator's choice.
+    let older = host().outdated(Urgency::Unimportant).with(newest);
+    assert_eq!(older.decide().verdict, Verdict::Current);
+}
+
+#[test]
+fn sources_that_do_not_say_how_long_they_are_valid_are_believed_for_a_while() {
+    let silent = host().with(|host| {
+        let Fact::Known(sources) = &mut host.facts.sources else { panic!("sources") };
+        sources[1].valid_until = None;
+    });
+    assert_eq!(silent.decide().verdict, Verdict::Current);
+    let old = silent.with(|host| {
+        let Fact::Known(sources) = &mut host.facts.sources else { panic!("sources") };
+        sources[1].date = now() - days(15);
+    });
+    assert!(matches!(old.decide().verdict, Verdict::Unknown { .. }), "{:#?}", old.decide());
+}
+
+#[test]
 fn an_update_that_no_advisory_names_is_due_if_the_security_team_sent_it_or_the_policy_wants_it() {
     let newer = || host().outdated(Urgency::Unimportant);
     assert_eq!(newer().decide().verdict, Verdict::Current);

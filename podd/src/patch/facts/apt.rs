@@ -216,7 +216,13 @@ pub(super) fn releases(reader: &dyn Reader) -> Fact<Vec<Release>> {
             continue;
         }
         let unsigned = || reader.head(&format!("{before}{part}Release"), SHORT);
-        let Ok(text) = reader.head(&path, 2048).or_else(|_| unsigned()) else { continue };
+        let Ok(text) = reader.head(&path, 2048).or_else(|_| unsigned()) else {
+            // What others offer has no say in what is missing.
+            if origin == "Debian" {
+                return Fact::unknown(format!("the Release file of {codename} ({label}) cannot be read"), UPDATE);
+            }
+            continue;
+        };
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let Some(date) = field("Date:").and_then(date) else {
             return Fact::unknown(format!("the Release file of {codename} ({label}) has no date"), UPDATE);

@@ -111,7 +111,11 @@ pub(super) async fn install(daemon: &Arc<Daemon>, run: &str, change: &Change) ->
             Err(ApiError::failed(format!("{release} is installed, and the next boot takes {next}"))
                 .cure("run `update-grub`, and look at GRUB_DEFAULT in /etc/default/grub"))
         }
-        _ => Ok(()),
+        Fact::Known(_) => Ok(()),
+        Fact::Unknown(missing) => {
+            Err(ApiError::failed(format!("{release} is installed; of the next boot, {}", missing.what))
+                .cure(missing.cure.clone()))
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use crate::error::{Attempt, Result};
 use crate::supervisor::Daemon;
 
 pub use in_place::wake_first;
+pub use pods::stand;
 
 /// Carries an order out. Each may be carried out twice, and after a crash in mid-work.
 ///

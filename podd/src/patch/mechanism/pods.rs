@@ -17,7 +17,8 @@ use crate::pod::{migrate, rehearse as rehearsal};
 use crate::supervisor::{Daemon, Doing};
 
 /// How they are. One that is about to leave, or being dumped, runs.
-pub(super) fn stand(daemon: &Daemon) -> Vec<PodStands> {
+#[must_use]
+pub fn stand(daemon: &Daemon) -> Vec<PodStands> {
     let view = |pod: Arc<crate::supervisor::Pod>| {
         let (view, state) = (daemon.view(&pod), pod.record().state);
         let is_moving = matches!(state, PodState::Arriving { .. } | PodState::Given { .. });

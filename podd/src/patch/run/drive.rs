@@ -210,13 +210,14 @@ pub async fn steer_any(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
 /// Another host carries it out, or too few of the rest answer.
 pub async fn dismiss(daemon: &Arc<Daemon>, gone: &[String], by: &str) -> Result<Option<Run>> {
     let Some(run) = newest_without(daemon, None, gone).await? else { return Ok(None) };
-    if !run.members.iter().any(|member| gone.contains(member)) {
-        return Ok(None);
-    }
+    let counts_on = run.members.iter().any(|member| gone.contains(member));
     let (run, copies) = if run.coordinator == daemon.config.host {
         let drive = drive(daemon, &run);
+        // Also if this has been written down before, and the others have not heard of it.
         let copies = drive.write(daemon, None, |run| run.dismiss(gone, Timestamp::now())).await?;
         (drive.run(), copies)
+    } else if !counts_on {
+        return Ok(None);
     } else if gone.contains(&run.coordinator) {
         let why = format!("{by} removed {}, which carried it out, from the fleet", run.coordinator);
         take_over(daemon, run, |run| {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
-use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 
 use super::orders::{Call, call_host, keep_at};
@@ -38,8 +37,9 @@ pub fn own_part(daemon: &Daemon) -> Result<Option<HostRun>> {
 /// Has the other members keep a copy; returns once a majority does (this host counts), and lets the rest go on. So many do.
 ///
 /// # Errors
-/// A member knows of a newer coordinator; or there is no majority, and a member keeps another run.
+/// This host was removed from the fleet; a member knows of a newer coordinator; or there is no majority, and a member keeps another run.
 pub async fn spread(daemon: &Arc<Daemon>, run: &Run) -> Result<usize> {
+    crate::server::refuse_if_removed(daemon)?;
     let (send, receive) = tokio::sync::oneshot::channel();
     let (spreading, run) = (daemon.clone(), run.clone());
     tokio::spawn(async move {
@@ -112,10 +112,9 @@ pub async fn newest_without(daemon: &Arc<Daemon>, id: Option<&str>, gone: &[Stri
         let copies = ask_all::<Option<Run>>(daemon, &Call::Copy { run }, own, gone).await?;
         let known = || copies.iter().filter_map(|(host, run)| Some((host, run.as_ref()?)));
         let Some((_, newest)) = known().max_by_key(|(_, run)| (run.term, run.revision)) else { continue };
-        let mut left = newest.clone();
-        left.dismiss(gone, Timestamp::now());
-        if newest.is_open() && copies.len() < left.majority() {
-            let (count, all) = (copies.len(), left.members.len());
+        let answered = copies.iter().filter(|(host, _)| newest.members.contains(host)).count();
+        if newest.is_open() && answered < newest.enough(gone) {
+            let (count, all) = (answered, newest.members.len());
             let what = format!("{count} of {all} hosts answer: too few to know how the run stands");
             let cure = "see with `podctl host ls` which do not; the run goes on when most of them answer. Of those that never come back, \
                         say so: `podctl host rm NAME --gone`";

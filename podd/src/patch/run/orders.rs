@@ -57,6 +57,8 @@ pub enum Call {
     },
     /// Why do you take no pods? Answered by an `Option` of [`Cordon`].
     Cordoned,
+    /// How are your pods? Answered by a list of [`PodStands`].
+    Pods,
     /// These hosts have left the fleet. Answered by nothing.
     Removed {
         /// Their names.
@@ -369,6 +371,7 @@ pub async fn answer(daemon: &Arc<Daemon>, json: &str, from: &str) -> Result<Valu
             serde_json::to_value(carry_out(daemon, &run, term, number, order).await?)
         }
         Call::Cordoned => serde_json::to_value(cordoned(daemon)?),
+        Call::Pods => serde_json::to_value(mechanism::stand(daemon)),
         Call::Removed { hosts, by } => {
             serde_json::to_value(crate::server::forget_hosts(daemon, &hosts, &format!("{by} on {from}"))?)
         }

@@ -155,17 +155,24 @@ impl Drive {
 
     /// Has a pod leave: to where the plan has it go, or else to another host.
     async fn send_away(&self, daemon: &Arc<Daemon>, host: &HostRun, pod: &PodStands) -> Done {
-        let mut why = Vec::new();
-        for to in self.places(daemon, host, pod).await.into_iter().take(TRIES) {
+        let (mut tried, mut why) = (Vec::new(), Vec::new());
+        while tried.len() < TRIES {
+            // Others of its group may have come somewhere meanwhile.
+            let places = self.places(daemon, host, pod).await;
+            let Some(to) = places.into_iter().find(|to| !tried.contains(to)) else { break };
             self.may_go_on()?;
             match self.send(daemon, host, pod, &host.host, &to).await? {
                 Ok(()) => return Ok(()),
                 Err(error) => why.push(format!("{to} ({})", error.message)),
             }
+            tried.push(to);
         }
         self.may_go_on()?;
-        let why = if why.is_empty() { "there is no host for it".to_owned() } else { why.join(", nor to ") };
-        let what = format!("{} could not go to {why}", pod.name);
+        let what = match (why.is_empty(), &pod.group) {
+            (false, _) => format!("{} could not go to {}", pod.name, why.join(", nor to ")),
+            (true, Some(group)) => format!("there is no host for {} without a pod of the group {group}", pod.name),
+            (true, None) => format!("there is no host for {}", pod.name),
+        };
         let error = ApiError::failed(what).cure(format!("see `podctl preflight {} --to HOST`", pod.name));
         Err(trouble(host, &format!("pod {}", pod.name), &error))
     }

@@ -218,6 +218,34 @@ proptest! {
         prop_assert!(before.majority() + after.majority() > hosts);
     }
 
+    /// However many are gone: whoever hears enough of the rest hears of each copy that a majority had, unless that may be gone itself.
+    #[test]
+    fn enough_answers_tell_of_the_newest_copy(hosts in 1_usize..10, gone in 0_usize..9) {
+        prop_assume!(gone < hosts);
+        let run = run(hosts);
+        let names: Vec<String> = (0..gone).map(|n| format!("h{n}")).collect();
+        let (left, enough) = (hosts - gone, run.enough(&names));
+        prop_assert!(enough > left / 2);
+        prop_assert!(enough <= left || gone == 0);
+        prop_assert!(gone >= run.majority() || enough + (run.majority() - gone) > left);
+    }
+
+    /// Two that take a run over at the same moment are not kept by one host both.
+    #[test]
+    fn one_coordinator_has_a_term(terms in prop::collection::vec((1_u64..4, 0_u64..3, 0..3), 1..30)) {
+        let mut kept: Option<Run> = None;
+        let mut coordinators: BTreeMap<u64, String> = BTreeMap::new();
+        for (term, revision, who) in terms {
+            let new = Run { term, revision, coordinator: format!("h{who}"), ..run(3) };
+            let new = Run { id: "1".to_owned(), ..new };
+            if Run::judge(&new, kept.as_ref(), kept.as_ref()) == Kept::Yes {
+                let first = coordinators.entry(term).or_insert_with(|| new.coordinator.clone());
+                prop_assert_eq!(first, &new.coordinator);
+                kept = Some(new);
+            }
+        }
+    }
+
     /// An older coordinator's copy never replaces a newer one's.
     #[test]
     fn terms_only_grow(terms in prop::collection::vec((1_u64..5, 0_u64..5), 1..30)) {

@@ -139,7 +139,7 @@ proptest! {
 
     /// What is forgotten is never an all-clear.
     #[test]
-    fn never_current_with_missing_facts(host in hosts(), what in 0..11usize) {
+    fn never_current_with_missing_facts(host in hosts(), what in 0..12usize) {
         let mut host = host;
         let missing = || Fact::unknown("x", "y");
         let facts = &mut host.facts;
@@ -154,6 +154,7 @@ proptest! {
             7 => facts.stale = Fact::unknown("x", "y"),
             8 => host.advisories.feeds.clear(),
             9 => host.advisories.feeds[0].fetched = None,
+            10 => facts.boot_default = Fact::unknown("x", "y"),
             _ => facts.at = host.now - days(30),
         }
         let decision = host.decide();

@@ -36,7 +36,7 @@ macro_rules! case {
     };
 }
 
-const CASES: [Case; 24] = [
+const CASES: [Case; 28] = [
     case!(
         "bookworm-current",
         ("bookworm", "6.1.192-3"),
@@ -75,9 +75,23 @@ const CASES: [Case; 24] = [
     case!(
         "bookworm-two-flavours",
         ("bookworm", "6.1.192-3"),
+        "blocked",
+        "the next boot takes 6.1.0-50-amd64",
+        "the newest of the flavour runs, but /boot/vmlinuz leads to the other flavour, which was installed last, and is older"
+    ),
+    case!(
+        "bookworm-grub",
+        ("bookworm", "6.1.192-3"),
         "current",
         "brings nothing newer",
-        "the flavour that runs is the newest; that the other one, 6.1.176-1, is not does not matter"
+        "the newest runs, and is the first entry of the menu that grub-mkconfig made, which is the default"
+    ),
+    case!(
+        "bookworm-grub-pinned",
+        ("bookworm", "6.1.192-3"),
+        "blocked",
+        "the next boot takes 6.1.0-50-cloud-amd64",
+        "the newest runs, but GRUB_DEFAULT names the entry of the older one, which has the fault"
     ),
     case!(
         "bookworm-no-metapackage",
@@ -159,9 +173,23 @@ const CASES: [Case; 24] = [
     case!(
         "trixie-two-flavours",
         ("trixie", "6.12.118-1"),
+        "blocked",
+        "the next boot takes 6.12.117+deb13-amd64",
+        "the newest of the flavour runs, but /boot/vmlinuz leads to the other flavour, which was installed last, and is older"
+    ),
+    case!(
+        "trixie-grub",
+        ("trixie", "6.12.118-1"),
         "current",
         "brings nothing newer",
-        "the flavour that runs is the newest; that the other one, 6.12.117-1, is not does not matter"
+        "the newest runs, and is the first entry of the menu that grub-mkconfig made, which is the default"
+    ),
+    case!(
+        "trixie-grub-pinned",
+        ("trixie", "6.12.118-1"),
+        "blocked",
+        "the next boot takes 6.12.117+deb13-cloud-amd64",
+        "the newest runs, but GRUB_DEFAULT names the entry of the older one, which has the fault"
     ),
     case!(
         "trixie-no-metapackage",

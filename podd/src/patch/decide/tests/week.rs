@@ -51,6 +51,7 @@ fn a_week_of_a_thousand_hosts() {
                     finished = Some(host.now);
                     host.kernel().version = "6.1.172-1".to_owned();
                     host.kernel().release = "6.1.0-48-amd64".to_owned();
+                    host.facts.boot_default = Fact::Known("6.1.0-48-amd64".to_owned());
                 }
                 other => panic!("{other:?}"),
             }
