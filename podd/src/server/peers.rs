@@ -101,7 +101,10 @@ async fn converse(daemon: Arc<Daemon>, identity: Identity, stream: TcpStream) ->
     // It may have joined anew, and only the authority knows.
     if is_removed()? && (learn_hosts(&daemon).await.is_err() || is_removed()?) {
         let reason = format!("{name} was removed from this fleet");
-        return Peer::new(TlsStream::from(stream)).send(&Message::Refused { reason }).await;
+        let mut peer = Peer::new(TlsStream::from(stream));
+        // To whoever still talks, an end of the connection would come before the reason.
+        let _ = peer.receive_within(HANDSHAKE).await;
+        return peer.send(&Message::Refused { reason }).await;
     }
     arrive::serve(&daemon, Peer::new(TlsStream::from(stream)), &name).await
 }
