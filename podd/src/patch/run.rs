@@ -18,7 +18,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 pub use report::markdown;
@@ -348,6 +348,14 @@ impl HostRun {
         let (now, harmless) = (trouble.at, trouble.step.is_harmless() && !trouble.pod_lost);
         self.trouble = Some(trouble);
         self.begin(if harmless { Step::PutBack } else { Step::Failed }, now);
+    }
+
+    /// How long it was away, from the order to boot until all was there again; none: it was not, or that is not known.
+    #[must_use]
+    pub fn away_for(&self) -> Option<SignedDuration> {
+        let begun = |step| self.begun.iter().rev().find(|begun| begun.step == step).map(|begun| begun.at);
+        let (reboot, prove) = (begun(Step::Reboot)?, begun(Step::Prove)?);
+        (prove > reboot).then(|| prove.duration_since(reboot))
     }
 
     /// When the present step began.

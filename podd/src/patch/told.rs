@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard, Notify};
 
+use super::mechanism;
 use super::notice::{self, Kind, Notice, Subject};
 use super::policy::Phases;
 use super::run::Step;
@@ -162,9 +163,8 @@ fn subject(pod: &PodRecord) -> Subject {
 
 /// Writes a notice down, with how long the pod will be silent.
 fn post(daemon: &Daemon, by: &str, pod: &PodRecord, to: &str, notice: Notice) -> Result<Notice> {
-    // How long its host takes to boot, nobody knows.
     let expected_blackout_ms = match notice.kind {
-        Kind::InPlace => None,
+        Kind::InPlace => mechanism::expected_in_place_ms(daemon)?,
         Kind::Evacuate | Kind::Move => Some(predict::expected(daemon, pod, to, 0)?.expected.blackout_ms),
     };
     let notice = Notice { expected_blackout_ms, ..notice };

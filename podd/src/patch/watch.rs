@@ -16,6 +16,7 @@ use super::advisories::{self, Advisories};
 use super::cover::{self, Manifest};
 use super::decide::{Decision, Exposure, LATELY, LINUX, Mechanism, Question, Record, Situation, Verdict, decide};
 use super::facts::{Facts, Missing, advisories_of};
+use super::mechanism;
 use super::policy::Policy;
 use super::reader::ThisHost;
 use super::run::State;
@@ -324,22 +325,27 @@ pub fn brief(daemon: &Daemon) -> Result<StatusView> {
     Ok(status)
 }
 
-/// The whole, with all facts, and how long each running pod would be silent in a move.
+/// The whole, with all facts, and how long each running pod would be silent in a move, or asleep while the host boots.
 ///
 /// # Errors
 /// The store's.
 pub fn explained(daemon: &Daemon) -> Result<StatusView> {
     let status = status(daemon)?;
-    // Where they sleep while the host boots, nobody knows.
-    let moves = !matches!(
+    let stay = matches!(
         status.decision.verdict,
         Verdict::Due { mechanism: Mechanism::InPlace } | Verdict::Wait { mechanism: Mechanism::InPlace, .. }
     );
+    let boot = if stay { mechanism::expected_in_place_ms(daemon)? } else { None };
     let running = daemon.pods().into_iter().map(|pod| pod.record());
-    let running = running.filter(|record| moves && matches!(record.state, PodState::Running { .. }));
+    // How long they sleep while the host boots, nobody knows before it has done so once.
+    let running =
+        running.filter(|record| (!stay || boot.is_some()) && matches!(record.state, PodState::Running { .. }));
     let silence = |record: crate::pod::state::PodRecord| {
-        let expected = predict::expected(daemon, &record, "", 0)?.expected;
-        Ok(PodSilence { pod: record.spec.name, blackout_ms: expected.blackout_ms })
+        let blackout_ms = match boot {
+            Some(boot) => boot,
+            None => predict::expected(daemon, &record, "", 0)?.expected.blackout_ms,
+        };
+        Ok(PodSilence { pod: record.spec.name, blackout_ms })
     };
     Ok(StatusView { pods: running.map(silence).collect::<Result<_>>()?, facts: facts(daemon).map(Box::new), ..status })
 }

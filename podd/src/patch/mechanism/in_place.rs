@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt, stream};
+use jiff::Timestamp;
 
 use crate::api::ApiError;
 use crate::error::{Attempt, Result};
+use crate::patch::decide::Mechanism;
 use crate::patch::notice::Kind;
-use crate::patch::run::Step;
 use crate::patch::run::keep::own_part;
+use crate::patch::run::{HostRun, Step};
 use crate::patch::told;
 use crate::pod::checkpoint::{self, Options};
 use crate::pod::preflight::{self, refuse_unless_go};
@@ -30,6 +32,17 @@ const A_WHILE: Duration = Duration::from_secs(1);
 
 fn records(daemon: &Daemon) -> impl Iterator<Item = PodRecord> {
     daemon.pods().into_iter().map(|pod| pod.record())
+}
+
+/// How long pods are likely to be silent while this host boots, in ms: as long as it was away the last time; none: there was none.
+///
+/// # Errors
+/// The store's.
+pub fn expected_ms(daemon: &Daemon) -> Result<Option<f64>> {
+    let runs = daemon.store.runs(Timestamp::MIN)?;
+    let own = runs.iter().rev().filter_map(|run| run.host(&daemon.config.host));
+    let last = own.filter(|host| host.mechanism == Mechanism::InPlace).find_map(HostRun::away_for);
+    Ok(last.map(|last| last.as_secs_f64() * 1e3))
 }
 
 /// Sees whether all running pods could sleep here, and whether there is room for them.

@@ -21,7 +21,7 @@ use crate::api::ApiError;
 use crate::error::{Attempt, Result};
 use crate::supervisor::Daemon;
 
-pub use in_place::wake_first;
+pub use in_place::{expected_ms as expected_in_place_ms, wake_first};
 pub use pods::stand;
 
 /// Carries an order out. Each may be carried out twice, and after a crash in mid-work.

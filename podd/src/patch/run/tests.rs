@@ -69,6 +69,19 @@ fn each_way_comes_to_its_end() {
 }
 
 #[test]
+fn how_long_a_host_was_away_is_known_once_it_is_back() {
+    let mut host = run(1).hosts.remove(0);
+    host.begin(Step::Suspend, at(5));
+    host.begin(Step::Reboot, at(10));
+    assert_eq!(host.away_for(), None);
+    host.begin(Step::Prove, at(52));
+    assert_eq!(host.away_for(), Some(SignedDuration::from_secs(42)));
+    // It was told to boot once more.
+    host.begin(Step::Reboot, at(60));
+    assert_eq!(host.away_for(), None);
+}
+
+#[test]
 fn what_was_not_touched_is_put_back_and_what_was_stays_as_it_is() {
     for (step, then) in [
         (Step::Check, Step::PutBack),
