@@ -390,11 +390,21 @@ fn services_with_a_replaced_library_are_restarted() {
     let (before, pod) = (pids(), init());
     upgrade(lab, "a", "libc6");
     assert!(status().out.contains("restart-only"), "{:?}", status());
-    let id = site.cron("a");
-    let run = site.until(&id, "done");
+    // By the shipped units: one tells what is due, the other one begins it, whoever else does at the same moment.
+    let sh = |script: &str| lab.exec("a", &["sh", "-c", script]);
+    sh("systemd-analyze verify /etc/systemd/system/podd*.service /etc/systemd/system/podd*.timer").must();
+    sh("systemctl start podd-patch.timer podd-patch-run.timer").must();
+    let told = "systemctl start podd-patch; systemctl show -P ExecMainStatus podd-patch";
+    assert_eq!(sh(told).out.trim(), "10", "a patch is due");
+    sh("podctl patch run --fleet --auto --detach >/dev/null & systemctl start podd-patch-run && wait $!").must();
+    let runs = lab.json("a", &["patch", "runs"]);
+    assert_eq!(runs.as_array().map(Vec::len), Some(1), "{runs:#}");
+    let run = site.until(runs[0]["id"].as_str().expect("an id"), "done");
     assert_eq!(run["hosts"][0]["mechanism"], "restart", "{run:#}");
     assert!(before.iter().zip(&pids()).all(|(before, now)| before != now), "{before:?} {:?}", pids());
     assert_eq!((init(), status().code), (pod, 0), "{:?}", status());
+    let quiet = sh("podctl patch check --here --auto & systemctl start podd-patch podd-patch-run && wait $!");
+    assert!(quiet.code == 0 && quiet.out.is_empty() && quiet.err.is_empty(), "{quiet:?}");
     let counted = counter.finish();
     assert_eq!((counted.error.as_deref(), counted.gaps), (None, 0), "{counted:?}");
     site.say(&format!("redis' client was silent for {:.0} ms at most", counted.longest_silence_ms));

@@ -43,8 +43,9 @@ pub(super) async fn plan(State(daemon): App, Asked(query): Asked<PlanQuery>) -> 
 /// A plan of one host, or of all of the fleet.
 ///
 /// # Errors
-/// There is no such host; or the store's.
+/// There is no such host, this one was removed from its fleet; or the store's.
 pub async fn made(daemon: &Arc<Daemon>, host: Option<&str>) -> Result<Plan> {
+    super::refuse_if_removed(daemon)?;
     let mut hosts = all(daemon).await?;
     if let Some(host) = host.filter(|host| !hosts.iter().any(|known| known.name == **host)) {
         return Err(daemon.host(host).err().unwrap_or_else(|| ApiError::not_found(format!("no host {host}"))));

@@ -33,7 +33,6 @@ pub fn routes() -> axum::Router<Arc<Daemon>> {
 }
 
 async fn run(State(daemon): App, caller: Caller, Said(request): Said<RunRequest>) -> Answer {
-    super::refuse_if_removed(&daemon)?;
     let now = plan::made(&daemon, request.host.as_deref()).await?;
     if let Some(shown) = &request.plan
         && let Some(difference) = difference(shown, &now)

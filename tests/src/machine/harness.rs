@@ -105,11 +105,18 @@ impl Lab {
         });
     }
 
-    /// Starts a machine anew with systemd as its init, and podd's shipped unit.
+    /// Starts a machine anew with systemd as its init, and podd's shipped units.
     #[track_caller]
     pub fn under_systemd(&self, name: &str) -> Ready {
-        let units =
-            ["tests/machine/systemd/vm-boot.service", "tests/machine/systemd/vm-agent.service", "podd/podd.service"];
+        let units = [
+            "tests/machine/systemd/vm-boot.service",
+            "tests/machine/systemd/vm-agent.service",
+            "podd/podd.service",
+            "podd/podd-patch.service",
+            "podd/podd-patch.timer",
+            "podd/podd-patch-run.service",
+            "podd/podd-patch-run.timer",
+        ];
         good(self.room.copy_in(name, &units.map(|unit| root().join(unit)), "/etc/systemd/system"));
         self.exec(name, &["sh", "-c", UNDER_SYSTEMD]).must();
         // The old init would not know the new one's commands.

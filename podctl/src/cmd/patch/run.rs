@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use podd::api::{ApiError, ErrorKind, HostView, RunRequest, SteerRequest};
 use podd::client::path;
 use podd::patch::policy::words as length;
-use podd::patch::run::drive::Wish;
+use podd::patch::run::drive::{Wish, busy};
 use podd::patch::run::{Run, State, Step, markdown};
 
 use super::{Podctl, plan, plan_in_words};
@@ -51,10 +51,8 @@ pub struct OfRun {
 }
 
 pub async fn run(args: RunArgs, ctl: &Podctl<'_>) -> Outcome {
-    if args.auto
-        && let Some(open) = all(ctl).await?.into_iter().find(Run::is_open)
-    {
-        return stand_back(ctl, &open).await;
+    if let Some(open) = all(ctl).await?.into_iter().find(Run::is_open) {
+        return if args.auto { stand_back(ctl, &open).await } else { Err(busy(&open)) };
     }
     let plan = plan(ctl, args.of.as_deref(), args.fleet).await?;
     if plan.steps.is_empty() {

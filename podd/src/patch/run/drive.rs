@@ -115,7 +115,9 @@ async fn try_to_begin(daemon: &Arc<Daemon>, plan: &Plan, by: &str) -> Result<Run
     Err(error)
 }
 
-fn busy(open: &Run) -> ApiError {
+/// Why no other run can begin.
+#[must_use]
+pub fn busy(open: &Run) -> ApiError {
     let (id, coordinator, how) = (&open.id, &open.coordinator, open.state.word());
     ApiError::conflict(format!("run {id}, which {coordinator} carries out, is {how}")).cure(match open.state {
         State::Running => "wait for its end: `podctl patch runs`",
