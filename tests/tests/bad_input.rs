@@ -317,7 +317,7 @@ impl Bench {
             assert!(!self.dir.path().join("state").exists(), "{mistake}: it has begun");
             let answer = without_processor(&self.shown(&got.err));
             judge(mistake, &answer);
-            let cells = answer.trim().replace('|', "\\|").replace("\n  cure: ", "<br>cure: ");
+            let cells = cell(&answer);
             writeln!(document, "| {mistake} | `{}` | {cells} |", self.shown(text)).unwrap();
         }
     }
@@ -336,7 +336,7 @@ impl Bench {
             assert_eq!((got.code, got.out.as_str()), (USAGE, ""), "{mistake}: {got:?}");
             let answer = self.shown(&got.err);
             judge(mistake, &answer);
-            let cells = answer.trim().replace('|', "\\|").replace("\n  cure: ", "<br>cure: ");
+            let cells = cell(&answer);
             writeln!(document, "| {mistake} | `{}` | {cells} |", text.replace('\n', "; ")).unwrap();
         }
     }
@@ -356,8 +356,8 @@ impl Bench {
                 self.judge_json(mistake, words, &answer);
             }
             let command = self.shown(&quoted(words));
-            let cells = answer.replace('|', "\\|").replace("\n  cure: ", "<br>cure: ");
-            writeln!(document, "| {mistake} | `podctl {command}` | {code} | {} |", cells.trim()).unwrap();
+            let cells = cell(&answer);
+            writeln!(document, "| {mistake} | `podctl {command}` | {code} | {cells} |").unwrap();
         }
     }
 
@@ -416,6 +416,11 @@ impl Bench {
         all.extend(found.lines().filter(|l| !l.contains("/.podd/")).map(str::to_owned));
         all
     }
+}
+
+/// An answer as a cell of a table.
+fn cell(answer: &str) -> String {
+    answer.trim().replace('|', "\\|").replace("\n  cure: ", "<br>cure: ")
 }
 
 /// One sentence, no panic, no list of causes, perhaps a cure.

@@ -59,7 +59,7 @@ fn in_words(status: &StatusView, most: usize) -> String {
     wants.into_iter().for_each(&mut line);
     status.facts.iter().flat_map(|facts| of_host(facts, status.now)).for_each(&mut line);
     let feeds = status.feeds.iter().map(|feed| {
-        let age = feed.age(status.now).map(podd::patch::policy::words).unwrap_or_else(|| "never".to_owned());
+        let age = feed.age(status.now).map(duration).unwrap_or_else(|| "never".to_owned());
         let problem = feed.problem.as_deref().unwrap_or_default().lines().next().unwrap_or_default().to_owned();
         [feed.feed.name().to_owned(), feed.from.clone(), age, feed.entries.to_string(), problem]
     });

@@ -93,8 +93,8 @@ async fn converse(daemon: Arc<Daemon>, identity: Identity, stream: TcpStream) ->
         daemon.store.put_host(&Host { name: joined.name, address: joined.address })?;
         return Ok(());
     }
-    let name = trust::peer_name(session)
-        .ok_or_else(|| crate::api::ApiError::failed("the caller shows no certificate of this fleet"))?;
+    let name =
+        trust::peer_name(session).ok_or_else(|| ApiError::failed("the caller shows no certificate of this fleet"))?;
     // Any holder of a certificate of our CA is a member, unless it was removed; one whom we have not met yet cannot be called back, though.
     refuse_if_removed(&daemon)?;
     let is_removed = || Ok::<_, ApiError>(daemon.store.removed_hosts()?.contains(&name));

@@ -68,7 +68,7 @@ fn of_sources(codename: &str, sources: &[Release], now: Timestamp) -> Vec<Missin
             });
         }
         if let Some(end) = source.valid_until.filter(|end| *end < now) {
-            let (name, ago, age) = (&source.origin.codename, now.duration_since(end), now.duration_since(source.date));
+            let (name, ago) = (&source.origin.codename, now.duration_since(end));
             missing.push(Missing {
                 what: format!("apt's source {name} is {} old and lost its validity {} ago", words(age), words(ago)),
                 cure: "run `apt-get update`; if it stays so, the mirror is out of date".to_owned(),

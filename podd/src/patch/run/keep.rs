@@ -18,14 +18,6 @@ use crate::supervisor::Daemon;
 /// Whoever does not keep a copy within this is not counted.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Keeps a copy on this host, if the [rules](Run::judge) allow it.
-///
-/// # Errors
-/// The store's.
-pub fn keep(daemon: &Daemon, run: &Run) -> Result<Kept> {
-    Ok(daemon.store.put_run(run, &[])?)
-}
-
 /// This host's part in the open run, by its own copy: there is one at a time.
 ///
 /// # Errors

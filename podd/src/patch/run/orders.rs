@@ -328,7 +328,7 @@ pub async fn order<T: DeserializeOwned>(
 /// It does not answer, or cannot.
 pub async fn keep_at(daemon: &Arc<Daemon>, host: &str, run: &Run) -> Result<Kept> {
     match host == daemon.config.host {
-        true => super::keep::keep(daemon, run),
+        true => Ok(daemon.store.put_run(run, &[])?),
         false => call_host(daemon, host, &Call::Keep(Box::new(run.clone()))).await,
     }
 }
@@ -364,7 +364,7 @@ pub async fn answer(daemon: &Arc<Daemon>, json: &str, from: &str) -> Result<Valu
     let call: Call = serde_json::from_str(json)
         .map_err(|e| ApiError::failed(format!("{} does not understand {from}: {e}", daemon.config.host)).cure(cure))?;
     let value = match call {
-        Call::Keep(run) => serde_json::to_value(super::keep::keep(daemon, &run)?),
+        Call::Keep(run) => serde_json::to_value(daemon.store.put_run(&run, &[])?),
         Call::Open => serde_json::to_value(daemon.store.open_run()?),
         Call::Copy { run } => serde_json::to_value(daemon.store.run(&run)?),
         Call::Do { run, term, number, order } => {
