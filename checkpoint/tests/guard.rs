@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use checkpoint::criu;
 use checkpoint::guard::Saved;
 use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, gettid};
 
 const FILE: &str = "VICTIM_FILE";
@@ -41,8 +42,11 @@ fn victim() {
             children.push(command.env("VICTIM_THREADS", n.to_string()).spawn().unwrap());
             at += n;
         }
-        // A zombie.
-        children.push(Command::new("/bin/true").spawn().unwrap());
+        // A zombie, before anybody counts: on a busy machine it would still be alive when it is looked at first.
+        let zombie = Command::new("/bin/true").spawn().unwrap();
+        let id = Id::Pid(Pid::from_raw(zombie.id().cast_signed()));
+        waitid(id, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+        children.push(zombie);
     }
     let counters = File::options().write(true).open(file).unwrap();
     std::thread::scope(|scope| {
