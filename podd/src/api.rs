@@ -163,6 +163,20 @@ pub struct PodView {
     pub epoch: u64,
     /// What its health probe says; none: it has none, or does not run.
     pub health: Option<HealthView>,
+    /// The newest image file that holds memory and files of it; none: there is none that podd knows of.
+    #[serde(default)]
+    pub last_checkpoint: Option<LastCheckpoint>,
+}
+
+/// An image file from which a pod can be restored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastCheckpoint {
+    /// The file.
+    pub image: String,
+    /// Host that it was written on.
+    pub host: String,
+    /// When it was complete.
+    pub taken: Timestamp,
 }
 
 /// What a pod's health probe says.

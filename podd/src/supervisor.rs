@@ -1,6 +1,7 @@
 //! Who may change a pod: one owner at a time. Views never wait for it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use checkpoint::baseline::Baseline;
@@ -510,6 +511,10 @@ impl Daemon {
                 PodState::Running { .. } => pod.health().or(record.spec.health.as_ref().map(|_| HealthView::STARTING)),
                 _ => None,
             },
+            // Who has deleted the file has no checkpoint any more.
+            last_checkpoint: record
+                .last_checkpoint
+                .filter(|last| last.host != self.config.host || Path::new(&last.image).exists()),
         }
     }
 }

@@ -71,12 +71,20 @@ fn a_move_is_confirmed_or_what_was_before_it_is_kept() {
     run(lab.on("a", &["touch", &format!("{path}/well")])).must();
     sleeper(&lab, "a", "sick", &["--volume", &format!("{path}:/mark:ro"), "--health-cmd", "test -e /mark/well"]);
     sleeper(&lab, "a", "well", &["--health-cmd", "true"]);
-    for pod in ["sick", "well"] {
+    sleeper(&lab, "a", "page", &["--volume", &format!("{path}:/tmp/mark:ro"), "--health-http", ":8080/mark/well"]);
+    sleeper(&lab, "a", "port", &["--health-tcp", "8080"]);
+    for pod in ["sick", "well", "page", "port"] {
         becomes(&lab, "a", pod, "healthy");
     }
     lab.ok("a", &["exec", "sick", "--", "sh", "-c", "echo before >/tmp/file"]);
     lab.ok("a", &["migrate", "well", "--to", "b"]);
-    assert_eq!(health(&lab, "b", "well")["state"], "healthy", "it was asked before the move ended");
+    lab.ok("a", &["migrate", "port", "--to", "b"]);
+    for pod in ["well", "port"] {
+        assert_eq!(health(&lab, "b", pod)["state"], "healthy", "it was asked before the move ended");
+    }
+    let moved = lab.podctl("a", &["migrate", "page", "--to", "b"]);
+    assert!(moved.code == 1 && moved.err.contains("not healthy there"), "{moved:?}");
+    assert!(moved.err.contains("404"), "{moved:?}");
 
     let moved = lab.podctl("a", &["--json", "migrate", "sick", "--to", "b"]);
     let error: Value =
@@ -87,7 +95,7 @@ fn a_move_is_confirmed_or_what_was_before_it_is_kept() {
     let image = cure.split('`').find_map(|w| w.strip_prefix("podctl restore ")).unwrap_or_else(|| panic!("{cure}"));
     assert_eq!((lab.state("a", "sick"), lab.state("b", "sick").as_deref()), (None, Some("running")));
     let images = lab.dir().join("a/state/images");
-    assert_eq!(fs::read_dir(&images).unwrap().count(), 1, "of the pod that is well, nothing is kept");
+    assert_eq!(fs::read_dir(&images).unwrap().count(), 2, "of those that are well, nothing is kept");
     // Back to how it was.
     lab.ok("b", &["rm", "-f", "sick"]);
     lab.ok("a", &["restore", image]);

@@ -14,6 +14,7 @@ fn power_cut(role: &str, step: &str, dies: &str, settled: impl Fn(&Lab) -> bool)
     let lab = Lab::up(2);
     workload::redis(&lab, "a", "redis", "10.77.1.5");
     assert!(lab.ok("a", &["exec", "redis", "--", "redis-cli", "set", "k", "kept"]).contains("OK"));
+    lab.ok("a", &["checkpoint", "redis", "--leave-running"]);
     let paused = if role == "source" { "a" } else { "b" };
     // A podd that loses its power must not get past the step before; another one must go on afterwards.
     let pause = if paused == dies { 60_000 } else { 3000 };
@@ -84,4 +85,12 @@ fn source_after_the_handover_then_the_target_runs_it() {
 fn source_before_the_handover_then_nothing_is_left_on_the_target() {
     let (lab, _) = power_cut("target", "held", "a", |lab| lab.state("b", "redis").is_none());
     assert_eq!(lab.state("a", "redis").as_deref(), Some("lost"));
+    // podctl says what it can be restored from.
+    assert!(lab.ok("a", &["ls"]).contains("lost, checkpoint of"));
+    let image = lab.json("a", &["inspect", "redis"])[0]["last_checkpoint"]["image"].clone();
+    let image = image.as_str().expect("the image is named");
+    assert!(lab.ok("a", &["inspect", "redis"]).contains(&format!("`podctl restore {image}` on a")));
+    lab.ok("a", &["rm", "redis"]);
+    lab.ok("a", &["restore", image]);
+    assert_eq!(value(&lab, "a"), "kept");
 }

@@ -1,6 +1,6 @@
 //! `podctl inspect`.
 
-use podd::api::PodDetail;
+use podd::api::{LastCheckpoint, PodDetail, PodView};
 use podd::client::baseline::ReliesOn;
 use podd::client::path;
 use podd::pod::spec::{PodSpec, RestartPolicy, RootSource};
@@ -37,6 +37,11 @@ fn in_words(pod: &PodDetail) -> String {
         ("writable layer", pod.writable_layer.clone()),
     ];
     lines.extend(pod.layers.iter().map(|layer| ("layer", layer.clone())));
+    let last = view.last_checkpoint.as_ref();
+    lines.extend(last.map(|last| ("checkpoint", format!("{} on {} of {}", last.image, last.host, last.taken))));
+    if view.state == "lost" {
+        lines.push(("cure", after_a_loss(view)));
+    }
     lines.extend(of_spec(&pod.spec));
     lines.extend(pod.relies_on.iter().flat_map(relied_on));
     for m in &pod.migrations {
@@ -46,6 +51,18 @@ fn in_words(pod: &PodDetail) -> String {
     }
     let lines = lines.iter().filter(|(_, value)| !value.is_empty());
     lines.map(|(key, value)| format!("{:<16}{}\n", format!("{key}:"), printable(value))).collect::<String>()
+}
+
+/// What can be had again of a pod whose processes are gone.
+fn after_a_loss(pod: &PodView) -> String {
+    let name = &pod.name;
+    let anew = format!("`podctl start {name}` starts it anew, with the files that it has now");
+    match &pod.last_checkpoint {
+        None => format!("{anew}; there is no checkpoint of it"),
+        Some(LastCheckpoint { image, host, .. }) => {
+            format!("{anew}; `podctl rm {name}`, and `podctl restore {image}` on {host}, bring back what it was then")
+        }
+    }
 }
 
 /// What the pod counts on, and the processor that it was started on if that is something else.

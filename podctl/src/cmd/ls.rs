@@ -30,7 +30,10 @@ fn in_words(pods: &[PodView], now: Timestamp) -> String {
     let rows = pods.iter().map(|pod| {
         [
             pod.name.clone(),
-            state(pod),
+            match (pod.state.as_str(), &pod.last_checkpoint) {
+                ("lost", Some(last)) => format!("lost, checkpoint of {} ago", words::age(last.taken, now)),
+                _ => state(pod),
+            },
             pod.started.map(|started| words::age(started, now)).unwrap_or_default(),
             pod.restarts.to_string(),
             pod.host.clone(),
@@ -58,7 +61,7 @@ pub(super) fn state(pod: &PodView) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use podd::api::ExitStatus;
+    use podd::api::{ExitStatus, LastCheckpoint};
 
     use super::*;
 
@@ -77,6 +80,20 @@ mod tests {
             host: "a".into(),
             epoch: 1,
             health: None,
+            last_checkpoint: None,
+        };
+        let gone = PodView {
+            name: "gone".into(),
+            state: "lost".into(),
+            addresses: vec![],
+            started: None,
+            restarts: 0,
+            last_checkpoint: Some(LastCheckpoint {
+                image: "/backup/gone.img".into(),
+                host: "a".into(),
+                taken: "2024-02-29T11:20:00Z".parse().unwrap(),
+            }),
+            ..web.clone()
         };
         let job = PodView {
             name: "import-job".into(),
@@ -88,11 +105,12 @@ mod tests {
             ..web.clone()
         };
         assert_eq!(
-            in_words(&[web, job], now),
+            in_words(&[web, job, gone], now),
             "\
-NAME        STATE                        STARTED  RESTARTS  HOST  ADDRESSES               COMMAND
-web         running                      3 min    2         a     10.0.0.5/24 fd00::5/64  nginx -g daemon off;
-import-job  exited (137, out of memory)  -        0         a     -                       nginx -g daemon off;
+NAME        STATE                           STARTED  RESTARTS  HOST  ADDRESSES               COMMAND
+web         running                         3 min    2         a     10.0.0.5/24 fd00::5/64  nginx -g daemon off;
+import-job  exited (137, out of memory)     -        0         a     -                       nginx -g daemon off;
+gone        lost, checkpoint of 40 min ago  -        0         a     -                       nginx -g daemon off;
 "
         );
     }

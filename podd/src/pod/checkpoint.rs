@@ -16,7 +16,7 @@ use super::freeze::{Dumper, Flight, NextKernel, freeze, hold, milliseconds, thaw
 use super::start::{clear_up, ensure_shim};
 use super::state::{PodRecord, PodState};
 use super::stop::not_running;
-use crate::api::{ApiError, CheckpointReport};
+use crate::api::{ApiError, CheckpointReport, LastCheckpoint};
 use crate::error::{Attempt, Result};
 use crate::supervisor::{Claim, Daemon};
 use crate::sys::hold::Hold;
@@ -81,6 +81,14 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
         }
     };
     let frozen_ms = milliseconds(frozen.since);
+    if options.whole && image != daemon.config.own_image(&record.id) {
+        let last = LastCheckpoint {
+            image: image.display().to_string(),
+            host: daemon.config.host.clone(),
+            taken: Timestamp::now(),
+        };
+        claim.update(daemon, |r| r.last_checkpoint = Some(last))?;
+    }
     if !options.leave_running {
         // From this record on, the image is the pod. A crash before it leaves the pod frozen, and recovery thaws it.
         claim.update(daemon, |r| r.state = PodState::Suspended { image: image.clone(), whole: options.whole })?;

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::spec::PodSpec;
-use crate::api::ExitStatus;
+use crate::api::{ExitStatus, LastCheckpoint};
 use crate::sys::process::ProcessId;
 
 /// A pod's durable record: everything that a host must know to run it.
@@ -45,6 +45,9 @@ pub struct PodRecord {
     /// Hosts that could not restore it, in a move or a rehearsal, since one could.
     #[serde(default)]
     pub failed_on: BTreeSet<String>,
+    /// The newest image file that the user has of it.
+    #[serde(default)]
+    pub last_checkpoint: Option<LastCheckpoint>,
     /// Where it stands.
     pub state: PodState,
 }
@@ -203,6 +206,7 @@ mod tests {
     fn a_record_without_what_came_later_is_read() {
         let record: PodRecord = serde_json::from_str(OLD).unwrap();
         assert_eq!((record.spec.stop_signal, &record.spec.health, record.restarts_in_a_row), (Some(15), &None, 0));
+        assert_eq!(record.last_checkpoint, None);
         assert_eq!((&record.relies_on, record.oldest_kernel()), (&None, KernelVersion(6, 1)));
         assert_eq!(record.environment(), record.process.env);
     }

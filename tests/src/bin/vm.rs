@@ -88,9 +88,9 @@ enum Verb {
         /// The JSON file; the one for people lies beside it
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
-        /// Leave out what is in the file already and is as preflight said
-        #[arg(long)]
-        resume: bool,
+        /// Leave out what is in the file already and is as preflight said; only what was run since this date, if one is given
+        #[arg(long, value_name = "YYYY-MM-DD", num_args = 0..=1, default_missing_value = "")]
+        resume: Option<String>,
     },
     #[command(hide = true)]
     Supervise { dir: PathBuf, name: String },

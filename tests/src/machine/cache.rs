@@ -27,7 +27,14 @@ impl Cache {
     /// It cannot be made.
     pub fn open() -> Result<Self, Failure> {
         let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache");
-        let dir = std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from).join("podd/vm");
+        Self::at(std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from).join("podd/vm"))
+    }
+
+    /// The same in any folder.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn at(dir: PathBuf) -> Result<Self, Failure> {
         fs::create_dir_all(dir.join("packages")).map_err(Failure::io("make", &dir))?;
         Ok(Self(dir))
     }

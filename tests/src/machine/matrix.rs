@@ -8,7 +8,7 @@ pub mod pods;
 pub mod results;
 
 use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -41,8 +41,8 @@ pub struct Options {
     pub pods: Vec<String>,
     /// The JSON file; the one for people lies beside it.
     pub out: PathBuf,
-    /// Leave out what is in the file already and agrees.
-    pub resume: bool,
+    /// Leave out what is in the file already, agrees, and was run on this day or later: `2026-11-30`, or empty for any day.
+    pub resume: Option<String>,
     /// Where logs of what fails are kept.
     pub logs: PathBuf,
 }
@@ -77,17 +77,21 @@ pub fn run(options: &Options) -> Result<bool, Failure> {
         }
     }
     let mut results = Results::load(&options.out)?;
+    let commit = first_line("git", &["-C", &root().to_string_lossy(), "rev-parse", "--short", "HEAD"]);
     for (i, b) in series.iter().enumerate() {
         for a in &series[..i] {
             let (a, b) = if version::compare(a, b).is_le() { (a, b) } else { (b, a) };
-            let is_wanted = |kind: &Kind, born, other| !options.resume || !is_done(&results, kind.name, born, other);
-            let wanted = |born, other| kinds.iter().copied().filter(|kind| is_wanted(kind, born, other)).collect();
+            let is_done = |kind: &Kind, born, other| {
+                options.resume.as_ref().is_some_and(|since| is_done(&results, since, kind.name, born, other))
+            };
+            let wanted = |born, other| kinds.iter().copied().filter(|kind| !is_done(kind, born, other)).collect();
             let wanted: [Vec<Kind>; 2] = [wanted(a, b), wanted(b, a)];
             if wanted.iter().all(Vec::is_empty) {
                 eprintln!("{a} and {b}: all is there already");
                 continue;
             }
-            let pair = Pair { options, every: &every, series: [a, b], results: Mutex::new(results) };
+            let commit = commit.clone();
+            let pair = Pair { options, every: &every, series: [a, b], results: Mutex::new(results), commit };
             // A machine that does not start keeps no other pair from its turn.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| pair.run(&wanted))) {
                 let why = words(panic);
@@ -115,9 +119,9 @@ fn default_series(catalog: &kernels::Catalog) -> Vec<String> {
     all
 }
 
-/// Whether all of a pod between two kernels is known, and well: of one that is born there, and comes home.
-fn is_done(results: &Results, pod: &str, born: &str, other: &str) -> bool {
-    let well = |from, to| results.find(pod, born, from, to).filter(|m| m.agree);
+/// Whether all of a pod between two kernels is known since a day, and well: of one that is born there, and comes home.
+fn is_done(results: &Results, since: &str, pod: &str, born: &str, other: &str) -> bool {
+    let well = |from, to| results.find(pod, born, from, to).filter(|m| m.agree && m.at.as_str() >= since);
     // A pod that did not go cannot come back.
     well(born, other).is_some_and(|m| m.outcome == Outcome::Refused || well(other, born).is_some())
 }
@@ -128,6 +132,8 @@ struct Pair<'a> {
     /// Older, newer; on the machines of the same place in [`HOSTS`].
     series: [&'a str; 2],
     results: Mutex<Results>,
+    /// Of the checkout.
+    commit: String,
 }
 
 impl Pair<'_> {
@@ -202,8 +208,14 @@ impl Pair<'_> {
             registered = kind.rseq.map(|ask| ask(from));
             preflight = ask(from, to.host);
             let moved = migrate(from, to);
-            load(if moved.is_some() { to } else { from });
-            moved
+            // A move that failed leaves the pod running where it was, and its load notices nothing of it either.
+            let looked = catch_unwind(AssertUnwindSafe(|| load(if matches!(moved, Ok(Some(_))) { to } else { from })));
+            match (moved, looked) {
+                (Ok(moved), Ok(())) => moved,
+                (Ok(_), Err(panic)) => resume_unwind(panic),
+                (Err(why), Ok(())) => panic!("{why}\non the source its load is well"),
+                (Err(why), Err(panic)) => panic!("{why}\non the source its load says {}", words(panic)),
+            }
         }));
         let outcome = match outcome {
             Ok(Some(blackout_ms)) => Outcome::Moved { blackout_ms },
@@ -227,21 +239,24 @@ impl Pair<'_> {
             if agree { "" } else { ": DISAGREE" }
         );
         let moved = matches!(outcome, Outcome::Moved { .. });
-        let [pod, born, from, to] = [kind.name, born_series, from_series, to_series].map(str::to_owned);
-        let releases = [&from, &to].map(|series| self.release(series));
-        self.add(Move { pod, born, from, to, releases, preflight, registered, outcome, agree, at: now() });
+        let unasked = self.unasked(kind.name, [from_series, to_series], born_series, outcome);
+        self.add(Move { preflight, registered, agree, ..unasked });
         moved
     }
 
     /// A pod that did not come as far as a move.
     fn fail(&self, pod: &str, [from, to]: [&str; 2], born: &str, why: &str, logs: &str) {
         eprintln!("{pod} from {from} to {to}: {why}");
+        let outcome = Outcome::Failed { why: why.to_owned(), logs: logs.to_owned() };
+        self.add(self.unasked(pod, [from, to], born, outcome));
+    }
+
+    /// The result of a move before which preflight was not asked.
+    fn unasked(&self, pod: &str, [from, to]: [&str; 2], born: &str, outcome: Outcome) -> Move {
         let releases = [from, to].map(|series| self.release(series));
         let [pod, born, from, to] = [pod, born, from, to].map(str::to_owned);
-        let outcome = Outcome::Failed { why: why.to_owned(), logs: logs.to_owned() };
-        let preflight = Preflight::Unasked;
-        let registered = None;
-        self.add(Move { pod, born, from, to, releases, preflight, registered, outcome, agree: false, at: now() });
+        let (preflight, at, commit) = (Preflight::Unasked, now(), Some(self.commit.clone()));
+        Move { pod, born, from, to, releases, preflight, registered: None, outcome, agree: false, at, commit }
     }
 
     fn release(&self, series: &str) -> String {
@@ -283,19 +298,23 @@ fn ask(from: Place<'_>, to: &str) -> Preflight {
     }
 }
 
-/// Moves a pod; the blackout in ms. None if podd refuses, and then the pod is where it was.
-fn migrate(from: Place<'_>, to: Place<'_>) -> Option<f64> {
+/// Moves a pod; the blackout in ms. None if podd refuses, and then the pod is where it was. An error says why it failed, and
+/// where the pod is then.
+fn migrate(from: Place<'_>, to: Place<'_>) -> Result<Option<f64>, String> {
     let Place { lab, name, .. } = from;
     let run = lab.exec(from.host, &["timeout", MOVE, "podctl", "--json", "migrate", name, "--to", to.host]);
     if run.code == 3 {
         assert_eq!(lab.state(from.host, name).as_deref(), Some("running"), "it was refused");
-        return None;
+        return Ok(None);
     }
-    assert_eq!(run.code, 0, "migrate said {}", tools::tail(&format!("{}{}", run.out, run.err), 6));
     let states = [from, to].map(|place| lab.state(place.host, name));
+    if run.code != 0 {
+        let said = tools::tail(&format!("{}{}", run.out, run.err), 6);
+        return Err(format!("migrate said {said}\nsource and target say {states:?}"));
+    }
     assert!(states == [None, Some("running".to_owned())], "after the move source and target say {states:?}");
     let report: Value = serde_json::from_str(&run.out).expect("podctl --json prints JSON");
-    Some(report["blackout_ms"].as_f64().expect("a move has a blackout"))
+    Ok(Some(report["blackout_ms"].as_f64().expect("a move has a blackout")))
 }
 
 /// Whether a refusal's reason is so, by what the kernel of its birth offered and, if it can tell, the pod has registered.
@@ -320,16 +339,16 @@ fn rseq(lab: &Lab, host: &str) -> Option<u64> {
 
 /// What the matrix runs on.
 fn about(lab: &Lab) -> String {
-    let first = |program: &str, arguments: &[&str]| {
-        let out = tools::run(Command::new(program).args(arguments)).unwrap_or_default();
-        out.lines().next().unwrap_or_default().trim().to_owned()
-    };
-    let qemu = first("qemu-system-x86_64", &["--version"]);
+    let qemu = first_line("qemu-system-x86_64", &["--version"]);
     let qemu = qemu.split(" (").next().unwrap_or_default().replace("emulator ", "");
     let podd = lab.exec(HOSTS[0], &["podctl", "version"]).out;
     let podd = podd.lines().next().unwrap_or_default();
-    let commit = first("git", &["-C", &root().to_string_lossy(), "rev-parse", "--short", "HEAD"]);
-    format!("{podd}, last run by tests of commit {commit}; Debian cloud kernels on {qemu}, TCG, CPU model max, x86-64")
+    format!("{podd}; Debian cloud kernels on {qemu}, TCG, CPU model max, x86-64")
+}
+
+fn first_line(program: &str, arguments: &[&str]) -> String {
+    let out = tools::run(Command::new(program).args(arguments)).unwrap_or_default();
+    out.lines().next().unwrap_or_default().trim().to_owned()
 }
 
 fn now() -> String {

@@ -55,6 +55,9 @@ pub struct Move {
     pub agree: bool,
     /// When, UTC.
     pub at: String,
+    /// Commit whose podd it was; none: of before 2026-11-30, when this was not noted.
+    #[serde(default)]
+    pub commit: Option<String>,
 }
 
 /// Preflight's verdict.
@@ -154,6 +157,7 @@ Written by `scripts/vm matrix`; do not edit. Data: `KERNELS.json`. See README.md
 {}. First result {first}, last one {last} UTC.
 
 {} moves were asked for: {moved} pods moved, {refused} were refused, {} failed. Preflight and result disagree in {}.
+Moves by commit: {}.
 
 Figures are blackouts in ms *under emulation*, where everything takes several times as long as on a real host and two
 machines share two processors: they compare nothing but themselves.
@@ -165,6 +169,7 @@ machines share two processors: they compare nothing but themselves.
             self.moves.len(),
             self.moves.len() - moved - refused,
             wrong.len(),
+            self.commits(),
         );
         for name in sorted(self.kernels.keys()) {
             let kernel = &self.kernels[&name];
@@ -183,6 +188,19 @@ machines share two processors: they compare nothing but themselves.
         self.details(&mut text, &wrong);
         self.absent(&mut text, series);
         text
+    }
+
+    /// How many moves are of which commit.
+    fn commits(&self) -> String {
+        let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+        for m in &self.moves {
+            *counts.entry(m.commit.as_deref().unwrap_or_default()).or_default() += 1;
+        }
+        let words = counts.iter().map(|(commit, n)| match *commit {
+            "" => format!("{n} not noted"),
+            commit => format!("{n} of {commit}"),
+        });
+        words.collect::<Vec<_>>().join(", ")
     }
 
     fn table(&self, text: &mut String) {
@@ -298,6 +316,7 @@ mod tests {
     use super::*;
 
     fn one(from: &str, to: &str, born: &str, preflight: Preflight, outcome: Outcome, agree: bool) -> Move {
+        let commit = version::compare(from, to).is_lt().then(|| "0123abc".to_owned());
         let [pod, from, to, born, at] = ["redis", from, to, born, "2026-01-02 03:04"].map(str::to_owned);
         Move {
             pod,
@@ -310,6 +329,7 @@ mod tests {
             outcome,
             agree,
             at,
+            commit,
         }
     }
 
@@ -326,6 +346,7 @@ mod tests {
         assert!(text.contains("| 7.2 | 6.1 | 7.2 | *no* |") && text.contains("- 1 times r: f"), "{text}");
         assert!(text.contains("preflight said go, and it failed: no answer"), "{text}");
         assert!(text.contains("- redis: 6.1–6.17, 6.12–6.17\n"), "{text}");
+        assert!(text.contains("Moves by commit: 2 not noted, 1 of 0123abc."), "{text}");
         results.add(one("6.12", "6.1", "6.12", Preflight::Go, Outcome::Moved { blackout_ms: 7.0 }, true));
         assert_eq!(results.moves.len(), 3);
         assert!(results.in_words(&[]).contains("Nowhere."));
