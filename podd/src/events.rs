@@ -233,7 +233,10 @@ impl What {
             None => format!("{}, {}", run.state.word(), run.in_words()),
             Some(host) => match host.trouble.as_ref().filter(|_| matches!(host.step, Step::Failed | Step::PutBack)) {
                 Some(trouble) => format!("{}: {}: {}", host.host, host.step.word(), trouble.what),
-                None => format!("{}: {}", host.host, host.step.word()),
+                None => match host.foretold.as_ref().filter(|_| host.step == Step::Waiting) {
+                    Some(foretold) => format!("{}: {}", host.host, foretold.in_words()),
+                    None => format!("{}: {}", host.host, host.step.word()),
+                },
             },
         };
         Self::Run {

@@ -511,10 +511,12 @@ impl Daemon {
                 PodState::Running { .. } => pod.health().or(record.spec.health.as_ref().map(|_| HealthView::STARTING)),
                 _ => None,
             },
-            // Who has deleted the file has no checkpoint any more.
-            last_checkpoint: record
-                .last_checkpoint
-                .filter(|last| last.host != self.config.host || Path::new(&last.image).exists()),
+            // Who has deleted the file has no checkpoint any more. Looked at where it counts only: the file may lie far away.
+            last_checkpoint: record.last_checkpoint.filter(|last| {
+                !matches!(record.state, PodState::Lost { .. })
+                    || last.host != self.config.host
+                    || Path::new(&last.image).exists()
+            }),
         }
     }
 }

@@ -5,10 +5,11 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::lab::{Run, eventually, rootfs};
+use tests::lab::{Run, binary, eventually, rootfs, run};
 use tests::{Lab, traces};
 
 const A: &str = "10.77.0.1:7443";
@@ -131,6 +132,36 @@ fn a_removed_host_is_a_stranger_until_it_joins_anew() {
     join(&lab, "c", A, &token, "10.77.0.3:7443").must();
     lab.ok("c", &["preflight", "web", "--to", "b"]);
     assert_eq!([hosts(&lab, "a"), hosts(&lab, "b"), hosts(&lab, "c")].map(|hosts| hosts.len()), [3, 3, 3]);
+}
+
+#[test]
+fn cordons_count_by_owner_and_end_by_themselves() {
+    let lab = Lab::up(2);
+    lab.ok("a", &["run", "--name", "web", "--rootfs", &rootfs("busybox"), "--", "sleep", "100000"]);
+    lab.ok("b", &["host", "cordon", "--reason", "a new disk", "--for", "20s"]);
+    // Another user, who may talk to podd.
+    let socket = lab.dir().join("b/podd.sock").display().to_string();
+    let mut other = Command::new("setpriv");
+    other.args(["--reuid=daemon", "--inh-caps=+dac_override", "--ambient-caps=+dac_override"]).arg(binary("podctl"));
+    other.args(["--socket", &socket, "host", "cordon", "--reason", "a backup"]);
+    run(other).must();
+    let owners = || {
+        let cordons = lab.json("b", &["host", "cordons"]);
+        let owner = |cordon: &Value| cordon["owner"].as_str().unwrap().to_owned();
+        cordons.as_array().unwrap().iter().map(owner).collect::<Vec<_>>()
+    };
+    assert_eq!(owners(), ["root", "daemon"]);
+    let go = || lab.podctl("a", &["migrate", "web", "--to", "b"]);
+    let first = go();
+    assert!(first.code != 0 && first.err.contains("cordoned by root (a new disk), until"), "{first:?}");
+    let started = lab.podctl("b", &["run", "--name", "new", "--rootfs", &rootfs("busybox"), "--", "true"]);
+    assert!(started.code != 0 && started.err.contains("takes no pods"), "{started:?}");
+    eventually("the first one ends by itself", Duration::from_secs(60), || owners() == ["daemon"]);
+    let second = go();
+    assert!(second.code != 0 && second.err.contains("cordoned by daemon (a backup)"), "{second:?}");
+    refused(&lab.podctl("b", &["host", "uncordon"]), "b is not cordoned by root");
+    lab.ok("b", &["host", "uncordon", "--owner", "daemon"]);
+    lab.ok("a", &["migrate", "web", "--to", "b"]);
 }
 
 #[test]

@@ -2,12 +2,13 @@
 //! Nothing here is made up: real packages of two kernels, real boots, real applications with clients that never stop.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::lab::eventually;
 use tests::machine::Lab;
-use tests::machine::archive::{Archive, Published, upgrade};
+use tests::machine::archive::{Archive, CONFFILE, Published, upgrade};
 use tests::machine::cache::Cache;
 use tests::machine::harness::Counter;
 use tests::machine::livepatch;
@@ -20,6 +21,8 @@ const POLICY: &str = "[phases]\nself-service = \"0s\"\nnotice = \"0s\"\n[run]\ns
 /// The line of the crontab that is shipped, as cron runs it.
 const CRON: &str = include_str!("../../podd/podd-patch.cron");
 
+/// What operators have written into a file of configuration of the kernel's metapackage.
+const OPERATORS: &str = "as we want it";
 /// How an operator has a machine boot without its firmware; its memory stays as it is.
 const KEXEC: &str = "kexec -l /boot/vmlinuz --initrd=/boot/initrd.img --append=\"$(sed 's/ memmap=[^ ]*//' /proc/cmdline) \
                      $(cat /etc/podd/memmap)\" && sync && kexec -e";
@@ -47,7 +50,10 @@ impl Site {
         site.publish("Debian-Security", &site.archive.security(), &[&site.archive.older]);
         let install = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-qq", "-y"];
         let install = [&install[..], &["linux-image-cloud-amd64"]].concat();
-        site.lab.each(machines, |machine| drop(site.lab.exec(machine, &install).must()));
+        site.lab.each(machines, |machine| {
+            site.lab.exec(machine, &install).must();
+            site.lab.exec(machine, &["sh", "-c", &format!("echo \"{OPERATORS}\" >{CONFFILE}; sync")]).must();
+        });
         site.say(&format!("{} run Linux {}", machines.join(", "), site.archive.older.version));
         site
     }
@@ -149,6 +155,7 @@ impl Site {
         let run = self.until(&id, "done");
         assert_eq!((self.kernel("a"), self.places("redis")), (newer.version, vec!["a"]), "{run:#}");
         assert_eq!(run["hosts"][0]["mechanism"], "in-place", "{run:#}");
+        self.respects_operators();
     }
 
     /// How long it took the pods to wake up, beside a plain read of as many bytes from a disk. Worth a look, and no assertion.
@@ -180,6 +187,19 @@ impl Site {
             said.is_ok_and(|said| said.out.contains("survive a boot"))
         });
         self.say(&format!("{machine} has set {size} aside ({parameter})"));
+    }
+
+    /// What operators have changed is as they left it.
+    fn respects_operators(&self) {
+        for machine in &self.machines {
+            assert_eq!(self.lab.exec(machine, &["cat", CONFFILE]).must().out.trim(), OPERATORS, "{machine}");
+            let offered = self.lab.exec(machine, &["cat", &format!("{CONFFILE}.dpkg-dist")]).must().out;
+            assert_eq!(
+                offered.trim(),
+                self.archive.newer.version,
+                "{machine}: what the package brought lies beside it"
+            );
+        }
     }
 
     fn kernel(&self, machine: &str) -> String {
@@ -275,6 +295,7 @@ fn demonstration_of_three_hosts() {
         assert_eq!((site.kernel(home), site.places(pod)), (newer.version.clone(), vec![home]), "{pod}");
     }
     table(&run);
+    site.respects_operators();
     site.say("all hosts run the new kernel, all pods are home");
 
     // One that never comes back.
@@ -312,12 +333,24 @@ fn demonstration_of_three_hosts() {
 
 #[test]
 fn demonstration_of_one_host_in_place() {
-    let site = Site::with(&["a"], "in_place = true\nreboot = [\"reboot\"]\n");
+    let mut site = Site::with(&["a"], "in_place = true\nreboot = [\"reboot\"]\n");
+    // A library that is held, and of which the security team has a newer one, too.
+    let library = site.archive.newer_package("libc6");
+    let newer = Command::new("dpkg-deb").arg("-f").arg(&library).arg("Version").output().expect("dpkg-deb runs");
+    let newer = String::from_utf8_lossy(&newer.stdout).trim().to_owned();
+    site.lab.room().copy_in("a", std::slice::from_ref(&library), "/srv/repository/pool").expect("it is copied");
+    site.archive.newer.packages.push(library);
     let lab = &site.lab;
+    lab.exec("a", &["apt-mark", "hold", "libc6"]).must();
+    let version = || lab.exec("a", &["dpkg-query", "-W", "-f", "${Version}", "libc6"]).must().out;
+    let before = version();
     workload::redis(lab, "a", "redis", "10.78.1.5");
     let counter = Counter::start(lab, "10.78.1.5");
     site.say("redis runs, and its client is at work");
     site.patch_in_place();
+    assert_eq!(version(), before, "what is held stays");
+    let offered = lab.exec("a", &["apt-cache", "policy", "libc6"]).must().out;
+    assert!(offered.contains(&format!("Candidate: {newer}\n")), "{offered}");
     site.woke_up();
     let before = site.count();
     eventually("the client goes on", Duration::from_secs(180), || site.count() != before);

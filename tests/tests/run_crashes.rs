@@ -3,7 +3,12 @@
 //! A few cases are of every test run. All of them: `PODD_TEST_LIMIT=5400 scripts/test at_every_step --ignored`.
 #![allow(clippy::unwrap_used)]
 
-use std::fmt::Write;
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tests::debian::{Fleet, NEW};
@@ -64,15 +69,15 @@ fn all() -> Vec<Case> {
 }
 
 impl Case {
-    /// What went wrong; none: nothing.
-    fn fails(self) -> Option<String> {
-        std::panic::catch_unwind(|| self.run()).err().map(|panic| {
+    /// What became of it, or what went wrong.
+    fn tried(self) -> Result<&'static str, String> {
+        std::panic::catch_unwind(|| self.run()).map_err(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
             text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
         })
     }
 
-    fn run(self) {
+    fn run(self) -> &'static str {
         let fleet = if self.alone { Fleet::with(1, POLICY, "in_place = true", true) } else { Fleet::up(3, POLICY) };
         let lab = &fleet.lab;
         workload::redis(&**lab, self.patched, "redis", ADDRESS);
@@ -123,8 +128,7 @@ impl Case {
             fleet.hosts.iter().filter_map(|host| Some((*host, lab.state(host, "redis")?))).collect();
         assert_eq!(stands.len(), 1, "in one place: {stands:?}: {report}");
         if is_lost {
-            // It is told, and nobody else has a copy.
-            return;
+            return "the pod went with its host's power, which is told; nobody else has a copy";
         }
         assert_eq!(stands[0].1, "running", "{report}");
         // A host that was without power may have missed what it was to prove, and people are asked then.
@@ -138,6 +142,10 @@ impl Case {
         let before = writer.acknowledged();
         self.until("the client goes on", || writer.acknowledged() > before || !writer.complaints().is_empty());
         assert_eq!(writer.complaints(), "", "{report}");
+        match state.as_str() {
+            "done" => "done, the client goes on",
+            _ => "stopped for people to look, the client goes on",
+        }
     }
 
     fn until(self, what: &str, mut condition: impl FnMut() -> bool) {
@@ -149,64 +157,101 @@ impl Case {
     }
 }
 
-/// `PODD_TEST_SKIP=N` leaves the first N out.
-fn check(cases: &[Case]) {
+/// `PODD_TEST_SKIP=N` leaves the first N out. With `PODD_TEST_REPORT=FOLDER` each result goes into a file there, of this name.
+fn check(name: &str, cases: &[Case]) {
     let skip = std::env::var("PODD_TEST_SKIP").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
     let mut failed = String::new();
+    let mut report = std::env::var_os("PODD_TEST_REPORT").map(|folder| report(&folder, name, cases.len(), skip > 0));
     for (n, case) in cases.iter().enumerate().skip(skip) {
         let begun = Instant::now();
-        let fails = case.fails();
+        let tried = case.tried();
         eprintln!(
             "{} of {}: {case:?}: {} ({:.1?})",
             n + 1,
             cases.len(),
-            if fails.is_some() { "FAILED" } else { "ok" },
+            tried.as_ref().map_or("FAILED", |became| *became),
             begun.elapsed()
         );
-        if let Some(why) = fails {
+        if let Some(report) = &mut report {
+            let Case { patched, step, late, dies, of, .. } = case;
+            let when = if *late { "in" } else { "before" };
+            let how = tried.as_ref().map_or("**failed**", |became| *became);
+            let took = begun.elapsed().as_secs_f64();
+            writeln!(report, "| {} | {patched} | {of}'s {dies:?} | {when} {step} | {how} | {took:.0} |", n + 1)
+                .unwrap();
+        }
+        if let Err(why) = tried {
             let _ = writeln!(failed, "{case:?}: {why}");
         }
     }
     assert!(failed.is_empty(), "{failed}");
 }
 
+/// The file for results, with its head unless it is to go on.
+fn report(folder: &OsStr, name: &str, cases: usize, goes_on: bool) -> File {
+    let path = Path::new(folder).join(format!("{name}.md"));
+    let mut file = File::options().create(true).append(true).open(path).unwrap();
+    if !goes_on {
+        file.set_len(0).unwrap();
+        let said = |program: &str, arguments: &[&str]| {
+            let out = Command::new(program).args(arguments).output().unwrap();
+            String::from_utf8_lossy(&out.stdout).trim().to_owned()
+        };
+        let (commit, date) = (said("git", &["rev-parse", "--short", "HEAD"]), said("date", &["-u", "+%F %H:%M UTC"]));
+        write!(
+            file,
+            "# Patch runs in which something dies: {name}\n\n\
+             {cases} cases, of `tests/tests/run_crashes.rs` at commit {commit}, begun {date}.\n\n\
+             | | patched | dies | when | what became of the run | s |\n|---|---|---|---|---|---|\n"
+        )
+        .unwrap();
+    }
+    file
+}
+
 #[test]
 fn at_some_steps_of_another_host() {
-    check(&[
-        Case { alone: false, patched: "b", step: "patch", late: true, dies: Dies::Podd, of: "b" },
-        Case { alone: false, patched: "b", step: "return", late: false, dies: Dies::Cable, of: "b" },
-    ]);
+    check(
+        "some-of-another-host",
+        &[
+            Case { alone: false, patched: "b", step: "patch", late: true, dies: Dies::Podd, of: "b" },
+            Case { alone: false, patched: "b", step: "return", late: false, dies: Dies::Cable, of: "b" },
+        ],
+    );
 }
 
 #[test]
 fn at_some_steps_of_the_coordinator() {
-    check(&[
-        Case { alone: false, patched: "a", step: "evacuate", late: true, dies: Dies::Podd, of: "a" },
-        Case { alone: false, patched: "a", step: "reboot", late: false, dies: Dies::Podd, of: "a" },
-    ]);
+    check(
+        "some-of-coordinator",
+        &[
+            Case { alone: false, patched: "a", step: "evacuate", late: true, dies: Dies::Podd, of: "a" },
+            Case { alone: false, patched: "a", step: "reboot", late: false, dies: Dies::Podd, of: "a" },
+        ],
+    );
 }
 
 #[test]
 fn at_some_steps_of_a_host_alone() {
     let case = Case { alone: true, patched: "a", step: "suspend", late: true, dies: Dies::Podd, of: "a" };
-    check(&[case, Case { step: "reboot", late: false, ..case }, Case { step: "reboot", ..case }]);
+    check("some-of-alone", &[case, Case { step: "reboot", late: false, ..case }, Case { step: "reboot", ..case }]);
 }
 
 /// In parts, for as many threads.
 #[test]
 #[ignore = "takes most of an hour"]
 fn at_every_step_of_another_host() {
-    check(&all().into_iter().filter(|case| case.patched == "b").collect::<Vec<_>>());
+    check("another-host", &all().into_iter().filter(|case| case.patched == "b").collect::<Vec<_>>());
 }
 
 #[test]
 #[ignore = "takes some minutes"]
 fn at_every_step_of_a_host_alone() {
-    check(&all().into_iter().filter(|case| case.alone).collect::<Vec<_>>());
+    check("alone", &all().into_iter().filter(|case| case.alone).collect::<Vec<_>>());
 }
 
 #[test]
 #[ignore = "takes most of an hour"]
 fn at_every_step_of_the_coordinator() {
-    check(&all().into_iter().filter(|case| case.patched == "a" && !case.alone).collect::<Vec<_>>());
+    check("coordinator", &all().into_iter().filter(|case| case.patched == "a" && !case.alone).collect::<Vec<_>>());
 }

@@ -251,6 +251,38 @@ fn what_keeps_a_host_from_being_patched_is_found_before_a_pod_moves() {
 }
 
 #[test]
+fn what_stands_in_the_way_of_later_hosts_is_told_before_a_pod_moves() {
+    let fleet = Fleet::up(3, QUICK);
+    // In this order: b, c, a.
+    for (host, pod) in [("b", "web"), ("c", "db"), ("c", "more")] {
+        sleeper(&fleet, host, pod);
+    }
+    fs::write(fleet.file("c", "audit"), "half installed\n").unwrap();
+    // b waits a little, so that c is mended before its turn.
+    fleet.lab.fault("a", "run check pause 5000");
+    let id = fleet.begin("a");
+    let told = |run: &Value| {
+        let host = run["hosts"].as_array().unwrap().iter().find(|host| host["host"] == "c").cloned();
+        host.map_or(Value::Null, |host| host["foretold"].clone())
+    };
+    eventually("c is told of", LIMIT, || fleet.run("a", &id).is_some_and(|run| !told(&run).is_null()));
+    fs::remove_file(fleet.file("c", "audit")).unwrap();
+    let run = fleet.until("a", &id, "done", LIMIT);
+    let foretold = told(&run);
+    assert!(foretold["what"].as_str().unwrap().contains("dpkg is not done"), "{run:#}");
+    assert!(foretold["cure"].as_str().unwrap().contains("dpkg --configure -a"), "{run:#}");
+    // Without the letter at the end, times have the order of their text.
+    let time = |value: &Value| value.as_str().unwrap().trim_end_matches('Z').to_owned();
+    let begun = run["hosts"].as_array().unwrap().iter().flat_map(|host| host["begun"].as_array().unwrap());
+    assert!(begun.map(|begun| time(&begun["at"])).all(|at| at > time(&run["looked_ahead"])), "{run:#}");
+    assert_eq!(fleet.runs("c"), NEW.0);
+    let report = fleet.lab.ok("a", &["patch", "history", &id]);
+    assert!(report.contains("this stood in its way: dpkg is not done"), "{report}");
+    let events = fleet.lab.ok("a", &["events", "--tail", "1000"]);
+    assert!(events.contains("c: as it is now, it cannot be patched: dpkg is not done"), "{events}");
+}
+
+#[test]
 fn a_run_stands_still_and_another_host_takes_over_from_a_dead_coordinator() {
     let fleet = Fleet::with(3, QUICK, "", false);
     sleeper(&fleet, "b", "web");

@@ -48,6 +48,9 @@ pub struct Run {
     pub members: Vec<String>,
     /// Where it stands.
     pub state: State,
+    /// When later hosts had been asked what keeps them from being patched; none: they were not, or there are none.
+    #[serde(default)]
+    pub looked_ahead: Option<Timestamp>,
     /// Hosts, in the order of the plan.
     pub hosts: Vec<HostRun>,
 }
@@ -98,6 +101,9 @@ pub struct HostRun {
     pub boot_id: Option<String>,
     /// It must have come back by then; some: it is away, or about to be.
     pub back_by: Option<Timestamp>,
+    /// What would have kept it from being patched before the first pod moved.
+    #[serde(default)]
+    pub foretold: Option<Foretold>,
     /// What is installed.
     pub change: Option<Change>,
     /// Where the plan has its pods go, by their names.
@@ -112,6 +118,26 @@ pub struct HostRun {
     pub trouble: Option<Trouble>,
     /// What else people should know.
     pub remarks: Vec<String>,
+}
+
+/// What stands in the way of a host whose turn has not come. It is looked at again then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Foretold {
+    /// When that was seen.
+    pub at: Timestamp,
+    /// What it is.
+    pub what: String,
+    /// What the operator can do.
+    pub cure: Option<String>,
+}
+
+impl Foretold {
+    /// In a sentence.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        let cure = self.cure.as_ref().map(|cure| format!("; {cure}")).unwrap_or_default();
+        format!("as it is now, it cannot be patched: {}{cure}", self.what)
+    }
 }
 
 /// When a step began.
@@ -379,6 +405,7 @@ impl Run {
             begun: Vec::new(),
             boot_id: None,
             back_by: None,
+            foretold: None,
             change: None,
             places: step.moves.iter().map(|m| (m.pod.clone(), m.to.clone())).collect(),
             asleep: Vec::new(),
@@ -397,6 +424,7 @@ impl Run {
             revision: 0,
             members,
             state: State::Running,
+            looked_ahead: None,
             hosts: hosts.collect(),
         }
     }

@@ -81,17 +81,23 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
         }
     };
     let frozen_ms = milliseconds(frozen.since);
-    if options.whole && image != daemon.config.own_image(&record.id) {
-        let last = LastCheckpoint {
-            image: image.display().to_string(),
-            host: daemon.config.host.clone(),
-            taken: Timestamp::now(),
-        };
-        claim.update(daemon, |r| r.last_checkpoint = Some(last))?;
-    }
-    if !options.leave_running {
+    let is_the_users = options.whole && image != daemon.config.own_image(&record.id);
+    let last = is_the_users.then(|| LastCheckpoint {
+        image: image.display().to_string(),
+        host: daemon.config.host.clone(),
+        taken: Timestamp::now(),
+    });
+    let note = |r: &mut PodRecord| r.last_checkpoint = last.or(r.last_checkpoint.take());
+    if options.leave_running {
+        if let Err(e) = claim.update(daemon, note) {
+            tracing::warn!(pod = record.spec.name, error = %e, "nobody will be told of this checkpoint");
+        }
+    } else {
         // From this record on, the image is the pod. A crash before it leaves the pod frozen, and recovery thaws it.
-        claim.update(daemon, |r| r.state = PodState::Suspended { image: image.clone(), whole: options.whole })?;
+        claim.update(daemon, |r| {
+            note(r);
+            r.state = PodState::Suspended { image: image.clone(), whole: options.whole };
+        })?;
         clear_up(daemon, &record).await.attempt("clear up after the pod")?;
     }
     Ok(CheckpointReport { pod: record.spec.name, image: image.display().to_string(), bytes, frozen_ms })

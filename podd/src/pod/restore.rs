@@ -10,6 +10,7 @@ use checkpoint::host::HostFacts;
 use checkpoint::image::{Image, Kind};
 use checkpoint::sleep;
 use checkpoint::wire;
+use jiff::Timestamp;
 
 use super::checkpoint::FILES;
 use super::elsewhere::refuse_if_elsewhere;
@@ -17,7 +18,7 @@ use super::freeze::{Flight, thaw};
 use super::preflight::refuse_unless_go;
 use super::start::{clear_up, give_birth, live};
 use super::state::{PodRecord, PodState};
-use crate::api::ApiError;
+use crate::api::{ApiError, LastCheckpoint};
 use crate::error::{Attempt, Result};
 use crate::reserved;
 use crate::shim::Mode;
@@ -114,6 +115,14 @@ pub async fn restore(daemon: &Arc<Daemon>, from: &str) -> Result<PodRecord> {
     let mut record = record_of(&image)?;
     check_fits(daemon, &record, &image)?;
     refuse_if_elsewhere(daemon, &record).await?;
+    record.last_checkpoint = Some(LastCheckpoint {
+        image: path.display().to_string(),
+        host: daemon.config.host.clone(),
+        taken: i64::try_from(image.manifest().meta.created / 1_000_000)
+            .ok()
+            .and_then(|ms| Timestamp::from_millisecond(ms).ok())
+            .unwrap_or(Timestamp::UNIX_EPOCH),
+    });
     record.state = PodState::Suspended { image: path, whole: true };
     if let Some(relies_on) = &mut record.relies_on {
         relies_on.comes_to(&daemon.cpu);

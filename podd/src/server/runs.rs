@@ -109,8 +109,8 @@ async fn put_cordon(State(daemon): App, caller: Caller, Said(request): Said<Cord
 
 async fn delete_cordon(State(daemon): App, caller: Caller, Said(request): Said<UncordonRequest>) -> Answer {
     let owner = request.owner.unwrap_or_else(|| caller.name());
-    if !daemon.store.cordons()?.iter().any(|cordon| cordon.owner == owner) {
-        let owners: Vec<String> = cordon::all(&daemon)?.into_iter().map(|cordon| cordon.owner).collect();
+    let owners: Vec<String> = cordon::all(&daemon)?.into_iter().map(|cordon| cordon.owner).collect();
+    if !owners.contains(&owner) {
         let owners = if owners.is_empty() { "nobody".to_owned() } else { owners.join(", ") };
         return Err(ApiError::not_found(format!("{} is not cordoned by {owner}", daemon.config.host))
             .cure(format!("it is cordoned by {owners}; name the owner with --owner")));

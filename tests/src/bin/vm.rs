@@ -89,7 +89,7 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
         /// Leave out what is in the file already and is as preflight said; only what was run since this date, if one is given
-        #[arg(long, value_name = "YYYY-MM-DD", num_args = 0..=1, default_missing_value = "")]
+        #[arg(long, value_name = "YYYY-MM-DD", num_args = 0..=1, default_missing_value = "", value_parser = day)]
         resume: Option<String>,
     },
     #[command(hide = true)]
@@ -104,6 +104,16 @@ fn main() -> ExitCode {
             eprintln!("vm: {failure}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A day as results have it; empty: any.
+fn day(text: &str) -> Result<String, String> {
+    let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    if matches!(shape.as_str(), "" | "0000-00-00") {
+        Ok(text.to_owned())
+    } else {
+        Err("write it as 2026-11-30".to_owned())
     }
 }
 

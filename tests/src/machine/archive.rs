@@ -14,6 +14,9 @@ use super::kernels::{self, Kernel};
 const MAKE: &str = include_str!("../../machine/make-repository");
 const BREAK: &str = include_str!("../../machine/break-kernel");
 const NEWER: &str = include_str!("../../machine/newer-package");
+const WITH_CONFFILE: &str = include_str!("../../machine/with-conffile");
+/// Each kernel's metapackage has it, each in its own form.
+pub const CONFFILE: &str = "/etc/default/podd-test";
 
 /// What it is made of, and where.
 #[derive(Debug)]
@@ -34,8 +37,8 @@ pub struct Published {
     pub release: String,
     /// Version of its package.
     pub version: String,
-    /// The kernel's package, and the one that follows it.
-    pub packages: [PathBuf; 2],
+    /// The kernel's package, the one that follows it, and what else is published with them.
+    pub packages: Vec<PathBuf>,
     /// All of it, to make machines of.
     pub kernel: Kernel,
 }
@@ -47,16 +50,23 @@ impl Archive {
         let system = fs::read_to_string("/etc/os-release").expect("os-release");
         let codename = system.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).expect("a codename");
         let series = if codename == "bookworm" { "6.1" } else { "6.12" };
+        let keys = tempfile::tempdir().expect("a folder");
         let [newer, older] = kernels::fetch_two(cache, series).expect("two kernels").map(|kernel| {
             let follows = kernels::fetch_metapackage(cache, &kernel).expect("the metapackage");
             Published {
                 release: kernel.package.name.trim_start_matches("linux-image-").to_owned(),
                 version: kernel.package.version.clone(),
-                packages: [kernel.files[0].clone(), follows],
+                packages: vec![kernel.files[0].clone(), with_conffile(&keys.path().join("conffile"), &follows)],
                 kernel,
             }
         });
-        Self { codename: codename.to_owned(), older, newer, keys: tempfile::tempdir().expect("a folder") }
+        Self { codename: codename.to_owned(), older, newer, keys }
+    }
+
+    /// A newer version of a package of this host's Debian.
+    #[must_use]
+    pub fn newer_package(&self, package: &str) -> PathBuf {
+        newer_package(self.keys.path(), package)
     }
 
     /// The suite of the security team.
@@ -71,9 +81,9 @@ impl Archive {
         let folder = self.keys.path().join("broken");
         let version = format!("{}+broken", self.newer.version);
         let mut make = Command::new("sh");
-        make.args(["-ec", BREAK, "break-kernel"]).arg(&folder).args(&self.newer.packages);
+        make.args(["-ec", BREAK, "break-kernel"]).arg(&folder).args(&self.newer.packages[..2]);
         assert!(make.args([&self.newer.version, &version]).status().expect("sh runs").success());
-        let packages = ["image.deb", "follows.deb"].map(|name| folder.join(name));
+        let packages = ["image.deb", "follows.deb"].map(|name| folder.join(name)).to_vec();
         Published { version, packages, ..self.newer.clone() }
     }
 
@@ -123,13 +133,23 @@ impl Archive {
 /// Has a machine install a newer version of a package of its Debian.
 pub fn upgrade(lab: &Lab, machine: &str, package: &str) {
     let made = tempfile::tempdir().expect("a folder");
-    let mut make = Command::new("sh");
-    make.args(["-c", NEWER, "newer-package"]).arg(made.path()).arg(package);
-    assert!(make.status().expect("sh runs").success());
-    let deb = format!("{package}.deb");
-    lab.room().copy_in(machine, &[made.path().join(&deb)], "/var/tmp").expect("it is copied");
+    lab.room().copy_in(machine, &[newer_package(made.path(), package)], "/var/tmp").expect("it is copied");
     let install = ["env", "DEBIAN_FRONTEND=noninteractive", "dpkg", "-i"];
-    lab.exec(machine, &[&install[..], &[&format!("/var/tmp/{deb}")]].concat()).must();
+    lab.exec(machine, &[&install[..], &[&format!("/var/tmp/{package}.deb")]].concat()).must();
+}
+
+fn newer_package(folder: &Path, package: &str) -> PathBuf {
+    let mut make = Command::new("sh");
+    make.args(["-c", NEWER, "newer-package"]).arg(folder).arg(package);
+    assert!(make.status().expect("sh runs").success());
+    folder.join(format!("{package}.deb"))
+}
+
+fn with_conffile(folder: &Path, deb: &Path) -> PathBuf {
+    let mut make = Command::new("sh");
+    make.args(["-ec", WITH_CONFFILE, "with-conffile"]).arg(folder).arg(deb);
+    assert!(make.status().expect("sh runs").success());
+    folder.join(deb.file_name().expect("a package has a name"))
 }
 
 fn write(path: &Path, text: &str) {

@@ -77,7 +77,9 @@ pub fn run(options: &Options) -> Result<bool, Failure> {
         }
     }
     let mut results = Results::load(&options.out)?;
-    let commit = first_line("git", &["-C", &root().to_string_lossy(), "rev-parse", "--short", "HEAD"]);
+    let checkout = root().to_string_lossy().into_owned();
+    let commit = first_line("git", &["-C", &checkout, "describe", "--always", "--dirty", "--abbrev=7"]);
+    let commit = Some(commit).filter(|commit| !commit.is_empty());
     for (i, b) in series.iter().enumerate() {
         for a in &series[..i] {
             let (a, b) = if version::compare(a, b).is_le() { (a, b) } else { (b, a) };
@@ -133,7 +135,7 @@ struct Pair<'a> {
     series: [&'a str; 2],
     results: Mutex<Results>,
     /// Of the checkout.
-    commit: String,
+    commit: Option<String>,
 }
 
 impl Pair<'_> {
@@ -255,7 +257,7 @@ impl Pair<'_> {
     fn unasked(&self, pod: &str, [from, to]: [&str; 2], born: &str, outcome: Outcome) -> Move {
         let releases = [from, to].map(|series| self.release(series));
         let [pod, born, from, to] = [pod, born, from, to].map(str::to_owned);
-        let (preflight, at, commit) = (Preflight::Unasked, now(), Some(self.commit.clone()));
+        let (preflight, at, commit) = (Preflight::Unasked, now(), self.commit.clone());
         Move { pod, born, from, to, releases, preflight, registered: None, outcome, agree: false, at, commit }
     }
 

@@ -146,6 +146,8 @@ fn lines(run: &Run) -> Vec<(Timestamp, String)> {
             let silent = m.blackout_ms.map(|ms| format!(", silent for {} ms", words::ms(ms))).unwrap_or_default();
             lines.push((m.at.unwrap_or(run.began), format!("{} moved from {} to {}{silent}", m.pod, m.from, m.to)));
         }
+        let foretold = host.foretold.as_ref();
+        lines.extend(foretold.map(|told| (told.at, format!("{}: {}", host.host, told.in_words()))));
         lines.extend(host.trouble.as_ref().map(|trouble| (trouble.at, format!("{}: {}", host.host, trouble.what))));
     }
     lines.sort();
@@ -155,9 +157,10 @@ fn lines(run: &Run) -> Vec<(Timestamp, String)> {
 fn doing(run: &Run, now: Timestamp) -> String {
     let busy = run.hosts.iter().filter(|host| !host.step.is_final() && host.step != Step::Waiting);
     let busy: Vec<String> = busy.map(|host| format!("{} {}", host.host, host.step.word())).collect();
+    let busy = if busy.is_empty() { "later hosts are looked at".to_owned() } else { busy.join(", ") };
     let left = run.left_s(now).and_then(|left| i64::try_from(left).ok()).map(SignedDuration::from_secs);
     let left = left.map(|left| format!(", about {} to go", length(left))).unwrap_or_default();
-    format!("{}; {}{left}", busy.join(", "), run.in_words())
+    format!("{busy}; {}{left}", run.in_words())
 }
 
 pub async fn runs(ctl: &Podctl<'_>) -> Outcome {

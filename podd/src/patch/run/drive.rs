@@ -4,13 +4,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::keep::{newest, newest_without, spread};
-use super::orders::{self, Order, Refusal};
-use super::{HostRun, Kept, Run, State, Step, Trouble};
+use super::orders::{self, Checked, Order, Refusal};
+use super::{Foretold, HostRun, Kept, Run, State, Step, Trouble};
 use crate::api::{ApiError, ErrorKind};
 use crate::error::Result;
 use crate::events::{self, What};
@@ -21,6 +22,10 @@ use crate::supervisor::Daemon;
 
 /// Between two tries to have a majority keep the journal.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Later hosts may look so long at what keeps them from being patched, so many at once: apt's lists and packages come over the
+/// network.
+const AHEAD: Duration = Duration::from_secs(300);
+const AT_ONCE: usize = 16;
 /// A run is begun so often, should another one be begun at the same moment.
 const TRIES: u32 = 4;
 
@@ -391,6 +396,7 @@ impl Drive {
         // Somebody may have taken over while we were away: nothing is done before a majority has heard of us.
         self.may_go_on()?;
         self.write_for_sure(daemon, None, |_| ()).await?;
+        self.look_ahead(daemon).await?;
         loop {
             self.may_go_on()?;
             let wave = self.run().wave();
@@ -402,6 +408,52 @@ impl Drive {
             }
         }
         self.write(daemon, None, |run| (run.state, run.ended) = (State::Done, Some(Timestamp::now()))).await.map(drop)
+    }
+
+    /// Before the first pod moves, people are told what keeps hosts from being patched whose turn comes later. It keeps nobody
+    /// from going on: it may be mended by then, and is looked at again.
+    async fn look_ahead(&self, daemon: &Arc<Daemon>) -> Result<()> {
+        let run = self.run();
+        let first = run.wave();
+        let is_later = |host: &&HostRun| !first.contains(&host.host) && host.steps().contains(&Step::Check);
+        let later: Vec<HostRun> = run.hosts.iter().filter(is_later).cloned().collect();
+        let is_new = run.hosts.iter().all(|host| host.step == Step::Waiting);
+        if run.looked_ahead.is_some() || !is_new || later.is_empty() {
+            return Ok(());
+        }
+        let mut looks = stream::iter(later)
+            .map(|host| async {
+                let check = Order::Check { mechanism: host.mechanism };
+                let checked = orders::order::<Checked>(daemon, &run, &host.host, check).await;
+                (host, checked)
+            })
+            .buffer_unordered(AT_ONCE);
+        let look = async {
+            while let Some((host, checked)) = looks.next().await {
+                let foretold = match checked {
+                    Err(Refusal::Failed(ApiError { message: what, cure, .. })) => {
+                        Some(Foretold { at: Timestamp::now(), what, cure })
+                    }
+                    // Who cannot be asked now is asked in its turn.
+                    Ok(_) | Err(Refusal::Silent(_) | Refusal::Overtaken(_)) => None,
+                };
+                if foretold.is_some() || host.foretold.is_some() {
+                    self.write(daemon, Some(&host.host), of_host(&host.host, |host| host.foretold = foretold)).await?;
+                }
+            }
+            Ok::<_, ApiError>(())
+        };
+        let steered = async {
+            while self.may_go_on().is_ok() {
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        tokio::select! {
+            looked = tokio::time::timeout(AHEAD, look) => looked.unwrap_or(Ok(()))?,
+            () = steered => {}
+        }
+        self.may_go_on()?;
+        self.write(daemon, None, |run| run.looked_ahead = Some(Timestamp::now())).await.map(drop)
     }
 
     /// All steps of a host.

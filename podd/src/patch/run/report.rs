@@ -51,6 +51,10 @@ fn of_host(host: &HostRun) -> String {
         text += &trouble.cure.as_ref().map(|cure| format!("; cure: {cure}")).unwrap_or_default();
         text += "\n";
     }
+    if let Some(foretold) = &host.foretold {
+        let cure = foretold.cure.as_ref().map(|cure| format!("; cure: {cure}")).unwrap_or_default();
+        text += &format!("Before its turn, {:.0}, this stood in its way: {}{cure}\n", foretold.at, foretold.what);
+    }
     for remark in &host.remarks {
         text += &format!("Note: {remark}.\n");
     }

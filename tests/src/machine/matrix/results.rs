@@ -55,7 +55,7 @@ pub struct Move {
     pub agree: bool,
     /// When, UTC.
     pub at: String,
-    /// Commit whose podd it was; none: of before 2026-11-30, when this was not noted.
+    /// Commit of the checkout, `-dirty` if it had changes; none: of before 2026-11-30, when this was not noted.
     #[serde(default)]
     pub commit: Option<String>,
 }
