@@ -214,6 +214,14 @@ pub enum Message {
     },
 }
 
+/// Pieces up to this many bytes together wait for what comes next.
+const TOGETHER: usize = 32 << 10;
+
+async fn sent_in_time(sending: impl Future<Output = io::Result<()>>) -> Result<()> {
+    let sent = tokio::time::timeout(PATIENCE, sending).await;
+    sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).attempt("send to the other host")
+}
+
 /// A connection to the podd of another host.
 pub struct Peer {
     stream: TlsStream<TcpStream>,
@@ -222,6 +230,8 @@ pub struct Peer {
     /// Bytes that were compressed before they were sent.
     pub packed: u64,
     packing: Packing,
+    /// What waits to be sent with what comes next: many small pieces make one record of TLS, and one packet.
+    waiting: Vec<u8>,
 }
 
 impl Peer {
@@ -229,7 +239,7 @@ impl Peer {
     #[must_use]
     pub fn new(stream: TlsStream<TcpStream>) -> Self {
         let _ = trust::set_stall_limit(stream.get_ref().0, STALL);
-        Self { stream, sent: 0, packed: 0, packing: Packing::default() }
+        Self { stream, sent: 0, packed: 0, packing: Packing::default(), waiting: Vec::new() }
     }
 
     /// Calls a host of the fleet.
@@ -304,11 +314,28 @@ impl Peer {
 
     async fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.sent += bytes.len() as u64;
-        let written = tokio::time::timeout(PATIENCE, self.stream.write_all(bytes)).await;
-        written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).attempt("send to the other host")
+        if self.waiting.len() + bytes.len() > TOGETHER {
+            self.write_waiting().await?;
+        }
+        if bytes.len() > TOGETHER {
+            return sent_in_time(self.stream.write_all(bytes)).await;
+        }
+        self.waiting.extend_from_slice(bytes);
+        Ok(())
     }
 
-    async fn flush(&mut self) -> Result<()> {
+    async fn write_waiting(&mut self) -> Result<()> {
+        sent_in_time(self.stream.write_all(&self.waiting)).await?;
+        self.waiting.clear();
+        Ok(())
+    }
+
+    /// Sends what waits.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub async fn flush(&mut self) -> Result<()> {
+        self.write_waiting().await?;
         self.stream.flush().await.attempt("send to the other host")
     }
 

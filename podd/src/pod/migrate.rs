@@ -451,6 +451,8 @@ pub struct Run<'a> {
     flight: Option<Flight>,
     /// Kept until the move is over, like the flight.
     ahead: Ahead,
+    /// What the target was told to store without waiting until it has.
+    unanswered: u32,
     /// Held while the pod stands still.
     turn: Option<SemaphorePermit<'a>>,
     /// Nobody else may have the kernel tell what the pod writes.
@@ -508,6 +510,7 @@ impl<'a> Run<'a> {
             hold: None,
             flight: None,
             ahead: Ahead::default(),
+            unanswered: 0,
             turn: None,
             _followed: claim.follow().await,
             peer,
@@ -555,12 +558,11 @@ impl<'a> Run<'a> {
         let flight = Flight::new(self.daemon, &format!("{}-out", migration.id))?;
         let images = flight.path().to_owned();
         self.flight = Some(flight);
-        self.ahead = self.send_memory_ahead(record, &images).await?;
+        let ahead = self.send_memory_ahead(record, &images).await?;
+        self.take_along(ahead);
         if self.ahead.rounds > 0 {
             // The files have changed meanwhile.
             self.send_files(&mut sender, Mode::Live, BTreeSet::new()).await?;
-            self.rounds = self.ahead.rounds;
-            self.bytes.memory = self.ahead.bytes;
         }
         self.take_turn(record, &images, &mut sender).await?;
         self.hold = hold(self.daemon, record);
@@ -576,6 +578,7 @@ impl<'a> Run<'a> {
         // Before the freeze, so that after a crash recovery knows to thaw.
         migration.step = Step::Freezing;
         self.daemon.journal(migration, None)?;
+        self.send_last_round(record, &images).await?;
         self.say("freeze", 0, 0);
         self.peer.hasten();
         let frozen = freeze(self.daemon, record, self.hold.as_ref(), self.kernel)?;
@@ -583,6 +586,30 @@ impl<'a> Run<'a> {
         self.phases.freeze_ms = self.watch.lap();
         self.ahead.before_dump(&images).attempt("forget what was copied of processes that have ended")?;
         self.dump_and_send(record, dumper, frozen, &mut sender, &images).await
+    }
+
+    /// Sends what was written while all was made ready for the freeze. The target stores it while the pod is dumped: only the
+    /// answer to what comes next is waited for.
+    ///
+    /// # Errors
+    /// The connection broke.
+    async fn send_last_round(&mut self, record: &PodRecord, images: &Path) -> Result<()> {
+        if self.ahead.rounds > 0 && self.ahead.has_room {
+            let mut ahead = std::mem::take(&mut self.ahead);
+            self.send_unanswered(&mut ahead, record, images).await?;
+            self.peer.flush().await?;
+            self.unanswered += 1;
+            self.take_along(ahead);
+        }
+        Ok(())
+    }
+
+    /// Keeps what has gone ahead.
+    fn take_along(&mut self, ahead: Ahead) {
+        if ahead.rounds > 0 {
+            (self.rounds, self.bytes.memory) = (ahead.rounds, ahead.bytes);
+        }
+        self.ahead = ahead;
     }
 
     /// Waits until no other pod stands still for a move. Not for ever: that one's target may be away.
@@ -596,12 +623,9 @@ impl<'a> Run<'a> {
         // Memory and files may have changed meanwhile.
         let mut ahead = std::mem::take(&mut self.ahead);
         if ahead.rounds > 0 {
-            let round = self.send_round(&mut ahead, record, images).await?;
-            ahead.rounds = round.number;
-            ahead.bytes += round.bytes;
-            (self.rounds, self.bytes.memory) = (ahead.rounds, ahead.bytes);
+            self.send_round(&mut ahead, record, images).await?;
         }
-        self.ahead = ahead;
+        self.take_along(ahead);
         self.send_files(sender, Mode::Live, BTreeSet::new()).await.map(drop)
     }
 
@@ -726,10 +750,21 @@ impl<'a> Run<'a> {
         let report = report.attempt("read the files")?;
         *sender = Some(worker);
         self.bytes.files += report.bytes;
-        match self.peer.ask(&Message::FilesEnd).await? {
-            Message::Stored => Ok(report),
-            other => Err(unexpected(&other)),
+        self.peer.queue(&Message::FilesEnd).await?;
+        self.stored().await?;
+        Ok(report)
+    }
+
+    /// Sends what waits, and waits until the target has stored that, and all before.
+    pub(super) async fn stored(&mut self) -> Result<()> {
+        self.peer.flush().await?;
+        for _ in 0..=std::mem::take(&mut self.unanswered) {
+            match self.peer.receive().await? {
+                Message::Stored => {}
+                other => return Err(unexpected(&other)),
+            }
         }
+        Ok(())
     }
 
     /// While CRIU dumps into memory, the pages go over as they are written; then the last file changes. (Not before:

@@ -11,7 +11,7 @@ use super::migrate::Run;
 use super::state::PodRecord;
 use crate::api::ApiError;
 use crate::error::{Attempt, Result};
-use crate::peer::{Message, unexpected};
+use crate::peer::Message;
 
 /// A round of less than this is followed by the freeze, in bytes: the dump takes that along in some milliseconds.
 const SETTLED: u64 = 1 << 20;
@@ -38,6 +38,8 @@ pub struct Ahead {
     pub rounds: u32,
     /// Bytes of memory.
     pub bytes: u64,
+    /// There is room on the target for one more.
+    pub(super) has_room: bool,
 }
 
 impl Ahead {
@@ -70,8 +72,6 @@ impl Run<'_> {
         let (mut least, mut in_vain) = (u64::MAX, 0);
         for _ in 0..ROUNDS {
             let round = self.send_round(&mut ahead, record, images).await?;
-            ahead.rounds = round.number;
-            ahead.bytes += round.bytes;
             let took = begun.elapsed();
             tracing::debug!(pod = record.spec.name, round.number, round.bytes, ?took, "memory ahead");
             if round.number == 1 {
@@ -84,7 +84,8 @@ impl Run<'_> {
             let shrinks = round.bytes < least / 5 * 4;
             in_vain = if shrinks { 0 } else { in_vain + 1 };
             least = least.min(round.bytes);
-            if round.bytes < SETTLED || in_vain == IN_VAIN || ahead.bytes + round.bytes > most.0 || took > most.1 {
+            ahead.has_room = ahead.bytes + round.bytes <= most.0;
+            if round.bytes < SETTLED || in_vain == IN_VAIN || !ahead.has_room || took > most.1 {
                 break;
             }
         }
@@ -92,6 +93,17 @@ impl Run<'_> {
     }
 
     pub(super) async fn send_round(&mut self, ahead: &mut Ahead, record: &PodRecord, images: &Path) -> Result<Round> {
+        let round = self.send_unanswered(ahead, record, images).await?;
+        self.stored().await?;
+        Ok(round)
+    }
+
+    pub(super) async fn send_unanswered(
+        &mut self,
+        ahead: &mut Ahead,
+        record: &PodRecord,
+        images: &Path,
+    ) -> Result<Round> {
         let (queue, mut pieces) = mpsc::channel::<Piece>(8);
         let (cgroup, images) = (self.daemon.cgroup(&record.id), images.to_owned());
         let mut tracker = ahead.tracker.take().ok_or_else(|| ApiError::failed("an earlier round failed"))?;
@@ -111,9 +123,9 @@ impl Run<'_> {
         let (tracker, round) = copying.await.attempt("copy the pod's memory")?;
         ahead.tracker = Some(tracker);
         let round = round.attempt("copy the pod's memory")?;
-        match self.peer.ask(&Message::Round { number: round.number }).await? {
-            Message::Stored => Ok(round),
-            other => Err(unexpected(&other)),
-        }
+        self.peer.queue(&Message::Round { number: round.number }).await?;
+        ahead.rounds = round.number;
+        ahead.bytes += round.bytes;
+        Ok(round)
     }
 }

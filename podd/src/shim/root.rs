@@ -17,7 +17,8 @@ use crate::sys::namespaces::user_namespace;
 /// its working directory only: the folders above are closed to it.
 pub const ROOT: &str = "root";
 
-/// Enters a mount namespace in which the root will be, and returns where; makes the bundle the working directory.
+/// Enters a mount namespace in which the root will be, with its layers shifted to the pod's ids, and returns where; makes the
+/// bundle the working directory.
 ///
 /// # Errors
 /// With the step that failed.
@@ -25,7 +26,18 @@ pub fn place(config: &ShimConfig) -> io::Result<PathBuf> {
     step("make a mount namespace", mounts::private_mount_namespace())?;
     nix::unistd::chdir(&config.bundle)?;
     fs::create_dir_all(ROOT)?;
+    let ids = step("make the pod's id map", user_namespace(config.id_base))?;
+    for (layer, target) in config.layers.iter().zip(layers(config)) {
+        fs::create_dir_all(&target)?;
+        let shifted = mounts::id_mapped_bind(layer, Path::new(&target), ids.as_fd(), true);
+        step(&format!("shift the ids of layer {}", layer.display()), shifted)?;
+    }
     Ok(config.bundle.join(ROOT))
+}
+
+/// Where the layers are, relative to the bundle, lowest first.
+fn layers(config: &ShimConfig) -> impl Iterator<Item = String> {
+    (0..config.layers.len()).map(|i| format!("l/{i}"))
 }
 
 /// Assembles the root in [its place](place), from a writable layer that nobody else changes from now on.
@@ -33,15 +45,7 @@ pub fn place(config: &ShimConfig) -> io::Result<PathBuf> {
 /// # Errors
 /// With the step that failed.
 pub fn assemble(config: &ShimConfig) -> io::Result<()> {
-    let ids = step("make the pod's id map", user_namespace(config.id_base))?;
-    let mut lower = Vec::new();
-    for (i, layer) in config.layers.iter().enumerate() {
-        let target = format!("l/{i}");
-        fs::create_dir_all(&target)?;
-        let shifted = mounts::id_mapped_bind(layer, Path::new(&target), ids.as_fd(), true);
-        step(&format!("shift the ids of layer {}", layer.display()), shifted)?;
-        lower.push(target);
-    }
+    let lower: Vec<String> = layers(config).collect();
     // Both folders must lie on one mount, and its name must not tell where it is on the host.
     fs::create_dir_all("rw")?;
     step("show the writable layer", mounts::bind(&config.writable, Path::new("rw")))?;
