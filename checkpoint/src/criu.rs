@@ -204,7 +204,7 @@ impl Dumper {
             let reply = self.worker.receive()?;
             if reply.type_() != Criu_req_type::NOTIFY {
                 let judged = self.judge(&reply);
-                self.worker.finish();
+                self.worker.finish(judged.is_ok());
                 return judged;
             }
         }
@@ -242,16 +242,16 @@ pub fn restore(
     loop {
         let reply = worker.receive()?;
         if reply.type_() != Criu_req_type::NOTIFY {
-            worker.finish();
-            judge(&reply, RESTORE, &what.images.join("restore.log"))?;
-            return Ok(reply.restore.pid());
+            let judged = judge(&reply, RESTORE, &what.images.join("restore.log"));
+            worker.finish(judged.is_ok());
+            return judged.map(|()| reply.restore.pid());
         }
         let hook = Hook { name: reply.notify.script(), root_pid: reply.notify.pid, criu_pid: worker.pid() };
         if let Err(reason) = on_hook(hook) {
             let hook = hook.name.to_owned();
             worker.acknowledge(false)?;
             let _ = worker.receive();
-            worker.finish();
+            worker.finish(false);
             return Err(Error::Hook { hook, reason });
         }
         if reply.notify.script() == ALL_THERE {
@@ -270,7 +270,7 @@ pub fn restore(
 pub fn version(criu: &Path) -> Result<String, Error> {
     let mut worker = Worker::spawn(criu, "version query", Duration::from_secs(10))?;
     let reply = worker.ask(Criu_req_type::VERSION, None)?;
-    worker.finish();
+    worker.finish(false);
     let v = &reply.version;
     Ok(match v.sublevel {
         Some(sub) => format!("{}.{}.{sub}", v.major_number(), v.minor_number()),
@@ -459,9 +459,13 @@ impl Worker {
         Error::Broken { action: self.action, reason }
     }
 
-    /// Waits for the child after its last reply: it has nothing left to do but exit.
-    fn finish(mut self) {
-        self.reap();
+    /// Waits for the child after its last reply: it has nothing left to do but exit. In a thread of its own, if `later`: by then it
+    /// has let go of all processes, and a pod that stands still need not wait until it has given its memory back.
+    fn finish(mut self, later: bool) {
+        match later {
+            true => drop(std::thread::spawn(move || self.reap())),
+            false => self.reap(),
+        }
     }
 
     fn reap(&mut self) {
