@@ -58,26 +58,6 @@ fn target_before_the_commit_then_the_source_takes_the_pod_back() {
 }
 
 #[test]
-fn target_that_is_gone_for_good_then_the_source_takes_the_pod_back_when_somebody_says_so() {
-    let lab = Lab::up(2);
-    workload::redis(&lab, "a", "redis", "10.77.1.5");
-    assert!(lab.ok("a", &["exec", "redis", "--", "redis-cli", "set", "k", "kept"]).contains("OK"));
-    lab.fault("a", "source given pause 3000");
-    let mut mover = lab.podctl_command("a", &["migrate", "redis", "--to", "b"]);
-    let mover = mover.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("podctl starts");
-    eventually("the pod is given", LIMIT, || lab.state("a", "redis").as_deref() == Some("given"));
-    lab.script(&["crash", "b"]).must();
-    std::thread::sleep(Duration::from_secs(5));
-    assert_eq!(lab.state("a", "redis").as_deref(), Some("given"), "b might have it, for all that a knows");
-    lab.ok("a", &["host", "rm", "b", "--gone"]);
-    eventually("the source runs it again", LIMIT, || lab.state("a", "redis").as_deref() == Some("running"));
-    assert_eq!(value(&lab, "a"), "kept");
-    let said = mover.wait_with_output().expect("podctl ends");
-    let words = String::from_utf8_lossy(&said.stderr);
-    assert!(said.status.code() == Some(1) && words.contains("b was removed from the fleet"), "{words}");
-}
-
-#[test]
 fn target_after_the_commit_then_the_source_does_not_go_on_from_an_older_state() {
     let (lab, said) = power_cut("target", "committed", "b", |lab| {
         lab.state("b", "redis").as_deref() == Some("lost") && lab.state("a", "redis").is_none()

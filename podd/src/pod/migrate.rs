@@ -244,10 +244,6 @@ pub async fn conclude(
         match answer {
             Ok(answer @ (Message::Thawed | Message::Ended { .. } | Message::Lost { .. })) => break answer,
             Ok(other) => tracing::warn!(pod = migration.pod, error = %unexpected(&other), "commit not answered"),
-            // An operator has said that it is off and stays off (`podctl host rm --gone`): whatever it had is gone with it.
-            Err(_) if daemon.store.removed_hosts().is_ok_and(|gone| gone.contains(&migration.peer)) => {
-                break Message::Lost { reason: format!("{} was removed from the fleet", migration.peer) };
-            }
             Err(e) => {
                 tracing::warn!(pod = migration.pod, host = migration.peer, error = %e, "commit not answered; asking again")
             }
