@@ -204,7 +204,8 @@ impl Dumper {
             let reply = self.worker.receive()?;
             if reply.type_() != Criu_req_type::NOTIFY {
                 let judged = self.judge(&reply);
-                self.worker.finish(judged.is_ok());
+                // Its watch shuts the freezer at its end: not when somebody has thawed the pod meanwhile.
+                self.worker.finish();
                 return judged;
             }
         }
@@ -243,7 +244,11 @@ pub fn restore(
         let reply = worker.receive()?;
         if reply.type_() != Criu_req_type::NOTIFY {
             let judged = judge(&reply, RESTORE, &what.images.join("restore.log"));
-            worker.finish(judged.is_ok());
+            // It has let go of all processes, and only gives its memory back: nobody need stand still for that.
+            match judged.is_ok() {
+                true => worker.finish_later(),
+                false => worker.finish(),
+            }
             return judged.map(|()| reply.restore.pid());
         }
         let hook = Hook { name: reply.notify.script(), root_pid: reply.notify.pid, criu_pid: worker.pid() };
@@ -251,7 +256,7 @@ pub fn restore(
             let hook = hook.name.to_owned();
             worker.acknowledge(false)?;
             let _ = worker.receive();
-            worker.finish(false);
+            worker.finish();
             return Err(Error::Hook { hook, reason });
         }
         if reply.notify.script() == ALL_THERE {
@@ -270,7 +275,7 @@ pub fn restore(
 pub fn version(criu: &Path) -> Result<String, Error> {
     let mut worker = Worker::spawn(criu, "version query", Duration::from_secs(10))?;
     let reply = worker.ask(Criu_req_type::VERSION, None)?;
-    worker.finish(false);
+    worker.finish();
     let v = &reply.version;
     Ok(match v.sublevel {
         Some(sub) => format!("{}.{}.{sub}", v.major_number(), v.minor_number()),
@@ -459,13 +464,15 @@ impl Worker {
         Error::Broken { action: self.action, reason }
     }
 
-    /// Waits for the child after its last reply: it has nothing left to do but exit. In a thread of its own, if `later`: by then it
-    /// has let go of all processes, and a pod that stands still need not wait until it has given its memory back.
-    fn finish(mut self, later: bool) {
-        match later {
-            true => drop(std::thread::spawn(move || self.reap())),
-            false => self.reap(),
-        }
+    /// Waits for the child after its last reply: it has nothing left to do but exit.
+    fn finish(mut self) {
+        self.reap();
+    }
+
+    /// The same, in a thread of its own.
+    fn finish_later(self) {
+        // Without one, it is killed where it is, and reaped.
+        let _ = std::thread::Builder::new().spawn(move || self.finish());
     }
 
     fn reap(&mut self) {

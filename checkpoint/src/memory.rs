@@ -259,7 +259,7 @@ impl Tracker {
     ) -> io::Result<Round> {
         let stop = self.backend == Backend::SoftDirty;
         if stop {
-            still(true)?;
+            still(true).inspect_err(|_| drop(still(false)))?;
         }
         let written: Vec<Ranges> = self.processes.values_mut().map(Tracked::written).collect();
         if stop {

@@ -372,6 +372,14 @@ impl Peer {
     /// As [`Self::receive`]; a refusal becomes the error.
     pub async fn ask(&mut self, message: &Message) -> Result<Message> {
         self.send(message).await?;
+        self.answer().await
+    }
+
+    /// Receives what the other host says to what it was told.
+    ///
+    /// # Errors
+    /// As [`Self::receive`]; a refusal becomes the error.
+    pub async fn answer(&mut self) -> Result<Message> {
         match self.receive().await? {
             Message::Refused { reason } => Err(crate::api::ApiError::failed(reason)),
             answer => Ok(answer),

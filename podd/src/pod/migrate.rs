@@ -588,20 +588,24 @@ impl<'a> Run<'a> {
         self.dump_and_send(record, dumper, frozen, &mut sender, &images).await
     }
 
-    /// Sends what was written while all was made ready for the freeze. The target stores it while the pod is dumped: only the
-    /// answer to what comes next is waited for.
+    /// Sends what was written while all was made ready for the freeze, if that can be expected to be little. The target stores it
+    /// while the pod is dumped: only the answer to what comes next is waited for.
     ///
     /// # Errors
     /// The connection broke.
     async fn send_last_round(&mut self, record: &PodRecord, images: &Path) -> Result<()> {
-        if self.ahead.rounds > 0 && self.ahead.has_room {
-            let mut ahead = std::mem::take(&mut self.ahead);
-            self.send_unanswered(&mut ahead, record, images).await?;
-            self.peer.flush().await?;
-            self.unanswered += 1;
-            self.take_along(ahead);
+        if !self.ahead.is_worth_another() {
+            return Ok(());
         }
-        Ok(())
+        let mut ahead = std::mem::take(&mut self.ahead);
+        self.send_unanswered(&mut ahead, record, images).await?;
+        let is_little = ahead.is_worth_another();
+        self.take_along(ahead);
+        if !is_little {
+            return self.stored().await;
+        }
+        self.unanswered += 1;
+        self.peer.flush().await
     }
 
     /// Keeps what has gone ahead.
@@ -759,7 +763,7 @@ impl<'a> Run<'a> {
     pub(super) async fn stored(&mut self) -> Result<()> {
         self.peer.flush().await?;
         for _ in 0..=std::mem::take(&mut self.unanswered) {
-            match self.peer.receive().await? {
+            match self.peer.answer().await? {
                 Message::Stored => {}
                 other => return Err(unexpected(&other)),
             }

@@ -15,6 +15,8 @@ use crate::peer::Message;
 
 /// A round of less than this is followed by the freeze, in bytes: the dump takes that along in some milliseconds.
 const SETTLED: u64 = 1 << 20;
+/// A round of so much is loaded by the target while CRIU dumps the pod, in bytes.
+const LITTLE: u64 = 16 << 20;
 /// Time for all processes to stand still while their soft-dirty bits are read.
 const STILL_LIMIT: Duration = Duration::from_secs(5);
 /// Rounds, at most.
@@ -38,8 +40,10 @@ pub struct Ahead {
     pub rounds: u32,
     /// Bytes of memory.
     pub bytes: u64,
-    /// There is room on the target for one more.
-    pub(super) has_room: bool,
+    /// Bytes of the last round.
+    last: u64,
+    /// What the target has room for, in bytes.
+    room: u64,
 }
 
 impl Ahead {
@@ -47,6 +51,12 @@ impl Ahead {
     #[must_use]
     pub fn backend(&self) -> Option<Backend> {
         self.tracker.as_ref().filter(|_| self.rounds > 0).map(Tracker::backend)
+    }
+
+    /// Whether one more round right before the freeze makes it shorter: the target loads it while the pod is dumped.
+    #[must_use]
+    pub fn is_worth_another(&self) -> bool {
+        self.rounds > 0 && self.last <= LITTLE.min(self.room)
     }
 
     /// What the frozen pod's dump must know.
@@ -84,8 +94,8 @@ impl Run<'_> {
             let shrinks = round.bytes < least / 5 * 4;
             in_vain = if shrinks { 0 } else { in_vain + 1 };
             least = least.min(round.bytes);
-            ahead.has_room = ahead.bytes + round.bytes <= most.0;
-            if round.bytes < SETTLED || in_vain == IN_VAIN || !ahead.has_room || took > most.1 {
+            ahead.room = most.0.saturating_sub(ahead.bytes);
+            if round.bytes < SETTLED || in_vain == IN_VAIN || round.bytes > ahead.room || took > most.1 {
                 break;
             }
         }
@@ -126,6 +136,8 @@ impl Run<'_> {
         self.peer.queue(&Message::Round { number: round.number }).await?;
         ahead.rounds = round.number;
         ahead.bytes += round.bytes;
+        ahead.last = round.bytes;
+        ahead.room = ahead.room.saturating_sub(round.bytes);
         Ok(round)
     }
 }

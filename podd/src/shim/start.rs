@@ -89,8 +89,8 @@ fn prepare(config: &ShimConfig, cgroup: &Cgroup, pid: Pid) -> io::Result<()> {
     network::make_link(&config.link, pid.as_raw(), config.network.as_ref(), &[])
 }
 
-/// Has CRIU restore the pod. It is left frozen by its cgroup, with CRIU gone: only a thaw is missing, and whatever
-/// dies in the meantime, the pod stands still.
+/// Has CRIU restore the pod. It is left frozen by its cgroup; CRIU has let go of it, and is gone or about to go: only a thaw is
+/// missing, and whatever dies in the meantime, the pod stands still.
 ///
 /// # Errors
 /// With CRIU's reason; nothing of the pod is left.
