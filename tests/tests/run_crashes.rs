@@ -3,11 +3,10 @@
 //! A few cases are of every test run. All of them: `PODD_TEST_LIMIT=5400 scripts/test at_every_step --ignored`.
 #![allow(clippy::unwrap_used)]
 
-use std::ffi::OsStr;
-use std::fmt::Write as _;
-use std::fs::File;
-use std::io::Write as _;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -88,7 +87,7 @@ impl Case {
         let after_boot =
             self.patched == "a" && STEPS.iter().skip_while(|step| **step != "prove").any(|s| *s == self.step);
         match after_boot {
-            true => std::fs::write(fleet.file("a", "fault"), format!("{fault}\n")).unwrap(),
+            true => fs::write(fleet.file("a", "fault"), format!("{fault}\n")).unwrap(),
             false => lab.fault("a", &fault),
         }
         let run = lab.json("a", &["patch", "run", self.patched, "--detach"]);
@@ -109,7 +108,9 @@ impl Case {
             Dies::Podd => kill_podd(lab, self.of),
             Dies::Host => {
                 lab.script(&["crash", self.of]).must();
-                lab.script(&["up", "--hosts", &fleet.hosts.len().to_string()]).must();
+                // The run may have it boot again while it comes up.
+                let hosts = fleet.hosts.len().to_string();
+                self.until("all hosts are up", || lab.script(&["up", "--hosts", &hosts]).code == 0);
             }
             Dies::Cable => {
                 lab.script(&["cut", self.of]).must();
@@ -124,9 +125,13 @@ impl Case {
             matches!(state.as_str(), "done" | "stopped")
         });
         let report = lab.ok("a", &["patch", "history", &id]);
-        let stands: Vec<(&str, String)> =
-            fleet.hosts.iter().filter_map(|host| Some((*host, lab.state(host, "redis")?))).collect();
-        assert_eq!(stands.len(), 1, "in one place: {stands:?}: {report}");
+        // Who holds it for a host that died asks that host first.
+        let mut stands: Vec<(&str, String)> = Vec::new();
+        self.until("the pod is in one place", || {
+            stands = fleet.hosts.iter().filter_map(|host| Some((*host, lab.state(host, "redis")?))).collect();
+            assert!(stands.iter().filter(|(_, state)| state == "running").count() < 2, "{stands:?}: {report}");
+            stands.len() == 1
+        });
         if is_lost {
             return "the pod went with its host's power, which is told; nobody else has a copy";
         }
@@ -157,28 +162,23 @@ impl Case {
     }
 }
 
-/// `PODD_TEST_SKIP=N` leaves the first N out. With `PODD_TEST_REPORT=FOLDER` each result goes into a file there, of this name.
+/// Runs cases; of those of `PODD_TEST_CASES=3,36`, if that is set, only these. With `PODD_TEST_REPORT=FOLDER` the results go into
+/// a file of this name there.
 fn check(name: &str, cases: &[Case]) {
-    let skip = std::env::var("PODD_TEST_SKIP").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    let only = std::env::var("PODD_TEST_CASES").ok();
+    let only: Option<Vec<usize>> = only.map(|list| list.split(',').map(|n| n.trim().parse().unwrap()).collect());
+    let mut report = Report::open(name, cases.len(), only.is_some());
     let mut failed = String::new();
-    let mut report = std::env::var_os("PODD_TEST_REPORT").map(|folder| report(&folder, name, cases.len(), skip > 0));
-    for (n, case) in cases.iter().enumerate().skip(skip) {
+    for (n, case) in (1..).zip(cases).filter(|(n, _)| only.as_ref().is_none_or(|only| only.contains(n))) {
         let begun = Instant::now();
         let tried = case.tried();
-        eprintln!(
-            "{} of {}: {case:?}: {} ({:.1?})",
-            n + 1,
-            cases.len(),
-            tried.as_ref().map_or("FAILED", |became| *became),
-            begun.elapsed()
-        );
+        let (became, took) = (tried.as_ref().map_or("**failed**", |became| *became), begun.elapsed());
+        eprintln!("{n} of {}: {case:?}: {became} ({took:.1?})", cases.len());
         if let Some(report) = &mut report {
             let Case { patched, step, late, dies, of, .. } = case;
             let when = if *late { "in" } else { "before" };
-            let how = tried.as_ref().map_or("**failed**", |became| *became);
-            let took = begun.elapsed().as_secs_f64();
-            writeln!(report, "| {} | {patched} | {of}'s {dies:?} | {when} {step} | {how} | {took:.0} |", n + 1)
-                .unwrap();
+            let took = took.as_secs_f64();
+            report.add(n, format!("| {n} | {patched} | {of}'s {dies:?} | {when} {step} | {became} | {took:.0} |"));
         }
         if let Err(why) = tried {
             let _ = writeln!(failed, "{case:?}: {why}");
@@ -187,26 +187,38 @@ fn check(name: &str, cases: &[Case]) {
     assert!(failed.is_empty(), "{failed}");
 }
 
-/// The file for results, with its head unless it is to go on.
-fn report(folder: &OsStr, name: &str, cases: usize, goes_on: bool) -> File {
-    let path = Path::new(folder).join(format!("{name}.md"));
-    let mut file = File::options().create(true).append(true).open(path).unwrap();
-    if !goes_on {
-        file.set_len(0).unwrap();
+/// Results for people.
+struct Report {
+    path: PathBuf,
+    head: String,
+    rows: BTreeMap<usize, String>,
+}
+
+impl Report {
+    /// One that is there already goes on if `goes_on`.
+    fn open(name: &str, cases: usize, goes_on: bool) -> Option<Self> {
+        let path = Path::new(&std::env::var_os("PODD_TEST_REPORT")?).join(format!("{name}.md"));
         let said = |program: &str, arguments: &[&str]| {
             let out = Command::new(program).args(arguments).output().unwrap();
             String::from_utf8_lossy(&out.stdout).trim().to_owned()
         };
         let (commit, date) = (said("git", &["rev-parse", "--short", "HEAD"]), said("date", &["-u", "+%F %H:%M UTC"]));
-        write!(
-            file,
+        let head = format!(
             "# Patch runs in which something dies: {name}\n\n\
-             {cases} cases, of `tests/tests/run_crashes.rs` at commit {commit}, begun {date}.\n\n\
+             {cases} cases, of `tests/tests/run_crashes.rs` at commit {commit}, {date}.\n\n\
              | | patched | dies | when | what became of the run | s |\n|---|---|---|---|---|---|\n"
-        )
-        .unwrap();
+        );
+        let before = if goes_on { fs::read_to_string(&path).unwrap_or_default() } else { String::new() };
+        let number = |row: &str| row.split('|').nth(1)?.trim().parse().ok();
+        let rows = before.lines().filter_map(|row| Some((number(row)?, row.to_owned()))).collect();
+        Some(Self { path, head, rows })
     }
-    file
+
+    fn add(&mut self, n: usize, row: String) {
+        self.rows.insert(n, row);
+        let rows: Vec<&str> = self.rows.values().map(String::as_str).collect();
+        fs::write(&self.path, format!("{}{}\n", self.head, rows.join("\n"))).unwrap();
+    }
 }
 
 #[test]

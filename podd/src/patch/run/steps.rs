@@ -388,16 +388,35 @@ impl Drive {
         join_all(asked).await.into_iter().flatten().collect()
     }
 
+    /// All pods, once those that left this host are among them, and names of those that are not. A host may be silent for a moment.
+    async fn where_they_are(
+        &self,
+        daemon: &Arc<Daemon>,
+        host: &HostRun,
+    ) -> std::result::Result<(Vec<(String, PodStands)>, BTreeSet<String>), Halt> {
+        let begun = Instant::now();
+        loop {
+            let stands = self.stand(daemon).await;
+            let is_missing = |m: &&PodMove| m.done && !stands.iter().any(|(_, pod)| pod.id == m.id);
+            let missing: BTreeSet<String> = host.moves.iter().filter(is_missing).map(|m| m.pod.clone()).collect();
+            if missing.is_empty() || begun.elapsed() > SILENCE / 4 {
+                return Ok((stands, missing));
+            }
+            self.may_go_on()?;
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
     /// Has a host's pods come back: first one, then the others. What does not come is told, and no more.
     async fn bring_back(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
-        let left = |pod: &PodStands| host.moves.iter().any(|m| m.id == pod.id);
-        let away: Vec<(String, PodStands)> = self
-            .stand(daemon)
-            .await
-            .into_iter()
-            .filter(|(at, pod)| *at != host.host && pod.state == "running" && left(pod))
-            .collect();
         let remark = async |text: String| self.change(daemon, &host.host, |host| host.remarks.push(text)).await;
+        let (stands, missing) = self.where_they_are(daemon, host).await?;
+        for name in missing {
+            remark(format!("{name} does not come back: no host that answers has it")).await?;
+        }
+        let left = |pod: &PodStands| host.moves.iter().any(|m| m.id == pod.id);
+        let is_away = |(at, pod): &(String, PodStands)| *at != host.host && pod.state == "running" && left(pod);
+        let away: Vec<(String, PodStands)> = stands.into_iter().filter(is_away).collect();
         let come = async |(at, pod): &(String, PodStands)| -> std::result::Result<bool, Halt> {
             self.may_go_on()?;
             let came = self.send(daemon, host, pod, at, &host.host).await?;
