@@ -353,25 +353,30 @@ impl Drive {
     async fn all_run(&self, daemon: &Arc<Daemon>, host: &HostRun) -> std::result::Result<Proof, Halt> {
         let left = host.moves.iter().filter(|m| m.done).map(|m| (&m.id, m.pod.as_str()));
         let ids: BTreeMap<&String, &str> = left.chain(host.asleep.iter().map(|id| (id, id.as_str()))).collect();
+        // One that has ended by itself has.
+        let is_well = |pod: &PodStands| ["running", "exited"].contains(&pod.state.as_str());
+        let (_, missing) = self.stand_with(daemon, &ids, is_well).await?;
+        let seen = match missing.is_empty() {
+            true => format!("{} run", ids.len()),
+            false => format!("{} run(s) nowhere that answers", missing.join(", ")),
+        };
+        Ok(Proof { what: PODS.to_owned(), well: missing.is_empty(), seen })
+    }
+
+    /// All pods, once these are among them as they should be, and names of those that are not: a host may be silent for a moment.
+    async fn stand_with<'a>(
+        &self,
+        daemon: &Arc<Daemon>,
+        ids: &BTreeMap<&String, &'a str>,
+        is_well: impl Fn(&PodStands) -> bool,
+    ) -> std::result::Result<(Vec<(String, PodStands)>, Vec<&'a str>), Halt> {
         let begun = Instant::now();
         loop {
             let places = self.stand(daemon).await;
-            let missing: Vec<&str> = ids
-                .iter()
-                .filter(|(id, _)| {
-                    // One that has ended by itself has.
-                    let is_well = |pod: &PodStands| ["running", "exited"].contains(&pod.state.as_str());
-                    !places.iter().any(|(_, pod)| pod.id == ***id && is_well(pod))
-                })
-                .map(|(_, name)| *name)
-                .collect();
-            // A host may be silent for a moment.
+            let is_missing = |id: &String| !places.iter().any(|(_, pod)| pod.id == *id && is_well(pod));
+            let missing: Vec<&str> = ids.iter().filter(|(id, _)| is_missing(id)).map(|(_, name)| *name).collect();
             if missing.is_empty() || begun.elapsed() > SILENCE / 4 {
-                let seen = match missing.is_empty() {
-                    true => format!("{} run", ids.len()),
-                    false => format!("{} run(s) nowhere that answers", missing.join(", ")),
-                };
-                return Ok(Proof { what: PODS.to_owned(), well: missing.is_empty(), seen });
+                return Ok((places, missing));
             }
             self.may_go_on()?;
             tokio::time::sleep(PAUSE).await;
@@ -388,29 +393,12 @@ impl Drive {
         join_all(asked).await.into_iter().flatten().collect()
     }
 
-    /// All pods, once those that left this host are among them, and names of those that are not. A host may be silent for a moment.
-    async fn where_they_are(
-        &self,
-        daemon: &Arc<Daemon>,
-        host: &HostRun,
-    ) -> std::result::Result<(Vec<(String, PodStands)>, BTreeSet<String>), Halt> {
-        let begun = Instant::now();
-        loop {
-            let stands = self.stand(daemon).await;
-            let is_missing = |m: &&PodMove| m.done && !stands.iter().any(|(_, pod)| pod.id == m.id);
-            let missing: BTreeSet<String> = host.moves.iter().filter(is_missing).map(|m| m.pod.clone()).collect();
-            if missing.is_empty() || begun.elapsed() > SILENCE / 4 {
-                return Ok((stands, missing));
-            }
-            self.may_go_on()?;
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
-
     /// Has a host's pods come back: first one, then the others. What does not come is told, and no more.
     async fn bring_back(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
         let remark = async |text: String| self.change(daemon, &host.host, |host| host.remarks.push(text)).await;
-        let (stands, missing) = self.where_they_are(daemon, host).await?;
+        let ids: BTreeMap<&String, &str> =
+            host.moves.iter().filter(|m| m.done).map(|m| (&m.id, m.pod.as_str())).collect();
+        let (stands, missing) = self.stand_with(daemon, &ids, |_| true).await?;
         for name in missing {
             remark(format!("{name} does not come back: no host that answers has it")).await?;
         }
