@@ -2,11 +2,12 @@
 
 mod run;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use podd::api::{ApiError, ChooseRequest, StatusView};
 use podd::client::path;
 use podd::patch::decide::Verdict;
 use podd::patch::plan::Plan;
+use podd::patch::policy::words as length;
 use podd::patch::run::drive::Wish;
 
 use super::Podctl;
@@ -142,14 +143,22 @@ fn plan_in_words(plan: &Plan) -> String {
                 true => step.mechanism.verdict().to_owned(),
                 false => "leave: the hardware is failing".to_owned(),
             };
-            let pods = words::count(step.moves.len() as u32, "pod");
-            [step.wave.to_string(), step.host.clone(), how, pods, step.why.clone()]
+            let pods = match step.sleeps.len() {
+                0 => words::count(step.moves.len() as u32, "pod"),
+                asleep => format!("{asleep} asleep"),
+            };
+            let takes = step.takes_s.and_then(|seconds| i64::try_from(seconds).ok()).map(SignedDuration::from_secs);
+            let takes = takes.map_or_else(|| "not known".to_owned(), length);
+            [step.wave.to_string(), step.host.clone(), how, pods, takes, step.why.clone()]
         });
-        text += &table(["WAVE", "HOST", "STEP", "MOVES", "WHY"], rows);
+        text += &table(["WAVE", "HOST", "STEP", "MOVES", "TAKES", "WHY"], rows);
     }
-    let moves = plan.steps.iter().flat_map(|step| step.moves.iter().map(move |m| (step, m)));
-    let rows = moves
-        .map(|(step, m)| [m.pod.clone(), step.host.clone(), m.to.clone(), format!("{} ms", words::ms(m.blackout_ms))]);
+    let silent = |ms: Option<f64>| ms.map_or_else(|| "not known".to_owned(), |ms| format!("{} ms", words::ms(ms)));
+    let rows = plan.steps.iter().flat_map(|step| {
+        let row = |pod: &String, to: &str, ms| [pod.clone(), step.host.clone(), to.to_owned(), silent(ms)];
+        let moves = step.moves.iter().map(move |m| row(&m.pod, &m.to, Some(m.blackout_ms)));
+        moves.chain(step.sleeps.iter().map(move |sleep| row(&sleep.pod, "stays, asleep", sleep.asleep_ms)))
+    });
     if rows.clone().next().is_some() {
         text += "\n";
         text += &table(["POD", "FROM", "TO", "SILENT"], rows);
@@ -166,7 +175,7 @@ fn plan_in_words(plan: &Plan) -> String {
 #[cfg(test)]
 mod tests {
     use podd::patch::decide::Mechanism;
-    use podd::patch::plan::{Left, Move, Step};
+    use podd::patch::plan::{Left, Move, Sleep, Step};
 
     use super::*;
 
@@ -174,11 +183,15 @@ mod tests {
     fn a_plan_in_words() {
         let moves = vec![Move { pod: "web".into(), to: "b".into(), blackout_ms: 94.4 }];
         let (host, why) = ("a".to_owned(), "the window night is open".to_owned());
-        let step = Step { wave: 1, host, mechanism: Mechanism::Evacuate, patch: true, moves, why };
+        let (mechanism, takes_s) = (Mechanism::Evacuate, Some(300));
+        let away = Step { wave: 1, host, mechanism, patch: true, moves, sleeps: vec![], takes_s, why: why.clone() };
+        let sleeps = vec![Sleep { pod: "db".into(), asleep_ms: None }];
+        let (host, mechanism, moves) = ("d".to_owned(), Mechanism::InPlace, vec![]);
+        let stays = Step { wave: 2, host, mechanism, patch: true, moves, sleeps, takes_s: None, why };
         let left =
             Left { host: "c".into(), why: "it is blocked: linux is held".into(), cure: "apt-mark unhold linux".into() };
         assert_eq!(
-            plan_in_words(&Plan { steps: vec![step], left: vec![left] }),
+            plan_in_words(&Plan { steps: vec![away, stays], left: vec![left] }),
             "\
 WAVE  HOST  STEP                 MOVES  WHY
 1     a     evacuate-and-reboot  1 pod  the window night is open

@@ -41,6 +41,9 @@ pub struct Host {
     pub cordoned: Option<String>,
     /// Its running pods.
     pub pods: Vec<Pod>,
+    /// How long its pods would sleep while it boots, in ms; none: that is not known.
+    #[serde(default)]
+    pub asleep_ms: Option<f64>,
     /// It does not answer.
     #[serde(default)]
     pub is_away: bool,
@@ -86,8 +89,23 @@ pub struct Step {
     pub patch: bool,
     /// Where its pods go; they come back afterwards, unless the host is failing.
     pub moves: Vec<Move>,
+    /// Pods that sleep there while it boots.
+    #[serde(default)]
+    pub sleeps: Vec<Sleep>,
+    /// How long all of it is likely to take, in seconds; none: that is not known.
+    #[serde(default)]
+    pub takes_s: Option<u64>,
     /// Why it is done, and now.
     pub why: String,
+}
+
+/// A pod that would sleep on its host while that boots.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sleep {
+    /// The pod.
+    pub pod: String,
+    /// So long, in ms; none: that is not known.
+    pub asleep_ms: Option<f64>,
 }
 
 /// Where a pod would go.
@@ -191,9 +209,14 @@ pub fn plan(hosts: &[Host], policy: &Policy, coordinator: &str) -> Plan {
             fleet.first_free.clone_from(&fleet.free);
             fleet.first_came.clone_from(&fleet.came);
         }
+        let sleep = |pod: &Pod| Sleep { pod: pod.name.clone(), asleep_ms: host.asleep_ms };
+        let sleeps = match due.mechanism {
+            Mechanism::InPlace => host.pods.iter().map(sleep).collect(),
+            Mechanism::LivePatch | Mechanism::Restart | Mechanism::Evacuate => Vec::new(),
+        };
         let why = host.decision.chain.last().cloned().unwrap_or_default();
         let (host, mechanism, patch) = (host.name.clone(), due.mechanism, due.patch);
-        steps.push(Step { wave, host, mechanism, patch, moves, why });
+        steps.push(Step { wave, host, mechanism, patch, moves, sleeps, takes_s: None, why });
     }
     Plan { steps, left }
 }

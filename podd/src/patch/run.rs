@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use report::markdown;
 
 use super::decide::Mechanism;
-use super::plan::Plan;
+use super::plan::{Plan, Sleep};
 use super::policy::RunPolicy;
 
 /// A patch run.
@@ -91,6 +91,9 @@ pub struct HostRun {
     pub mechanism: Mechanism,
     /// Whether it is patched: hardware that fails is only left.
     pub patch: bool,
+    /// How long all of it was likely to take, in seconds; none: that was not known.
+    #[serde(default)]
+    pub expected_s: Option<u64>,
     /// Why.
     pub why: String,
     /// What is being done.
@@ -110,6 +113,9 @@ pub struct HostRun {
     pub places: BTreeMap<String, String>,
     /// Ids of pods that sleep on its disk while it boots.
     pub asleep: Vec<String>,
+    /// How long they slept.
+    #[serde(default)]
+    pub slept: Vec<Sleep>,
     /// Pods that leave it, and that come back.
     pub moves: Vec<PodMove>,
     /// What was looked at afterwards.
@@ -384,11 +390,26 @@ impl HostRun {
         (prove > reboot).then(|| prove.duration_since(reboot))
     }
 
+    /// How long all of it took, in seconds; none: it did not come to its end.
+    fn took_s(&self) -> Option<u64> {
+        let (first, last) = (self.begun.first()?, self.begun.last()?);
+        (self.step == Step::Done).then(|| last.at.duration_since(first.at).unsigned_abs().as_secs())
+    }
+
     /// When the present step began.
     #[must_use]
     pub fn since(&self) -> Option<Timestamp> {
         self.begun.last().map(|begun| begun.at)
     }
+}
+
+/// How long a host takes by these means, in seconds: the median of those of these runs; none: there are none.
+#[must_use]
+pub fn usual_s(runs: &[Run], mechanism: Mechanism, patch: bool) -> Option<u64> {
+    let alike = runs.iter().flat_map(|run| &run.hosts).filter(|host| (host.mechanism, host.patch) == (mechanism, patch));
+    let mut took: Vec<u64> = alike.filter_map(HostRun::took_s).collect();
+    took.sort_unstable();
+    took.get(took.len() / 2).copied()
 }
 
 impl Run {
@@ -400,6 +421,7 @@ impl Run {
             wave: step.wave,
             mechanism: step.mechanism,
             patch: step.patch,
+            expected_s: step.takes_s,
             why: step.why.clone(),
             step: Step::Waiting,
             begun: Vec::new(),
@@ -409,6 +431,7 @@ impl Run {
             change: None,
             places: step.moves.iter().map(|m| (m.pod.clone(), m.to.clone())).collect(),
             asleep: Vec::new(),
+            slept: Vec::new(),
             moves: Vec::new(),
             proofs: Vec::new(),
             trouble: None,
@@ -561,18 +584,13 @@ impl Run {
         }
     }
 
-    /// About how much longer it takes, in seconds, by the hosts that are done; none: not known yet.
+    /// About how much longer it takes, in seconds: by hosts of this run that are done by the same means, else by what was expected;
+    /// none: of a host neither is known.
     #[must_use]
     pub fn left_s(&self, now: Timestamp) -> Option<u64> {
-        let took = |host: &HostRun| {
-            let (first, last) = (host.begun.first()?, host.begun.last()?);
-            (host.step == Step::Done).then(|| last.at.duration_since(first.at).unsigned_abs().as_secs())
-        };
-        let mut done: Vec<u64> = self.hosts.iter().filter_map(took).collect();
-        done.sort_unstable();
-        let usual = *done.get(done.len() / 2)?;
         let mut waves: BTreeMap<usize, u64> = BTreeMap::new();
         for host in self.hosts.iter().filter(|host| !host.step.is_final()) {
+            let usual = usual_s(std::slice::from_ref(self), host.mechanism, host.patch).or(host.expected_s)?;
             let begun = host.begun.first().map_or(0, |begun| now.duration_since(begun.at).unsigned_abs().as_secs());
             let left = waves.entry(host.wave).or_default();
             *left = (*left).max(usual.saturating_sub(begun));

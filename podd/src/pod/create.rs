@@ -61,6 +61,7 @@ pub fn create(daemon: &Daemon, mut spec: PodSpec, progress: &mut dyn FnMut(Progr
         relies_on: None,
         wakes: false,
         failed_on: BTreeSet::new(),
+        slept: None,
         last_checkpoint: None,
         state: PodState::Created,
         spec,

@@ -42,6 +42,9 @@ pub struct PodRecord {
     /// It was put to sleep while its host boots: podd wakes it up.
     #[serde(default)]
     pub wakes: bool,
+    /// Its last sleep while its host booted.
+    #[serde(default)]
+    pub slept: Option<Slept>,
     /// Hosts that could not restore it, in a move or a rehearsal, since one could.
     #[serde(default)]
     pub failed_on: BTreeSet<String>,
@@ -83,6 +86,23 @@ impl PodRecord {
     #[must_use]
     pub fn oldest_kernel(&self) -> KernelVersion {
         self.relies_on.as_ref().map_or_else(KernelVersion::default, |r| r.kernel)
+    }
+}
+
+/// A sleep while a host boots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slept {
+    /// When it began to stand still.
+    pub since: Timestamp,
+    /// When it ran again; none: it does not yet.
+    pub until: Option<Timestamp>,
+}
+
+impl Slept {
+    /// How long, in ms; none: it sleeps still.
+    #[must_use]
+    pub fn ms(&self) -> Option<f64> {
+        Some(self.until?.duration_since(self.since).as_secs_f64() * 1e3)
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use axum::extract::State;
 use checkpoint::compat::{Finding, Verdict};
 use futures_util::future::join_all;
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::http::{Answer, App, Asked, json};
@@ -15,8 +16,8 @@ use crate::error::Result;
 use crate::patch::decide::Decision;
 use crate::patch::facts::Missing;
 use crate::patch::plan::{self, Host, Left, Move, Plan, Pod, Step};
-use crate::patch::run::orders;
-use crate::patch::watch;
+use crate::patch::run::{orders, usual_s};
+use crate::patch::{mechanism, watch};
 use crate::peer;
 use crate::pod::state::PodState;
 use crate::pod::{migrate, predict, preflight};
@@ -51,8 +52,12 @@ pub async fn made(daemon: &Arc<Daemon>, host: Option<&str>) -> Result<Plan> {
         return Err(daemon.host(host).err().unwrap_or_else(|| ApiError::not_found(format!("no host {host}"))));
     }
     let policy = watch::policy(daemon).0.unwrap_or_default();
+    let past = daemon.store.runs(Timestamp::MIN)?;
     for round in 1.. {
         let mut plan = plan::plan(&hosts, &policy, &daemon.config.host);
+        for step in &mut plan.steps {
+            step.takes_s = usual_s(&past, step.mechanism, step.patch);
+        }
         if let Some(host) = host {
             plan.steps.retain(|step| step.host == host);
             plan.left.retain(|left| left.host == host);
@@ -145,6 +150,7 @@ pub async fn own(daemon: &Arc<Daemon>) -> Result<Host> {
             available: facts.memory.available.min(facts.image_space.free_bytes),
             cordoned: orders::cordoned(daemon)?.map(|cordon| cordon.in_words()),
             pods: pods.collect::<Result<_>>()?,
+            asleep_ms: mechanism::expected_in_place_ms(daemon)?,
             is_away: false,
         })
     })
@@ -155,7 +161,8 @@ fn silent(name: String, error: ApiError) -> Host {
     let cure = format!("see that podd runs on {name} and can be reached");
     let decision = Decision::unknown(Missing { what: error.message, cure });
     let (kernel, cpu, pods) = (checkpoint::baseline::OLDEST_KERNEL, checkpoint::host::Cpu::default(), Vec::new());
-    Host { name, decision, kernel, domain: None, cpu, memory: 0, available: 0, cordoned: None, pods, is_away }
+    let (domain, cordoned, asleep_ms) = (None, None, None);
+    Host { name, decision, kernel, domain, cpu, memory: 0, available: 0, cordoned, pods, asleep_ms, is_away }
 }
 
 /// Moves of a plan that preflight refuses.

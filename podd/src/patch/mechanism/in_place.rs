@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt, stream};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::api::ApiError;
 use crate::error::{Attempt, Result};
@@ -18,7 +18,7 @@ use crate::patch::told;
 use crate::pod::checkpoint::{self, Options};
 use crate::pod::preflight::{self, refuse_unless_go};
 use crate::pod::restore;
-use crate::pod::state::{PodRecord, PodState};
+use crate::pod::state::{PodRecord, PodState, Slept};
 use crate::reserved;
 use crate::supervisor::{Daemon, Doing};
 use crate::sys::network;
@@ -94,12 +94,19 @@ async fn put_to_sleep(daemon: &Arc<Daemon>, run: (&str, u64), id: String) -> Res
     }
     let notice = told::settled(daemon, &id).await?;
     // Before it sleeps: whatever ends us then, it wakes up again.
-    claim.update(daemon, |record| record.wakes = true)?;
+    claim.update(daemon, |record| (record.wakes, record.slept) = (true, None))?;
     let options = Options { output: None, leave_running: false, compress: false, whole: false };
-    if let Err(error) = checkpoint::checkpoint(daemon, &claim, options).await {
-        claim.update(daemon, |record| record.wakes = false)?;
-        told::unsettled(daemon, &id, notice).await?;
-        return Err(error);
+    match checkpoint::checkpoint(daemon, &claim, options).await {
+        Ok(report) => {
+            let frozen = SignedDuration::from_secs_f64(report.frozen_ms / 1e3);
+            let slept = Timestamp::now().checked_sub(frozen).ok().map(|since| Slept { since, until: None });
+            claim.update(daemon, |record| record.slept = slept)?;
+        }
+        Err(error) => {
+            claim.update(daemon, |record| record.wakes = false)?;
+            told::unsettled(daemon, &id, notice).await?;
+            return Err(error);
+        }
     }
     let (daemon, image) = (daemon.clone(), daemon.config.own_image(&id));
     let kept = tokio::task::spawn_blocking(move || reserved::keep(&daemon.config, &image)).await;
@@ -134,7 +141,12 @@ async fn wake_up(daemon: &Arc<Daemon>, id: String) -> Result<()> {
         Err(error) => tracing::error!(pod = record.spec.name, error = error.message, "it does not wake up"),
     }
     resumed?;
-    claim.update(daemon, |record| record.wakes = false)?;
+    claim.update(daemon, |record| {
+        record.wakes = false;
+        if let Some(slept) = &mut record.slept {
+            slept.until = Some(Timestamp::now());
+        }
+    })?;
     Ok(())
 }
 

@@ -20,10 +20,12 @@ use crate::supervisor::{Daemon, Doing};
 #[must_use]
 pub fn stand(daemon: &Daemon) -> Vec<PodStands> {
     let view = |pod: Arc<crate::supervisor::Pod>| {
-        let (view, state) = (daemon.view(&pod), pod.record().state);
-        let is_moving = matches!(state, PodState::Arriving { .. } | PodState::Given { .. });
+        let (view, record) = (daemon.view(&pod), pod.record());
+        let is_moving = matches!(record.state, PodState::Arriving { .. } | PodState::Given { .. });
         let health = view.health.map(|health| health.state);
-        PodStands { id: view.id, name: view.name, state: view.state, is_moving, health, group: pod.record().spec.group }
+        let slept_ms = record.slept.and_then(|slept| slept.ms());
+        let group = record.spec.group;
+        PodStands { id: view.id, name: view.name, state: view.state, is_moving, health, group, slept_ms }
     };
     daemon.pods().into_iter().map(view).collect()
 }

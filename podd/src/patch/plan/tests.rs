@@ -29,6 +29,7 @@ fn host(name: &str, decision: Decision, pods: Vec<Pod>) -> Host {
         available: 6 * GB,
         cordoned: None,
         pods,
+        asleep_ms: None,
         is_away: false,
     }
 }
@@ -53,6 +54,14 @@ fn policy(max_unavailable: u32) -> Policy {
     let mut policy = Policy::default();
     policy.limits.max_unavailable = max_unavailable;
     policy
+}
+
+#[test]
+fn pods_of_a_host_that_is_patched_in_place_sleep_there() {
+    let stays = host("a", due(Mechanism::InPlace), vec![pod("p", GB)]);
+    let plan = plan(&[Host { asleep_ms: Some(20_000.0), ..stays }], &policy(1), "a");
+    assert_eq!(plan.steps[0].sleeps, [Sleep { pod: "p".to_owned(), asleep_ms: Some(20_000.0) }]);
+    assert!(plan.steps[0].moves.is_empty());
 }
 
 #[test]

@@ -136,7 +136,7 @@ pub enum Order {
 }
 
 /// How a pod is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PodStands {
     /// Its id.
     pub id: String,
@@ -151,6 +151,9 @@ pub struct PodStands {
     /// No two pods of a group go to one host.
     #[serde(default)]
     pub group: Option<String>,
+    /// How long it slept, the last time that its host booted, in ms.
+    #[serde(default)]
+    pub slept_ms: Option<f64>,
 }
 
 /// A host can be patched.

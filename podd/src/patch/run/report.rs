@@ -22,20 +22,27 @@ pub fn markdown(run: &Run) -> String {
     for host in &run.hosts {
         text += &of_host(host);
     }
-    let moves: Vec<_> = run.hosts.iter().flat_map(|host| &host.moves).collect();
-    if !moves.is_empty() {
-        text += "\n## Pods\n\n| pod | from | to | silent |\n|---|---|---|---|\n";
-        for m in moves {
-            let silent = match (m.done, m.blackout_ms, &m.error) {
-                (_, _, Some(error)) => error.clone(),
-                (true, Some(ms), None) => format!("{ms:.0} ms"),
-                (true, None, None) => "not known".to_owned(),
-                (false, _, None) => "under way".to_owned(),
-            };
-            text += &format!("| {} | {} | {} | {} |\n", m.pod, m.from, m.to, cell(&silent));
-        }
+    let pods: String = run.hosts.iter().map(pods_of).collect();
+    if !pods.is_empty() {
+        text += &format!("\n## Pods\n\n| pod | from | to | silent |\n|---|---|---|---|\n{pods}");
     }
     text
+}
+
+fn pods_of(host: &HostRun) -> String {
+    let for_so_long = |ms: Option<f64>| ms.map_or_else(|| "not known".to_owned(), |ms| format!("{ms:.0} ms"));
+    let moved = host.moves.iter().map(|m| {
+        let silent = match (m.done, &m.error) {
+            (_, Some(error)) => error.clone(),
+            (true, None) => for_so_long(m.blackout_ms),
+            (false, None) => "under way".to_owned(),
+        };
+        format!("| {} | {} | {} | {} |\n", m.pod, m.from, m.to, cell(&silent))
+    });
+    let slept = host.slept.iter().map(|slept| {
+        format!("| {} | {} | stayed, asleep | {} |\n", slept.pod, host.host, for_so_long(slept.asleep_ms))
+    });
+    moved.chain(slept).collect()
 }
 
 fn of_host(host: &HostRun) -> String {

@@ -16,6 +16,7 @@ use super::{HostRun, PodMove, Proof, Step, Trouble};
 use crate::api::{ApiError, ErrorKind, HealthState};
 use crate::error::{Attempt, Result};
 use crate::patch::decide::Mechanism;
+use crate::patch::plan::Sleep;
 use crate::patch::policy::words;
 use crate::supervisor::Daemon;
 
@@ -355,7 +356,10 @@ impl Drive {
         let ids: BTreeMap<&String, &str> = left.chain(host.asleep.iter().map(|id| (id, id.as_str()))).collect();
         // One that has ended by itself has.
         let is_well = |pod: &PodStands| ["running", "exited"].contains(&pod.state.as_str());
-        let (_, missing) = self.stand_with(daemon, &ids, is_well).await?;
+        let (stands, missing) = self.stand_with(daemon, &ids, is_well).await?;
+        let slept = stands.into_iter().filter(|(_, pod)| host.asleep.contains(&pod.id));
+        let slept = slept.map(|(_, pod)| Sleep { pod: pod.name, asleep_ms: pod.slept_ms }).collect();
+        self.change(daemon, &host.host, |host| host.slept = slept).await?;
         let seen = match missing.is_empty() {
             true => format!("{} run", ids.len()),
             false => format!("{} run(s) nowhere that answers", missing.join(", ")),

@@ -24,6 +24,8 @@ fn run(hosts: usize) -> Run {
         mechanism: Mechanism::Evacuate,
         patch: true,
         moves: Vec::new(),
+        sleeps: Vec::new(),
+        takes_s: None,
         why: "due".to_owned(),
     };
     let plan = Plan { steps: (0..hosts).map(step).collect(), left: Vec::new() };
@@ -201,6 +203,21 @@ fn the_report_has_every_step_and_every_pod() {
     }
     assert_eq!(run.left_s(at(100)), Some(0));
 }
+
+#[test]
+fn what_is_left_is_told_by_hosts_that_are_done_else_by_what_was_expected() {
+    let mut run = run(3);
+    assert_eq!(run.left_s(at(0)), None, "nobody knows");
+    (run.hosts[0].expected_s, run.hosts[1].expected_s) = (Some(100), Some(100));
+    (run.hosts[2].wave, run.hosts[2].expected_s, run.hosts[2].mechanism) = (2, Some(30), Mechanism::InPlace);
+    assert_eq!(run.left_s(at(0)), Some(200), "the last two are patched at the same time");
+    run.hosts[0].begin(Step::Check, at(0));
+    assert_eq!(run.left_s(at(40)), Some(160));
+    run.hosts[0].begin(Step::Done, at(60));
+    assert_eq!(run.left_s(at(60)), Some(60), "this one took 60 s");
+    assert_eq!(usual_s(&[run], Mechanism::InPlace, true), None);
+}
+
 
 proptest! {
     /// Whoever has a majority for an open run has it for one run only, whatever the order in which hosts are asked.
