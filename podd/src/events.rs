@@ -248,6 +248,21 @@ impl What {
         }
     }
 
+    /// Of a run whose coordinator is away.
+    #[must_use]
+    pub fn stands_still(run: &Run) -> Self {
+        let coordinator = &run.coordinator;
+        Self::Run {
+            run: run.id.clone(),
+            state: run.state.word().to_owned(),
+            on: Some(coordinator.clone()),
+            step: run.host(coordinator).map(|host| host.step.word().to_owned()),
+            text: format!(
+                "it stands still: {coordinator}, which carries it out, does not answer; `podctl patch resume` on another host has that one take over"
+            ),
+        }
+    }
+
     /// Of a move that has ended; none if it was a rehearsal, or goes on.
     #[must_use]
     pub fn of(migration: &Migration, host: &str) -> Option<Self> {

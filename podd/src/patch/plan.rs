@@ -2,7 +2,7 @@
 //! hosts before, and asks each move's preflight afterwards.
 //!
 //! 1. Hosts are touched by the mildest means that [`decide`](super::decide) found, and only when they are due.
-//! 2. Mild means (nothing moves) come first; of each kind one host, the *canary*, goes alone. The coordinator goes last.
+//! 2. Mild means (nothing moves) come first; of each kind one host, the *canary*, goes alone. The coordinator goes last of all.
 //! 3. At most `max-unavailable` hosts are away together, no two of one failure domain: a *wave*. Those that do not answer are away.
 //! 4. Pods of a host that is evacuated go where they fit: memory twice for a moment, a kernel and a processor that they can do with,
 //!    no other pod of their group; rather to hosts that need no patch (any more), the emptiest first. The fleet keeps its headroom.
@@ -145,7 +145,7 @@ pub fn plan(hosts: &[Host], policy: &Policy, coordinator: &str) -> Plan {
     due.sort_by_key(|due| {
         let host = &hosts[due.index];
         let load: u64 = host.pods.iter().map(|pod| pod.memory).sum();
-        (due.mechanism, host.name == coordinator, host.pods.len(), load, &host.name)
+        (host.name == coordinator, due.mechanism, host.pods.len(), load, &host.name)
     });
     let mut fleet = Fleet::new(hosts, &due, policy);
     let (mut steps, mut wave, mut together) = (Vec::new(), 0, 0);
@@ -203,11 +203,10 @@ pub fn plan(hosts: &[Host], policy: &Policy, coordinator: &str) -> Plan {
         (before, together) = (Some(due.mechanism), together + 1);
         fleet.domains.extend(host.domain.as_deref());
         fleet.patched[due.index] = due.patch;
-        if !due.patch {
-            leaves = true;
-            // Nobody comes back to a host that is failing.
-            fleet.first_free.clone_from(&fleet.free);
-            fleet.first_came.clone_from(&fleet.came);
+        leaves |= !due.patch;
+        // Nobody comes back to a host that is failing.
+        if !due.patch || !policy.run.return_pods {
+            fleet.stay(due.index, &moves);
         }
         let sleep = |pod: &Pod| Sleep { pod: pod.name.clone(), asleep_ms: host.asleep_ms };
         let sleeps = match due.mechanism {
@@ -219,6 +218,21 @@ pub fn plan(hosts: &[Host], policy: &Policy, coordinator: &str) -> Plan {
         steps.push(Step { wave, host, mechanism, patch, moves, sleeps, takes_s: None, why });
     }
     Plan { steps, left }
+}
+
+/// Hosts to which a pod of this host can go as they are now, the best first.
+#[must_use]
+pub fn candidates(hosts: &[Host], from: &str, pod: &Pod, policy: &Policy) -> Vec<String> {
+    let is_due = |(index, host): (usize, &Host)| {
+        let (mechanism, patch) = wanted(host).ok()??;
+        Some(Due { index, mechanism, patch })
+    };
+    let due: Vec<Due> = hosts.iter().enumerate().filter_map(is_due).collect();
+    let mut fleet = Fleet::new(hosts, &due, policy);
+    fleet.away.extend(hosts.iter().position(|host| host.name == from));
+    let mut fit: Vec<usize> = (0..hosts.len()).filter(|index| fleet.obstacle(*index, pod).is_none()).collect();
+    fit.sort_by_key(|index| Reverse(fleet.rank(*index)));
+    fit.into_iter().map(|index| hosts[index].name.clone()).collect()
 }
 
 /// What is to be done to a host now.
@@ -249,6 +263,8 @@ struct Due {
 /// The fleet while a wave is away. Pods are back when the next one begins.
 struct Fleet<'a> {
     hosts: &'a [Host],
+    /// Where pods are, by the indices of their hosts: they may not come back.
+    pods: Vec<Vec<&'a Pod>>,
     headroom: u8,
     /// The present wave is a canary's.
     canary: bool,
@@ -284,6 +300,7 @@ impl<'a> Fleet<'a> {
         };
         Self {
             hosts,
+            pods: hosts.iter().map(|host| host.pods.iter().collect()).collect(),
             headroom: policy.limits.headroom,
             canary: false,
             patched,
@@ -340,7 +357,7 @@ impl<'a> Fleet<'a> {
 
     fn place_all(&mut self, index: usize) -> Result<Vec<Move>, String> {
         let hosts = self.hosts;
-        let mut pods: Vec<&Pod> = hosts[index].pods.iter().collect();
+        let mut pods = self.pods[index].clone();
         pods.sort_by_key(|pod| (Reverse(pod.memory), &pod.name));
         let mut moves = Vec::new();
         for pod in pods {
@@ -364,10 +381,29 @@ impl<'a> Fleet<'a> {
         Ok(moves)
     }
 
+    /// Pods that left a host stay where they went.
+    fn stay(&mut self, index: usize, moves: &[Move]) {
+        for m in moves {
+            let pod = self.pods[index].iter().position(|pod| pod.name == m.pod);
+            let to = self.hosts.iter().position(|host| host.name == m.to);
+            if let (Some(pod), Some(to)) = (pod, to) {
+                let pod = self.pods[index].swap_remove(pod);
+                self.pods[to].push(pod);
+                self.free[index] += pod.memory;
+            }
+        }
+        self.first_free.clone_from(&self.free);
+        self.first_came.clone_from(&self.came);
+    }
+
+    /// The better a host is, the more.
+    fn rank(&self, index: usize) -> impl Ord + use<> {
+        (self.patched[index], self.free[index], Reverse(index))
+    }
+
     fn place(&self, pod: &Pod) -> Result<usize, String> {
         let best = |is_left: &dyn Fn(&usize) -> bool| {
-            let rank = |index: &usize| (self.patched[*index], self.free[*index], Reverse(*index));
-            (0..self.hosts.len()).filter(is_left).max_by_key(rank)
+            (0..self.hosts.len()).filter(is_left).max_by_key(|index| self.rank(*index))
         };
         // Mostly the best one will do: the others are only looked at if it does not.
         let fits = |index: &usize| self.obstacle(*index, pod).is_none();
@@ -400,7 +436,8 @@ impl<'a> Fleet<'a> {
             ));
         }
         if let Some(group) = pod.group.as_deref()
-            && (self.came[index].contains(group) || host.pods.iter().any(|other| other.group.as_deref() == Some(group)))
+            && (self.came[index].contains(group)
+                || self.pods[index].iter().any(|other| other.group.as_deref() == Some(group)))
         {
             return Some(format!("has a pod of the group {group}"));
         }

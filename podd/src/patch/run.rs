@@ -48,6 +48,9 @@ pub struct Run {
     pub members: Vec<String>,
     /// Where it stands.
     pub state: State,
+    /// Hosts that did not answer when an operator had it go on all the same.
+    #[serde(default)]
+    pub despite: Vec<String>,
     /// When later hosts had been asked what keeps them from being patched; none: they were not, or there are none.
     #[serde(default)]
     pub looked_ahead: Option<Timestamp>,
@@ -377,7 +380,8 @@ impl HostRun {
 
     /// Notes that the present step did not go well.
     pub fn fail(&mut self, trouble: Trouble) {
-        let (now, harmless) = (trouble.at, trouble.step.is_harmless() && !trouble.pod_lost);
+        // Nobody goes back to a host that is left because its hardware fails.
+        let (now, harmless) = (trouble.at, trouble.step.is_harmless() && !trouble.pod_lost && self.patch);
         self.trouble = Some(trouble);
         self.begin(if harmless { Step::PutBack } else { Step::Failed }, now);
     }
@@ -406,7 +410,8 @@ impl HostRun {
 /// How long a host takes by these means, in seconds: the median of those of these runs; none: there are none.
 #[must_use]
 pub fn usual_s(runs: &[Run], mechanism: Mechanism, patch: bool) -> Option<u64> {
-    let alike = runs.iter().flat_map(|run| &run.hosts).filter(|host| (host.mechanism, host.patch) == (mechanism, patch));
+    let alike =
+        runs.iter().flat_map(|run| &run.hosts).filter(|host| (host.mechanism, host.patch) == (mechanism, patch));
     let mut took: Vec<u64> = alike.filter_map(HostRun::took_s).collect();
     took.sort_unstable();
     took.get(took.len() / 2).copied()
@@ -447,6 +452,7 @@ impl Run {
             revision: 0,
             members,
             state: State::Running,
+            despite: Vec::new(),
             looked_ahead: None,
             hosts: hosts.collect(),
         }
@@ -560,6 +566,9 @@ impl Run {
                         host.back_by.map(|_| now.checked_add(policy.back_within.0).unwrap_or(Timestamp::MAX));
                     Step::Reboot
                 }
+                // What needs no boot is simply done again.
+                _ if matches!(host.mechanism, Mechanism::LivePatch) => Step::LivePatch,
+                _ if matches!(host.mechanism, Mechanism::Restart) => Step::Restart,
                 _ => Step::Prove,
             };
             host.remarks.push(format!("tried again after: {}", trouble.what));

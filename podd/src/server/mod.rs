@@ -77,6 +77,7 @@ async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn 
         tokio::spawn(watch(daemon.clone()));
     }
     drive::go_on(&daemon);
+    tokio::spawn(drive::watch_coordinator(daemon.clone()));
     tokio::spawn(told::tell(daemon.clone()));
     tokio::spawn(webhook::deliver(daemon.clone()));
     if let Some(address) = daemon.config.metrics {

@@ -62,7 +62,7 @@ pub async fn made(daemon: &Arc<Daemon>, host: Option<&str>) -> Result<Plan> {
             plan.steps.retain(|step| step.host == host);
             plan.left.retain(|left| left.host == host);
         }
-        let refused = refused(daemon, &plan).await;
+        let refused = refused(daemon, &hosts, &plan).await;
         if refused.is_empty() {
             return Ok(plan);
         }
@@ -100,6 +100,17 @@ fn without(plan: Plan, refused: &Refused) -> Plan {
         }
     }
     Plan { steps, left }
+}
+
+/// Hosts to which a pod of this host can go as they are now, the best first. Without the pod's facts: none.
+///
+/// # Errors
+/// The store's.
+pub async fn candidates(daemon: &Arc<Daemon>, from: &str, pod: &str) -> Result<Vec<String>> {
+    let hosts = all(daemon).await?;
+    let policy = watch::policy(daemon).0.unwrap_or_default();
+    let its = hosts.iter().find(|host| host.name == from).and_then(|host| host.pods.iter().find(|p| p.name == pod));
+    Ok(its.map(|its| plan::candidates(&hosts, from, its, &policy)).unwrap_or_default())
 }
 
 /// All hosts of the fleet, those that do not answer too.
@@ -166,8 +177,13 @@ fn silent(name: String, error: ApiError) -> Host {
 }
 
 /// Moves of a plan that preflight refuses.
-async fn refused(daemon: &Arc<Daemon>, plan: &Plan) -> Refused {
+async fn refused(daemon: &Arc<Daemon>, hosts: &[Host], plan: &Plan) -> Refused {
+    // A pod that would have come there in an earlier step is rehearsed when its turn comes.
+    let is_there = |host: &str, pod: &str| {
+        hosts.iter().any(|known| known.name == host && known.pods.iter().any(|other| other.name == pod))
+    };
     let moves = plan.steps.iter().flat_map(|step| step.moves.iter().map(|m| (step.host.as_str(), m)));
+    let moves = moves.filter(|(host, m)| is_there(host, &m.pod));
     let asked = moves.map(async |(from, m)| {
         let findings = match from == daemon.config.host {
             true => findings(daemon, &m.pod, &m.to).await,

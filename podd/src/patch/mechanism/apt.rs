@@ -2,7 +2,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 
 use super::tool::{self, Said};
 use super::{in_place, reboot};
@@ -21,6 +24,8 @@ const FETCH_LIMIT: Duration = Duration::from_secs(1200);
 const INSTALL_LIMIT: Duration = Duration::from_secs(3600);
 /// A kernel and its initial RAM disk, if nobody knows better, in bytes.
 const KERNEL: u64 = 150 << 20;
+/// Left free on disks, in bytes.
+const SPARE: u64 = 64 << 20;
 /// Nobody is asked anything: files that the operator has changed stay as they are, nothing is removed.
 const INSTALL: [&str; 9] = [
     "apt-get",
@@ -36,6 +41,7 @@ const INSTALL: [&str; 9] = [
 
 /// Sees whether the host can be patched, and fetches all that it takes. Nothing is changed but apt's lists.
 pub(super) async fn check(daemon: &Arc<Daemon>, run: &str, mechanism: Mechanism) -> Result<Checked> {
+    unlocked(DPKG_LOCK, LOCK_LIMIT).await?;
     is_whole(daemon, run).await?;
     let fetched = tool::run(
         daemon,
@@ -68,7 +74,10 @@ pub(super) async fn check(daemon: &Arc<Daemon>, run: &str, mechanism: Mechanism)
     if !change.packages.is_empty() {
         let words: Vec<&str> = INSTALL.into_iter().chain(["--download-only", "-o", LOCK]).collect();
         let words: Vec<&str> = words.into_iter().chain(change.packages.iter().map(String::as_str)).collect();
-        well(daemon, tool::run(daemon, run, &words, FETCH_LIMIT).await?, "fetch the packages")?;
+        let fetched = tool::run(daemon, run, &words, FETCH_LIMIT).await?;
+        let grows = grows_by(&fetched.text);
+        well(daemon, fetched, "fetch the packages")?;
+        has_room_for(grows)?;
     }
     if mechanism >= Mechanism::InPlace {
         reboot::check(&daemon.config.reboot)?;
@@ -83,11 +92,16 @@ pub(super) async fn check(daemon: &Arc<Daemon>, run: &str, mechanism: Mechanism)
     Ok(Checked { change: Some(change), remarks: Vec::new() })
 }
 
-/// Whoever holds apt's lock is waited for.
+/// Whoever holds apt's lock is waited for: so long by us, and by apt.
+const LOCK_LIMIT: Duration = Duration::from_secs(60);
 const LOCK: &str = "DPkg::Lock::Timeout=60";
+/// Held by whoever installs packages (apt-secure's and dpkg's own, before any other).
+const DPKG_LOCK: &str = "/var/lib/dpkg/lock-frontend";
 
 /// Installs. Again after a crash in mid-work, too.
 pub(super) async fn install(daemon: &Arc<Daemon>, run: &str, change: &Change) -> Result<()> {
+    // It may be our own apt: it outlives podd.
+    unlocked(DPKG_LOCK, INSTALL_LIMIT).await?;
     if is_whole(daemon, run).await.is_err() {
         // We were at it ourselves: `check` has found it whole.
         let words = ["dpkg", "--force-confdef", "--force-confold", "--configure", "-a"];
@@ -132,6 +146,65 @@ fn change(facts: &Facts, mechanism: Mechanism) -> Change {
         (change.kernel, change.release) = (Some(candidate.version.clone()), Some(candidate.release.clone()));
     }
     change
+}
+
+/// Waits until nobody installs packages any more.
+async fn unlocked(lock: &str, limit: Duration) -> Result<()> {
+    let begun = Instant::now();
+    while let Some(holder) = holder(lock) {
+        if begun.elapsed() > limit {
+            let name = std::fs::read_to_string(format!("/proc/{holder}/comm")).unwrap_or_default();
+            let what = format!("apt's lock is held by {} (process {holder})", name.trim());
+            return Err(ApiError::conflict(what).cure("wait until that program has ended, or end it"));
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    Ok(())
+}
+
+/// The process that holds a lock of fcntl(2); none: it is free.
+fn holder(lock: &str) -> Option<i32> {
+    let file = std::fs::File::open(lock).ok()?;
+    let mut wanted = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(&file, FcntlArg::F_GETLK(&mut wanted)).ok()?;
+    (i32::from(wanted.l_type) != libc::F_UNLCK).then_some(wanted.l_pid)
+}
+
+/// By how many bytes installed packages will grow, as apt says before it fetches them.
+fn grows_by(text: &str) -> u64 {
+    let line = text
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("After this operation, ")?.split_once(" of additional disk"));
+    let Some((number, unit)) = line.and_then(|(size, _)| size.rsplit_once(' ')) else { return 0 };
+    let factor = match unit {
+        "kB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        _ => 1.0,
+    };
+    number.replace(',', "").parse::<f64>().map_or(0, |number| (number * factor) as u64)
+}
+
+fn has_room_for(bytes: u64) -> Result<()> {
+    for folder in ["/usr", "/var/lib/dpkg"] {
+        let disk = nix::sys::statvfs::statvfs(folder).attempt(format!("look at the room in {folder}"))?;
+        let (free, needed) = (disk.blocks_available() * disk.fragment_size(), bytes + SPARE);
+        if free < needed {
+            let (free, needed) = (free >> 20, needed >> 20);
+            return Err(ApiError::conflict(format!(
+                "{folder} has {free} MiB free, and the packages need about {needed}"
+            ))
+            .cure("make room: `apt-get clean`, `apt-get autoremove --purge`, and look at `df`"));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses while dpkg was interrupted earlier.
@@ -201,7 +274,16 @@ fn boots_the_newest(facts: &Facts) -> Result<()> {
     let cure = "run `update-grub`, and look at GRUB_DEFAULT in /etc/default/grub";
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let has_grub = Path::new("/boot/grub/grub.cfg").exists();
-    if let Some(entry) = pinned(&read("/etc/default/grub"), &read("/boot/grub/grubenv")).filter(|_| has_grub) {
+    // As grub-mkconfig reads it.
+    let parts = std::fs::read_dir("/etc/default/grub.d").into_iter().flatten().flatten().map(|part| part.path());
+    let mut parts: Vec<_> = parts.filter(|part| part.extension().is_some_and(|end| end == "cfg")).collect();
+    parts.sort();
+    let mut defaults = read("/etc/default/grub");
+    for part in parts {
+        defaults += "\n";
+        defaults += &std::fs::read_to_string(part).unwrap_or_default();
+    }
+    if let Some(entry) = pinned(&defaults, &read("/boot/grub/grubenv")).filter(|_| has_grub) {
         return Err(ApiError::conflict(format!("GRUB always boots {entry:?}, not the newest kernel")).cure(cure));
     }
     let (Some(next), Some(running), Some(installed)) =
@@ -234,7 +316,35 @@ fn pinned(defaults: &str, environment: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn apt_says_how_much_room_it_takes() {
+        let text = "Need to get 0 B/103 MB of archives.\nAfter this operation, 1,024 kB of additional disk space will be used.\n";
+        assert_eq!(grows_by(text), 1_024_000);
+        assert_eq!(grows_by("After this operation, 412 MB of additional disk space will be used.\n"), 412_000_000);
+        assert_eq!(grows_by("After this operation, 9,216 B disk space will be freed.\n"), 0);
+        assert!(has_room_for(0).is_ok());
+        let refused = has_room_for(1 << 60).unwrap_err();
+        assert!(refused.message.starts_with("/usr has") && refused.cure.is_some(), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn whoever_installs_is_waited_for() {
+        let lock = tempfile::NamedTempFile::new().unwrap();
+        let path = lock.path().to_str().unwrap();
+        assert!(unlocked(path, Duration::ZERO).await.is_ok() && unlocked("/nowhere", Duration::ZERO).await.is_ok());
+        // As apt does; a process does not meet its own locks.
+        let script = "import fcntl, sys, time\nf = open(sys.argv[1], 'w')\nfcntl.lockf(f, fcntl.LOCK_EX)\nprint(flush=True)\ntime.sleep(2)";
+        let mut apt = std::process::Command::new("python3");
+        let mut apt = apt.args(["-c", script, path]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        std::io::Read::read_exact(apt.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        let refused = unlocked(path, Duration::ZERO).await.unwrap_err();
+        assert!(refused.message.contains(&format!("held by python3 (process {})", apt.id())), "{refused:?}");
+        assert!(unlocked(path, Duration::from_secs(30)).await.is_ok());
+        apt.wait().unwrap();
+    }
 
     #[test]
     fn grub_may_hold_on_to_a_kernel() {

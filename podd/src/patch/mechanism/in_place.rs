@@ -2,18 +2,20 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
+use tokio::task::JoinHandle;
 
 use crate::api::ApiError;
 use crate::error::{Attempt, Result};
 use crate::patch::decide::Mechanism;
 use crate::patch::notice::Kind;
-use crate::patch::run::keep::own_part;
-use crate::patch::run::{HostRun, Step};
+use crate::patch::run::keep::newest;
+use crate::patch::run::{HostRun, State, Step};
 use crate::patch::told;
 use crate::pod::checkpoint::{self, Options};
 use crate::pod::preflight::{self, refuse_unless_go};
@@ -27,8 +29,9 @@ use crate::sys::network;
 const STRANGERS_WAIT: Duration = Duration::from_secs(60);
 /// Left free on the disk on which they sleep, in bytes.
 const SPARE: u64 = 64 << 20;
-/// Between two looks at a run that was about to boot this host.
+/// Between two looks at a run that was about to boot this host; and between two questions whether others know more of it.
 const A_WHILE: Duration = Duration::from_secs(1);
+const HEARD: Duration = Duration::from_secs(15);
 
 fn records(daemon: &Daemon) -> impl Iterator<Item = PodRecord> {
     daemon.pods().into_iter().map(|pod| pod.record())
@@ -80,6 +83,7 @@ pub(super) async fn suspend(daemon: &Arc<Daemon>, run: (&str, u64), told: bool) 
     // A dump that has begun comes to its end, whatever becomes of the others.
     let sleepers = stream::iter(running()).map(|record| put_to_sleep(daemon, run, record.id));
     let ended: Vec<Result<()>> = sleepers.buffer_unordered(daemon.config.moves.get().into()).collect().await;
+    drop(look_after(daemon));
     ended.into_iter().collect::<Result<()>>()?;
     Ok(records(daemon).filter(sleeps).map(|record| record.id).collect())
 }
@@ -122,6 +126,13 @@ fn sleeps(record: &PodRecord) -> bool {
 
 /// Wakes up all that sleep for a boot, some at a time. One that does not wake up keeps no other from it.
 pub(super) async fn wake(daemon: &Arc<Daemon>) -> Result<()> {
+    daemon.hand.waking.store(true, Ordering::Relaxed);
+    let woken = wake_all(daemon).await;
+    daemon.hand.waking.store(false, Ordering::Relaxed);
+    woken
+}
+
+async fn wake_all(daemon: &Arc<Daemon>) -> Result<()> {
     let sleepers = stream::iter(records(daemon).filter(sleeps)).map(|record| wake_up(daemon, record.id));
     let ended: Vec<Result<()>> = sleepers.buffer_unordered(daemon.config.moves.get().into()).collect().await;
     ended.into_iter().collect()
@@ -152,11 +163,49 @@ async fn wake_up(daemon: &Arc<Daemon>, id: String) -> Result<()> {
 
 /// Whether a run has put the pods to sleep, and this host has still to boot: it says what becomes of them.
 fn is_about_to_boot(daemon: &Daemon) -> bool {
-    own_part(daemon).ok().flatten().is_some_and(|host| match host.step {
+    let run = daemon.store.open_run().ok().flatten().filter(|run| run.state == State::Running);
+    run.as_ref().and_then(|run| run.host(&daemon.config.host)).is_some_and(|host| match host.step {
         Step::Suspend => true,
         Step::Reboot => host.boot_id.as_ref().is_none_or(|before| *before == daemon.boot),
         _ => false,
     })
+}
+
+/// Wakes up those that sleep for a boot once no run is about to boot this host any more: somebody may have it stand still, or it has
+/// ended or been stopped while nobody could tell us. None: somebody looks after them already.
+fn look_after(daemon: &Arc<Daemon>) -> Option<JoinHandle<Result<()>>> {
+    if daemon.hand.watching.swap(true, Ordering::Relaxed) {
+        return None;
+    }
+    let daemon = daemon.clone();
+    Some(tokio::spawn(async move {
+        let mut since = Instant::now();
+        let woken = loop {
+            {
+                let _turn = daemon.hand.turn().await;
+                if !is_about_to_boot(&daemon) {
+                    let woken = wake(&daemon).await;
+                    // Before somebody else can put any to sleep.
+                    daemon.hand.watching.store(false, Ordering::Relaxed);
+                    break woken;
+                }
+            }
+            tokio::time::sleep(A_WHILE).await;
+            if since.elapsed() > HEARD {
+                since = Instant::now();
+                let open = daemon.store.open_run().ok().flatten();
+                if let Some(open) = open
+                    && let Ok(Some(newest)) = newest(&daemon, Some(&open.id)).await
+                {
+                    let _ = daemon.store.put_run(&newest, &[]);
+                }
+            }
+        };
+        if let Err(error) = &woken {
+            tracing::error!(error = error.message, "a pod does not wake up");
+        }
+        woken
+    }))
 }
 
 /// After podd's start: the same, and then lets the network in, so that nobody from outside meets a pod that is not there yet.
@@ -172,19 +221,10 @@ pub fn wake_first(daemon: &Arc<Daemon>) -> io::Result<()> {
     if !records(daemon).any(|record| sleeps(&record)) {
         return join(daemon);
     }
+    daemon.hand.waking.store(!is_about_to_boot(daemon), Ordering::Relaxed);
+    let Some(mut waking) = look_after(daemon) else { return join(daemon) };
     let daemon = daemon.clone();
     tokio::spawn(async move {
-        let waking = daemon.clone();
-        let mut waking = tokio::spawn(async move {
-            loop {
-                let _turn = waking.hand.turn().await;
-                if !is_about_to_boot(&waking) {
-                    return wake(&waking).await;
-                }
-                drop(_turn);
-                tokio::time::sleep(A_WHILE).await;
-            }
-        });
         if tokio::time::timeout(STRANGERS_WAIT, &mut waking).await.is_err() {
             tracing::warn!("pods are still waking up; the network comes up all the same");
         }

@@ -1,6 +1,7 @@
 //! The host's pods: how they are, and how they leave.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
 
@@ -12,6 +13,7 @@ use crate::patch::run::orders::{Moved, PodStands};
 use crate::patch::run::{HostRun, Step};
 use crate::patch::told;
 use crate::peer;
+use crate::pod::elsewhere::last_gone;
 use crate::pod::state::PodState;
 use crate::pod::{migrate, rehearse as rehearsal};
 use crate::supervisor::{Daemon, Doing};
@@ -23,9 +25,17 @@ pub fn stand(daemon: &Daemon) -> Vec<PodStands> {
         let (view, record) = (daemon.view(&pod), pod.record());
         let is_moving = matches!(record.state, PodState::Arriving { .. } | PodState::Given { .. });
         let health = view.health.map(|health| health.state);
-        let slept_ms = record.slept.and_then(|slept| slept.ms());
-        let group = record.spec.group;
-        PodStands { id: view.id, name: view.name, state: view.state, is_moving, health, group, slept_ms }
+        PodStands {
+            id: view.id,
+            name: view.name,
+            is_moving,
+            health,
+            group: record.spec.group,
+            slept_ms: record.slept.and_then(|slept| slept.ms()),
+            wakes: record.wakes,
+            is_waking: record.wakes && view.state == "suspended" && daemon.hand.waking.load(Ordering::Relaxed),
+            state: view.state,
+        }
     };
     daemon.pods().into_iter().map(view).collect()
 }
@@ -40,13 +50,7 @@ pub(super) async fn rehearse(daemon: &Arc<Daemon>, pod: &str, to: &str) -> Resul
 
 /// Sends a pod, once it has been told and its notice is over. One that has gone there already has gone.
 pub(super) async fn go(daemon: &Arc<Daemon>, (run, term): (&str, u64), id: &str, to: &str) -> Result<Moved> {
-    let gone = Moved { blackout_ms: None, has_ended: false };
-    let Ok(pod) = daemon.pod(id) else {
-        return match peer::has_pod(daemon, to, id).await? {
-            true => Ok(gone),
-            false => Err(ApiError::not_found(format!("the pod {id} is neither on {} nor on {to}", daemon.config.host))),
-        };
-    };
+    let Ok(pod) = daemon.pod(id) else { return has_gone(daemon, id, to).await };
     let by = super::owner(run);
     let goes_on = || super::goes_on(daemon, (run, term));
     // Those that come back have been told that they would be away; and hardware that fails waits for nobody.
@@ -60,18 +64,36 @@ pub(super) async fn go(daemon: &Arc<Daemon>, (run, term): (&str, u64), id: &str,
     let claim = daemon.claim_in_turn(pod, Doing::Migrate).await;
     match claim.record().state {
         // Somebody has moved it while we waited for our turn.
-        PodState::Given { .. } => return Ok(gone),
-        _ if daemon.pod(id).is_err() => return Ok(gone),
+        PodState::Given { .. } => return has_gone(daemon, id, to).await,
+        _ if daemon.pod(id).is_err() => return has_gone(daemon, id, to).await,
         PodState::Running { .. } => goes_on()?,
         // By itself, or somebody wanted it.
-        _ => return Ok(Moved { blackout_ms: None, has_ended: true }),
+        _ => return Ok(Moved { has_ended: true, ..Moved::default() }),
     }
     let notice = told::settled(daemon, id).await?;
     match migrate::migrate(daemon, &claim, turn, (to, &by), &tell).await {
-        Ok(report) => Ok(Moved { blackout_ms: Some(report.blackout_ms), has_ended: false }),
+        Ok(report) => Ok(Moved { blackout_ms: Some(report.blackout_ms), ..Moved::default() }),
         Err(error) => {
             told::unsettled(daemon, id, notice).await?;
             Err(error)
         }
     }
+}
+
+/// A pod that is not here any more: it went to that host, or to another one, before.
+async fn has_gone(daemon: &Arc<Daemon>, id: &str, to: &str) -> Result<Moved> {
+    let moves = daemon.store.migrations()?;
+    let last = last_gone(&moves, id);
+    let blackout_ms = last.and_then(|last| last.report.as_ref()).map(|report| report.blackout_ms);
+    let other = last.map(|last| last.peer.as_str()).filter(|other| *other != to);
+    if peer::has_pod(daemon, to, id).await? {
+        return Ok(Moved { blackout_ms: blackout_ms.filter(|_| other.is_none()), ..Moved::default() });
+    }
+    if let Some(other) = other
+        && peer::has_pod(daemon, other, id).await?
+    {
+        return Ok(Moved { blackout_ms, at: Some(other.to_owned()), ..Moved::default() });
+    }
+    Err(ApiError::not_found(format!("the pod {id} is neither on {} nor on {to}", daemon.config.host))
+        .cure("see `podctl migrations` on that host; somebody may have removed it"))
 }

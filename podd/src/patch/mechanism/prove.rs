@@ -9,6 +9,7 @@ use super::tool;
 use crate::api::Verdict as Check;
 use crate::error::Result;
 use crate::patch::decide::{Mechanism, Verdict};
+use crate::patch::run::keep::own_part;
 use crate::patch::run::orders::{Call, call_host};
 use crate::patch::run::{Change, Proof, Run};
 use crate::patch::watch;
@@ -20,8 +21,9 @@ const PEERS_LIMIT: Duration = Duration::from_secs(60);
 /// The operators' own tests.
 const VERIFY_LIMIT: Duration = Duration::from_secs(600);
 const DMESG_LIMIT: Duration = Duration::from_secs(30);
-/// Finds what a kernel says that has stumbled; 1: nothing, 3: it cannot be asked.
-const STUMBLES: &str = "log=$(dmesg --level=emerg,alert,crit,err,warn) || exit 3
+/// Finds what a kernel says that has stumbled, since `$1` (in seconds of the epoch) if that is given; 1: nothing, 3: it cannot be asked.
+const STUMBLES: &str =
+    "log=$(dmesg --level=emerg,alert,crit,err,warn ${1:+--since \"$(date -d \"@$1\" '+%F %T')\"}) || exit 3
     printf '%s\\n' \"$log\" | grep -m 1 -E 'BUG:|Oops|general protection fault|soft lockup|hung_task|Kernel panic'";
 
 /// Looks at everything.
@@ -61,7 +63,7 @@ pub(super) async fn prove(
             None => proof("doctor", true, format!("{} checks", checks.len())),
         },
     });
-    proofs.push(kernel_log(daemon, run).await?);
+    proofs.push(kernel_log(daemon, run, boot_id.is_some()).await?);
     proofs.push(network(daemon, peers).await);
     let policy = watch::policy(daemon).0.unwrap_or_default();
     for command in &policy.verify {
@@ -76,9 +78,11 @@ fn proof(what: &str, well: bool, seen: impl Into<String>) -> Proof {
     Proof { what: what.to_owned(), well, seen: seen.into() }
 }
 
-/// Of this boot: the kernel's buffer begins with it.
-async fn kernel_log(daemon: &Daemon, run: &str) -> Result<Proof> {
-    let said = tool::run(daemon, run, &["sh", "-c", STUMBLES], DMESG_LIMIT).await?;
+/// Of this boot: the kernel's buffer begins with it; and if the host was not to boot, since the run has begun with it.
+async fn kernel_log(daemon: &Daemon, run: &str, has_booted: bool) -> Result<Proof> {
+    let begun = own_part(daemon)?.and_then(|host| host.begun.first().map(|begun| begun.at)).filter(|_| !has_booted);
+    let since = begun.map(|begun| begun.as_second().to_string()).unwrap_or_default();
+    let said = tool::run(daemon, run, &["sh", "-c", STUMBLES, "sh", &since], DMESG_LIMIT).await?;
     Ok(match said.status.and_then(|status| status.code()) {
         Some(0) => proof("kernel log", false, said.last()),
         Some(1) => proof("kernel log", true, "the kernel has not stumbled"),

@@ -57,6 +57,39 @@ fn policy(max_unavailable: u32) -> Policy {
 }
 
 #[test]
+fn pods_that_do_not_come_back_are_planned_for_where_they_went() {
+    let hosts = [
+        evacuated("a", vec![pod("p", GB)]),
+        evacuated("b", vec![pod("q", GB), pod("r", GB)]),
+        host("c", due(Mechanism::Evacuate), vec![pod("s", GB), pod("t", GB), pod("u", GB / 2)]),
+    ];
+    let back = plan(&hosts, &policy(1), "c");
+    assert!(!places(&back).contains(&("p", "a")) && back.steps[1].moves.len() == 2, "{back:?}");
+    let mut balanced = policy(1);
+    balanced.run.return_pods = false;
+    let plan = plan(&hosts, &balanced, "c");
+    // p has gone to b, as that is the emptiest that is left, and leaves it again; everything comes to a, which is patched.
+    let moved =
+        |step: usize| plan.steps[step].moves.iter().map(|m| (m.pod.as_str(), m.to.as_str())).collect::<Vec<_>>();
+    assert_eq!(moved(0), [("p", "b")], "{plan:?}");
+    assert_eq!(moved(1), [("p", "a"), ("q", "a"), ("r", "a")], "{plan:?}");
+    assert_eq!(plan.steps[2].moves.len(), 3, "{plan:?}");
+}
+
+#[test]
+fn another_place_is_the_best_that_has_room() {
+    let mut hosts = vec![
+        evacuated("a", vec![pod("p", GB)]),
+        host("b", due(Mechanism::Evacuate), vec![]),
+        host("c", Decision { verdict: Verdict::Current, ..due(Mechanism::Evacuate) }, vec![]),
+        host("d", Decision { verdict: Verdict::Current, ..due(Mechanism::Evacuate) }, vec![]),
+    ];
+    hosts[3].available = GB;
+    let p = hosts[0].pods[0].clone();
+    assert_eq!(candidates(&hosts, "a", &p, &policy(1)), ["c", "b"], "c needs no patch, d has no room");
+}
+
+#[test]
 fn pods_of_a_host_that_is_patched_in_place_sleep_there() {
     let stays = host("a", due(Mechanism::InPlace), vec![pod("p", GB)]);
     let plan = plan(&[Host { asleep_ms: Some(20_000.0), ..stays }], &policy(1), "a");
@@ -255,12 +288,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn laws(hosts in fleets(), max in 1_u32..4) {
-        let plan = plan(&hosts, &policy(max), "h00");
+    fn laws(hosts in fleets(), max in 1_u32..4, return_pods in any::<bool>()) {
+        let mut policy = policy(max);
+        policy.run.return_pods = return_pods;
+        let plan = plan(&hosts, &policy, "h00");
         let by_name: BTreeMap<&str, &Host> = hosts.iter().map(|host| (host.name.as_str(), host)).collect();
         let known = plan.steps.iter().map(|s| s.host.as_str()).chain(plan.left.iter().map(|l| l.host.as_str()));
         let known: Vec<&str> = known.collect();
         prop_assert_eq!(known.iter().collect::<BTreeSet<_>>().len(), known.len(), "each host once");
+        // Where pods are when a wave begins, and what there is room for.
+        let mut at: BTreeMap<&str, Vec<&Pod>> = hosts.iter().map(|host| (host.name.as_str(), host.pods.iter().collect())).collect();
+        let mut room: BTreeMap<&str, u64> = hosts.iter().map(|host| (host.name.as_str(), host.available)).collect();
         for wave in 1..=plan.steps.iter().map(|step| step.wave).max().unwrap_or(0) {
             let wave: Vec<&Step> = plan.steps.iter().filter(|step| step.wave == wave).collect();
             prop_assert!(!wave.is_empty(), "no wave is empty");
@@ -269,27 +307,36 @@ proptest! {
             prop_assert!(gone.len() <= max as usize);
             let domains: Vec<&str> = gone.iter().filter_map(|host| by_name[host].domain.as_deref()).collect();
             prop_assert_eq!(domains.iter().collect::<BTreeSet<_>>().len(), domains.len(), "one of a failure domain");
-            let mut came: BTreeMap<&str, Vec<&Pod>> = BTreeMap::new();
+            let (mut came, mut stay): (BTreeMap<&str, Vec<&Pod>>, Vec<(&str, &str, &Pod)>) = Default::default();
             for step in &wave {
-                let pods = &by_name[step.host.as_str()].pods;
+                let pods = at[step.host.as_str()].clone();
                 if step.mechanism == Mechanism::Evacuate {
                     prop_assert_eq!(step.moves.len(), pods.len(), "all of its pods leave");
                 }
                 for m in &step.moves {
                     prop_assert!(!gone.contains(m.to.as_str()), "nothing goes to a host that is away");
-                    came.entry(&m.to).or_default().push(pods.iter().find(|pod| pod.name == m.pod).expect("its own"));
+                    let pod = pods.iter().find(|pod| pod.name == m.pod).expect("its own");
+                    came.entry(&m.to).or_default().push(pod);
+                    if !step.patch || !return_pods {
+                        stay.push((&step.host, &m.to, pod));
+                    }
                 }
             }
             for (to, pods) in came {
-                let host = by_name[to];
-                prop_assert!(pods.iter().map(|pod| pod.memory).sum::<u64>() <= host.available, "there is room");
-                let groups: Vec<_> = pods.iter().copied().chain(&host.pods).filter_map(|pod| pod.group.as_deref()).collect();
-                let before = host.pods.iter().filter_map(|pod| pod.group.as_deref()).count();
+                let verdict = &by_name[to].decision.verdict;
+                prop_assert!(pods.iter().map(|pod| pod.memory).sum::<u64>() <= room[to], "there is room");
+                let groups: Vec<_> = pods.iter().copied().chain(at[to].iter().copied()).filter_map(|pod| pod.group.as_deref()).collect();
+                let old: Vec<&str> = at[to].iter().filter_map(|pod| pod.group.as_deref()).collect();
                 let kinds = |list: &[&str]| list.iter().collect::<BTreeSet<_>>().len();
-                let old: Vec<&str> = host.pods.iter().filter_map(|pod| pod.group.as_deref()).collect();
-                prop_assert_eq!(kinds(&groups) - kinds(&old), groups.len() - before, "no two of a group come together");
-                let unfit = matches!(host.decision.verdict, Verdict::Leave { .. } | Verdict::Unknown { .. });
+                prop_assert_eq!(kinds(&groups) - kinds(&old), groups.len() - old.len(), "no two of a group come together");
+                let unfit = matches!(verdict, Verdict::Leave { .. } | Verdict::Unknown { .. });
                 prop_assert!(!unfit);
+            }
+            for (from, to, pod) in stay {
+                at.get_mut(from).unwrap().retain(|other| other.name != pod.name);
+                at.get_mut(to).unwrap().push(pod);
+                *room.get_mut(from).unwrap() += pod.memory;
+                *room.get_mut(to).unwrap() -= pod.memory;
             }
         }
     }

@@ -1,22 +1,24 @@
 //! The coordinator of a run: writes each step down, has copies kept, has it done, looks at what came of it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::keep::{newest, newest_without, spread};
 use super::orders::{self, Checked, Order, Refusal};
-use super::{Foretold, HostRun, Kept, Run, State, Step, Trouble};
+use super::{Foretold, HostRun, Kept, Run, State, Step, Trouble, steps};
 use crate::api::{ApiError, ErrorKind};
 use crate::error::Result;
 use crate::events::{self, What};
+use crate::patch::decide::Mechanism;
 use crate::patch::plan::Plan;
-use crate::patch::policy::RunPolicy;
+use crate::patch::policy::{RunPolicy, words};
 use crate::patch::watch;
 use crate::supervisor::Daemon;
 
@@ -24,8 +26,10 @@ use crate::supervisor::Daemon;
 const PAUSE: Duration = Duration::from_secs(1);
 /// Later hosts may look so long at what keeps them from being patched, so many at once: apt's lists and packages come over the
 /// network.
-const AHEAD: Duration = Duration::from_secs(300);
+const AHEAD: SignedDuration = SignedDuration::from_secs(300);
 const AT_ONCE: usize = 16;
+/// Between two looks at the coordinator of a run.
+const LOOK: Duration = Duration::from_secs(20);
 /// A run is begun so often, should another one be begun at the same moment.
 const TRIES: u32 = 4;
 
@@ -99,7 +103,7 @@ async fn try_to_begin(daemon: &Arc<Daemon>, plan: &Plan, by: &str) -> Result<Run
     }
     let members = crate::server::host_names(daemon).await?;
     let run = Run::new(plan, members, &daemon.config.host, by, Timestamp::now());
-    if daemon.store.put_run(&run, &[])? != Kept::Yes {
+    if put(daemon, &run, by)? != Kept::Yes {
         return Err(daemon
             .store
             .open_run()?
@@ -128,6 +132,16 @@ pub fn busy(open: &Run) -> ApiError {
         State::Running => "wait for its end: `podctl patch runs`",
         _ => "`podctl patch resume` has it go on, `podctl patch cancel` ends it where it is",
     })
+}
+
+/// Writes a run down that begins here, or has been taken over.
+fn put(daemon: &Daemon, run: &Run, by: &str) -> Result<Kept> {
+    let event = [events::entry(daemon, by, What::run(run, None))];
+    let kept = daemon.store.put_run(run, &event)?;
+    if kept == Kept::Yes {
+        events::tell(daemon, &event);
+    }
+    Ok(kept)
 }
 
 fn ended(run: Run, state: State) -> Run {
@@ -181,13 +195,25 @@ pub async fn steer_any(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
             wish.run.as_ref().map_or_else(|| "no run is under way".to_owned(), |run| format!("there is no run {run}"));
         ApiError::not_found(what).cure("`podctl patch runs` lists them")
     };
+    // A run is to stand still at once, whichever hosts are away: whoever is known to carry it out is told first.
+    let open = daemon.store.open_run()?.filter(|_| wish.what == Wish::Pause);
+    if let Some(open) = open.filter(|open| wish.run.as_ref().is_none_or(|id| *id == open.id)) {
+        let paused = match open.coordinator == daemon.config.host {
+            true => steer(daemon, wish.clone()).await,
+            false => orders::call_host(daemon, &open.coordinator, &orders::Call::Steer(wish.clone())).await,
+        };
+        if paused.is_ok() {
+            return paused;
+        }
+    }
     let run = match newest(daemon, wish.run.as_deref()).await {
         // Of its own run a host needs nobody to know how it stands; what is grave still needs a majority.
         Err(error) => daemon.store.open_run()?.filter(|run| run.coordinator == daemon.config.host).ok_or(error)?,
         newest => newest?.ok_or_else(none)?,
     };
     if !run.is_open() {
-        return Err(ApiError::conflict(format!("run {} is {}", run.id, run.state.word())));
+        return Err(ApiError::conflict(format!("run {} is {}", run.id, run.state.word()))
+            .cure("`podctl patch run` begins another one, if something is due"));
     }
     if run.coordinator == daemon.config.host {
         return steer(daemon, wish).await;
@@ -202,7 +228,8 @@ pub async fn steer_any(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
             }
             let (run, copies) = take_over(daemon, run, |_| ()).await?;
             if copies < run.majority() {
-                return Err(ApiError::unreachable(format!("{copies} hosts answer, too few to take the run over")));
+                return Err(ApiError::unreachable(format!("{copies} hosts answer, too few to take the run over"))
+                    .cure("see with `podctl host ls` which do not; of those that are gone for good: `podctl host rm NAME --gone`"));
             }
             steer(daemon, wish).await
         }
@@ -249,9 +276,12 @@ async fn take_over(daemon: &Arc<Daemon>, run: Run, change: impl FnOnce(&mut Run)
     tracing::warn!(run = run.id, from = run.coordinator, "taking the run over");
     let mut run = Run { coordinator: daemon.config.host.clone(), term: run.term + 1, revision: 0, ..run };
     change(&mut run);
-    match daemon.store.put_run(&run, &[])? {
+    match put(daemon, &run, &run.by)? {
         Kept::Yes => {}
-        kept => return Err(ApiError::conflict(format!("the run cannot be taken over: {kept:?}"))),
+        Kept::Newer { coordinator } | Kept::Busy { coordinator, .. } => {
+            return Err(ApiError::conflict(format!("{coordinator} has taken the run over already"))
+                .cure("`podctl patch runs` shows how it stands"));
+        }
     }
     let copies = spread(daemon, &run).await?;
     Ok((run, copies))
@@ -275,12 +305,20 @@ pub async fn steer(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
     match wish.what {
         Wish::Pause => {
             if let State::Stopped { .. } = run.state {
-                return Err(ApiError::conflict(format!("run {} is stopped already", run.id)));
+                return Err(ApiError::conflict(format!("run {} is stopped already", run.id))
+                    .cure("`podctl patch resume` has it go on, `podctl patch cancel` ends it where it is"));
             }
             drive.write(daemon, None, |run| run.state = State::Paused { by }).await?;
         }
         Wish::Resume => {
-            drive.write(daemon, None, |run| run.resume(&policy(daemon), Timestamp::now())).await?;
+            let asked = run.members.iter().filter(|member| **member != daemon.config.host);
+            let silent = asked.map(async |member| is_silent(daemon, member).await.then(|| member.clone()));
+            let despite: Vec<String> = join_all(silent).await.into_iter().flatten().collect();
+            let resume = |run: &mut Run| {
+                run.resume(&policy(daemon), Timestamp::now());
+                run.despite = despite;
+            };
+            drive.write(daemon, None, resume).await?;
             start(daemon, drive.run());
         }
         Wish::Cancel => {
@@ -290,17 +328,33 @@ pub async fn steer(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
             let run = drive.run();
             let is_open = |host: &&HostRun| match host.step {
                 Step::Waiting => false,
-                Step::Failed => !host.asleep.is_empty(),
+                // Its pods may be asleep.
+                Step::Failed => host.mechanism == Mechanism::InPlace,
                 step => !step.is_final(),
             };
+            let mut remarks = Vec::new();
             for host in run.hosts.iter().filter(is_open) {
-                for order in [Order::Resume, Order::Uncordon] {
-                    let _: std::result::Result<(), Refusal> = orders::order(daemon, &run, &host.host, order).await;
+                // What fails is still cordoned.
+                let orders = [Some(Order::Resume), (host.step != Step::Failed).then_some(Order::Uncordon)];
+                for order in orders.into_iter().flatten() {
+                    let what = if order == Order::Resume { "wake its pods up" } else { "uncordon it" };
+                    let done = orders::order::<()>(daemon, &run, &host.host, order).await;
+                    if let Err(refusal) = done {
+                        let remark = format!(
+                            "it could not be told to {what}: {}; it does so when it hears of the end",
+                            refusal.why()
+                        );
+                        remarks.push((host.host.clone(), remark));
+                    }
                 }
             }
-            drive
-                .write(daemon, None, |run| *run = ended(run.clone(), State::Cancelled { why: format!("by {by}") }))
-                .await?;
+            let end = |run: &mut Run| {
+                for (host, remark) in remarks {
+                    run.host_mut(&host).into_iter().for_each(|host| host.remarks.push(remark.clone()));
+                }
+                *run = ended(run.clone(), State::Cancelled { why: format!("by {by}") });
+            };
+            drive.write(daemon, None, end).await?;
         }
     }
     Ok(drive.run())
@@ -398,11 +452,14 @@ impl Drive {
         self.write_for_sure(daemon, None, |_| ()).await?;
         self.look_ahead(daemon).await?;
         loop {
+            // A coordinator before us may have died between a failure and what follows from it.
+            self.trip(daemon).await?;
             self.may_go_on()?;
             let wave = self.run().wave();
             if wave.is_empty() {
                 break;
             }
+            self.make_sure_of_room(daemon, &wave).await?;
             for ended in join_all(wave.iter().map(|host| self.patch(daemon, host))).await {
                 ended?;
             }
@@ -421,6 +478,7 @@ impl Drive {
         if run.looked_ahead.is_some() || !is_new || later.is_empty() {
             return Ok(());
         }
+        let names: Vec<String> = later.iter().map(|host| host.host.clone()).collect();
         let mut looks = stream::iter(later)
             .map(|host| async {
                 let check = Order::Check { mechanism: host.mechanism };
@@ -428,15 +486,21 @@ impl Drive {
                 (host, checked)
             })
             .buffer_unordered(AT_ONCE);
+        let mut seen = BTreeSet::new();
         let look = async {
             while let Some((host, checked)) = looks.next().await {
                 let foretold = match checked {
                     Err(Refusal::Failed(ApiError { message: what, cure, .. })) => {
                         Some(Foretold { at: Timestamp::now(), what, cure })
                     }
-                    // Who cannot be asked now is asked in its turn.
-                    Ok(_) | Err(Refusal::Silent(_) | Refusal::Overtaken(_)) => None,
+                    Err(Refusal::Silent(ApiError { message: what, .. })) => Some(Foretold {
+                        at: Timestamp::now(),
+                        what,
+                        cure: Some("see that podd runs there; it is looked at again in its turn".to_owned()),
+                    }),
+                    Ok(_) | Err(Refusal::Overtaken(_)) => None,
                 };
+                seen.insert(host.host.clone());
                 if foretold.is_some() || host.foretold.is_some() {
                     self.write(daemon, Some(&host.host), of_host(&host.host, |host| host.foretold = foretold)).await?;
                 }
@@ -449,11 +513,19 @@ impl Drive {
             }
         };
         tokio::select! {
-            looked = tokio::time::timeout(AHEAD, look) => looked.unwrap_or(Ok(()))?,
+            looked = tokio::time::timeout(AHEAD.unsigned_abs(), look) => looked.unwrap_or(Ok(()))?,
             () = steered => {}
         }
         self.may_go_on()?;
-        self.write(daemon, None, |run| run.looked_ahead = Some(Timestamp::now())).await.map(drop)
+        let at = Timestamp::now();
+        let unseen = |run: &mut Run| {
+            for host in run.hosts.iter_mut().filter(|host| names.contains(&host.host) && !seen.contains(&host.host)) {
+                let what = format!("it was not done looking at itself within {}", words(AHEAD));
+                host.foretold = Some(Foretold { at, what, cure: None });
+            }
+            run.looked_ahead = Some(at);
+        };
+        self.write(daemon, None, unseen).await.map(drop)
     }
 
     /// All steps of a host.
@@ -479,7 +551,13 @@ impl Drive {
         if self.host(name)?.step.is_final() {
             return Ok(());
         }
-        self.write(daemon, Some(name), of_host(name, |host| host.fail(trouble))).await?;
+        let change = of_host(name, |host| host.fail(trouble.clone()));
+        let mut failed = self.host(name)?;
+        failed.fail(trouble.clone());
+        match failed.step.is_grave() {
+            true => self.write_for_sure(daemon, Some(name), change).await?,
+            false => self.write(daemon, Some(name), change).await.map(drop)?,
+        }
         // What was not touched gets its pods back first, breaker or not.
         let host = self.host(name)?;
         if host.step == Step::PutBack {
@@ -494,11 +572,111 @@ impl Drive {
             });
             self.write(daemon, Some(name), change).await?;
         }
-        if let Some(why) = self.run().breaker(&policy(daemon)) {
-            self.write(daemon, None, |run| run.state = State::Stopped { why }).await?;
-        }
-        Ok(())
+        self.trip(daemon).await
     }
+
+    /// Stops the run if its breaker says so.
+    async fn trip(&self, daemon: &Arc<Daemon>) -> Result<()> {
+        let run = self.run();
+        match run.breaker(&policy(daemon)).filter(|_| run.state == State::Running) {
+            Some(why) => self.write(daemon, None, |run| run.state = State::Stopped { why }).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Stops the run if hosts of this wave, whose turn has not come, may not be away: others do not answer, or have stopped to do
+    /// so since the plan was made. They may be silent for a moment.
+    async fn make_sure_of_room(&self, daemon: &Arc<Daemon>, wave: &[String]) -> Result<()> {
+        let run = self.run();
+        let is_new = |host: &HostRun| host.step == Step::Waiting && host.mechanism >= Mechanism::InPlace && host.patch;
+        if !wave.iter().all(|name| run.host(name).is_some_and(is_new)) {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        loop {
+            let others = run.members.iter().filter(|member| !wave.contains(member) && !run.despite.contains(member));
+            let asked = others.map(async |member| {
+                let boot = orders::order::<String>(daemon, &run, member, Order::Boot).await;
+                matches!(boot, Err(Refusal::Silent(_))).then(|| member.clone())
+            });
+            let silent: Vec<String> = join_all(asked).await.into_iter().flatten().collect();
+            let limits = watch::policy(daemon).0.unwrap_or_default();
+            let domains = daemon.domains.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let Some(why) = no_room(wave, &silent, limits.limits.max_unavailable as usize, &domains) else {
+                return Ok(());
+            };
+            self.may_go_on()?;
+            if begun.elapsed() > steps::SILENCE {
+                return self.write(daemon, None, |run| run.state = State::Stopped { why }).await.map(drop);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Looks, for as long as podd runs, whether a run stands still because its coordinator is away, and has people told: it cannot do so
+/// itself. Of the others, the first that answers tells.
+pub async fn watch_coordinator(daemon: Arc<Daemon>) {
+    let (mut silent, mut told): (Option<Instant>, Option<(String, u64)>) = (None, None);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let open = daemon.store.open_run().ok().flatten();
+        let Some(run) = open.filter(|run| run.coordinator != daemon.config.host && run.state == State::Running) else {
+            silent = None;
+            continue;
+        };
+        if !is_silent(&daemon, &run.coordinator).await {
+            silent = None;
+            continue;
+        }
+        let this = (run.id.clone(), run.term);
+        let silent = silent.get_or_insert_with(Instant::now).elapsed();
+        if told.as_ref() != Some(&this) && stands_still(&run, silent, Timestamp::now()) && tells(&daemon, &run).await {
+            let event = [events::entry(&daemon, events::PODD, What::stands_still(&run))];
+            match daemon.store.add_events(&event) {
+                Ok(()) => events::tell(&daemon, &event),
+                Err(error) => tracing::error!(%error, "an event cannot be written down"),
+            }
+            told = Some(this);
+        }
+    }
+}
+
+/// Whether a run whose coordinator is silent stands still: it may boot in its own turn.
+fn stands_still(run: &Run, silent: Duration, now: Timestamp) -> bool {
+    let boots = run.host(&run.coordinator).and_then(|host| host.back_by).is_some_and(|by| by > now);
+    silent > steps::SILENCE && !boots
+}
+
+/// Whether no member before this one answers.
+async fn tells(daemon: &Arc<Daemon>, run: &Run) -> bool {
+    for member in run.members.iter().filter(|member| **member != run.coordinator) {
+        if *member == daemon.config.host {
+            return true;
+        }
+        if !is_silent(daemon, member).await {
+            return false;
+        }
+    }
+    false
+}
+
+/// Why hosts of a wave may not be away while others are silent; none: they may.
+fn no_room(
+    wave: &[String],
+    silent: &[String],
+    most: usize,
+    domains: &BTreeMap<String, Option<String>>,
+) -> Option<String> {
+    let first = silent.first()?;
+    let domain = |host: &String| domains.get(host).cloned().flatten();
+    let alike =
+        |host: &String| domain(host).and_then(|own| silent.iter().find(|other| domain(other) == Some(own.clone())));
+    if let Some((host, other)) = wave.iter().find_map(|host| Some((host, alike(host)?))) {
+        return Some(format!("{other}, of the same domain as {host}, does not answer"));
+    }
+    (silent.len() + wave.len() > most.max(1))
+        .then(|| format!("{first} does not answer, and no more than max-unavailable may be away"))
 }
 
 /// A change of one host.
@@ -512,4 +690,46 @@ fn of_host(name: &str, change: impl FnOnce(&mut HostRun)) -> impl FnOnce(&mut Ru
 
 pub(super) fn policy(daemon: &Daemon) -> RunPolicy {
     watch::policy(daemon).0.map(|policy| policy.run.clone()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn hosts_that_are_silent_are_away_too() {
+        let wave = ["a".to_owned()];
+        let silent = ["c".to_owned()];
+        let racks = |racks: [&str; 2]| {
+            ["a", "c"].map(str::to_owned).into_iter().zip(racks.map(|r| Some(r.to_owned()))).collect()
+        };
+        let none = BTreeMap::new();
+        assert_eq!(no_room(&wave, &[], 1, &none), None);
+        assert_eq!(no_room(&wave, &silent, 2, &none), None);
+        assert!(no_room(&wave, &silent, 1, &none).unwrap().contains("max-unavailable"));
+        assert_eq!(no_room(&wave, &silent, 2, &racks(["r1", "r2"])), None);
+        assert!(no_room(&wave, &silent, 2, &racks(["r1", "r1"])).unwrap().contains("of the same domain as a"));
+    }
+
+    #[test]
+    fn a_coordinator_that_boots_in_its_turn_is_waited_for() {
+        let at = |second| Timestamp::new(second, 0).unwrap();
+        let step = crate::patch::plan::Step {
+            wave: 1,
+            host: "a".to_owned(),
+            mechanism: Mechanism::Evacuate,
+            patch: true,
+            moves: Vec::new(),
+            sleeps: Vec::new(),
+            takes_s: None,
+            why: String::new(),
+        };
+        let plan = Plan { steps: vec![step], left: Vec::new() };
+        let mut run = Run::new(&plan, vec!["a".to_owned(), "b".to_owned()], "a", "root", at(0));
+        let long = steps::SILENCE * 2;
+        assert!(stands_still(&run, long, at(10)) && !stands_still(&run, Duration::ZERO, at(10)));
+        run.hosts[0].back_by = Some(at(20));
+        assert!(!stands_still(&run, long, at(10)) && stands_still(&run, long, at(21)), "it should be back");
+    }
 }

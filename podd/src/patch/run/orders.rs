@@ -5,6 +5,7 @@
 //! anew: all of them may be carried out twice.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,7 @@ use crate::supervisor::Daemon;
 
 /// An answer comes after this, if only that it goes on.
 const SOON: Duration = Duration::from_millis(500);
-/// What has ended is remembered so long.
+/// What has ended is remembered so long after the last question.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 /// Nothing is said for longer.
 const SILENT: Duration = Duration::from_secs(15);
@@ -154,6 +155,12 @@ pub struct PodStands {
     /// How long it slept, the last time that its host booted, in ms.
     #[serde(default)]
     pub slept_ms: Option<f64>,
+    /// It sleeps for a boot of its host.
+    #[serde(default)]
+    pub wakes: bool,
+    /// Its host is about to wake it up.
+    #[serde(default)]
+    pub is_waking: bool,
 }
 
 /// A host can be patched.
@@ -166,13 +173,16 @@ pub struct Checked {
 }
 
 /// A pod is on the other host.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Moved {
     /// How long it stood still, in ms, if that is known: it may have gone before somebody asked for it again.
     pub blackout_ms: Option<f64>,
     /// It is nowhere, as it has ended.
     #[serde(default)]
     pub has_ended: bool,
+    /// It has gone to this host before, instead.
+    #[serde(default)]
+    pub at: Option<String>,
 }
 
 /// What a host says of an order.
@@ -206,17 +216,31 @@ pub enum Refusal {
     Overtaken(ApiError),
 }
 
+impl Refusal {
+    /// In words.
+    #[must_use]
+    pub fn why(&self) -> &str {
+        let (Self::Failed(error) | Self::Silent(error) | Self::Overtaken(error)) = self;
+        &error.message
+    }
+}
+
 /// Orders under way on this host.
 #[derive(Debug, Default)]
 pub struct Hand {
     work: Mutex<HashMap<(String, u64), Work>>,
+    /// Pods that sleep while their host boots are looked after: nobody else need.
+    pub watching: AtomicBool,
+    /// They are being woken up, or about to be.
+    pub waking: AtomicBool,
     /// Held by whoever changes the host itself.
     turn: AsyncMutex<()>,
 }
 
 #[derive(Debug)]
 struct Work {
-    begun: Instant,
+    /// When it was asked for last.
+    asked: Instant,
     said: watch::Receiver<Report>,
 }
 
@@ -257,7 +281,7 @@ pub async fn carry_out(daemon: &Arc<Daemon>, run: &str, term: u64, number: u64, 
     }
     let mut said = {
         let mut work = daemon.hand.work.lock().unwrap_or_else(PoisonError::into_inner);
-        work.retain(|_, work| work.begun.elapsed() < REMEMBERED);
+        work.retain(|_, work| work.asked.elapsed() < REMEMBERED || matches!(*work.said.borrow(), Report::Working));
         let begin = || {
             let (say, said) = watch::channel(Report::Working);
             let (daemon, run) = (daemon.clone(), run.to_owned());
@@ -269,9 +293,11 @@ pub async fn carry_out(daemon: &Arc<Daemon>, run: &str, term: u64, number: u64, 
                 };
                 say.send_replace(report);
             });
-            Work { begun: Instant::now(), said }
+            Work { asked: Instant::now(), said }
         };
-        work.entry((run.to_owned(), number)).or_insert_with(begin).said.clone()
+        let work = work.entry((run.to_owned(), number)).or_insert_with(begin);
+        work.asked = Instant::now();
+        work.said.clone()
     };
     let ended = tokio::time::timeout(SOON, said.wait_for(|report| !matches!(report, Report::Working))).await;
     Ok(match ended {

@@ -18,10 +18,11 @@ use crate::error::{Attempt, Result};
 use crate::patch::decide::Mechanism;
 use crate::patch::plan::Sleep;
 use crate::patch::policy::words;
+use crate::server::plan;
 use crate::supervisor::Daemon;
 
 /// A host that is not to be away may be silent so long: its podd may be started anew.
-const SILENCE: Duration = Duration::from_secs(120);
+pub(super) const SILENCE: Duration = Duration::from_secs(120);
 /// Between two questions to one that is silent.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Told to boot, and still there after this, a host is told again.
@@ -65,7 +66,7 @@ impl Drive {
             Step::Uncordon => self.ask(daemon, host, Order::Uncordon).await,
             Step::PutBack => {
                 self.bring_back(daemon, host).await?;
-                if !host.asleep.is_empty() || host.trouble.as_ref().is_some_and(|t| t.step == Step::Suspend) {
+                if host.mechanism == Mechanism::InPlace {
                     let () = self.ask(daemon, host, Order::Resume).await?;
                 }
                 self.ask(daemon, host, Order::Uncordon).await
@@ -110,6 +111,7 @@ impl Drive {
 
     /// Until no pod runs there any more.
     async fn evacuate(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
+        self.close(daemon, host, false).await?;
         // Some may be started meanwhile by their restart policy.
         for _ in 0..3 {
             self.settled(daemon, host).await?;
@@ -132,10 +134,20 @@ impl Drive {
         match self.running(daemon, host).await?.first() {
             None => Ok(()),
             Some(pod) => {
-                let what = format!("{} is started there again and again", pod.name);
-                Err(trouble(host, &format!("pod {}", pod.name), &ApiError::failed(what)))
+                let error = ApiError::failed(format!("{} is started there again and again", pod.name))
+                    .cure("see who starts it; a host that is cordoned takes none");
+                Err(trouble(host, &format!("pod {}", pod.name), &error))
             }
         }
+    }
+
+    /// Brings moves there, or back, to their end that a coordinator before us had begun, or we had, when it died.
+    async fn close(&self, daemon: &Arc<Daemon>, host: &HostRun, back: bool) -> Done {
+        for m in host.moves.iter().filter(|m| m.back == back && !m.done && m.error.is_none()) {
+            // What becomes of the pod is seen by whoever asks where it is.
+            drop(self.send(daemon, host, (&m.id, &m.pod), &m.from, &m.to).await?);
+        }
+        Ok(())
     }
 
     /// Waits until no pod is on its way any more: a coordinator before us may have sent some, or somebody else.
@@ -159,10 +171,9 @@ impl Drive {
         let (mut tried, mut why) = (Vec::new(), Vec::new());
         while tried.len() < TRIES {
             // Others of its group may have come somewhere meanwhile.
-            let places = self.places(daemon, host, pod).await;
-            let Some(to) = places.into_iter().find(|to| !tried.contains(to)) else { break };
+            let Some(to) = self.place(daemon, host, pod, &tried).await? else { break };
             self.may_go_on()?;
-            match self.send(daemon, host, pod, &host.host, &to).await? {
+            match self.send(daemon, host, (&pod.id, &pod.name), &host.host, &to).await? {
                 Ok(()) => return Ok(()),
                 Err(error) => why.push(format!("{to} ({})", error.message)),
             }
@@ -172,17 +183,27 @@ impl Drive {
         let what = match (why.is_empty(), &pod.group) {
             (false, _) => format!("{} could not go to {}", pod.name, why.join(", nor to ")),
             (true, Some(group)) => format!("there is no host for {} without a pod of the group {group}", pod.name),
-            (true, None) => format!("there is no host for {}", pod.name),
+            (true, None) => format!("there is no host for {}: none has room, and what it counts on", pod.name),
         };
-        let error = ApiError::failed(what).cure(format!("see `podctl preflight {} --to HOST`", pod.name));
+        let error = ApiError::failed(what).cure(format!(
+            "see `podctl preflight {} --to HOST`; `podctl patch plan` tells of each host what it lacks",
+            pod.name
+        ));
         Err(trouble(host, &format!("pod {}", pod.name), &error))
     }
 
-    /// Where a pod can go: first where it was planned to; nowhere where one of its group is, or is about to be.
-    async fn places(&self, daemon: &Arc<Daemon>, host: &HostRun, pod: &PodStands) -> Vec<String> {
+    /// Where a pod can go: where it was planned to, else to the best other host that has room for it as things are now; nowhere where
+    /// one of its group is, or is about to be, and nowhere where it has been tried.
+    async fn place(
+        &self,
+        daemon: &Arc<Daemon>,
+        host: &HostRun,
+        pod: &PodStands,
+        tried: &[String],
+    ) -> Result<Option<String>> {
         let mut taken = BTreeSet::new();
         if pod.group.is_some() {
-            let mut alike = self.stand(daemon).await;
+            let mut alike = self.stand(daemon).await.pods;
             alike.retain(|(_, other)| {
                 other.group == pod.group && other.id != pod.id && (other.is_moving || other.state == "running")
             });
@@ -199,9 +220,12 @@ impl Drive {
         let is_away = |name: &String| {
             run.host(name).is_some_and(|host| !matches!(host.step, Step::Waiting | Step::Done | Step::Skipped))
         };
-        let planned = host.places.get(&pod.name);
-        let others = run.members.iter().filter(|name| **name != host.host && Some(*name) != planned);
-        planned.into_iter().chain(others).filter(|name| !is_away(name) && !taken.contains(*name)).cloned().collect()
+        let may_take = |name: &String| !is_away(name) && !taken.contains(name) && !tried.contains(name);
+        if let Some(planned) = host.places.get(&pod.name).filter(|name| may_take(name)) {
+            return Ok(Some(planned.clone()));
+        }
+        let others = plan::candidates(daemon, &host.host, &pod.name).await?;
+        Ok(others.into_iter().find(|name| run.members.contains(name) && may_take(name)))
     }
 
     /// Moves a pod of one host's to another. First: the run, or the host, halts. Second: why the pod did not go.
@@ -209,14 +233,14 @@ impl Drive {
         &self,
         daemon: &Arc<Daemon>,
         of: &HostRun,
-        pod: &PodStands,
+        (id, name): (&str, &str),
         from: &str,
         to: &str,
     ) -> std::result::Result<Result<()>, Halt> {
-        let (id, name, back) = (pod.id.clone(), pod.name.clone(), to == of.host);
+        let back = to == of.host;
         let intent = PodMove {
-            id,
-            pod: name,
+            id: id.to_owned(),
+            pod: name.to_owned(),
             from: from.to_owned(),
             to: to.to_owned(),
             back,
@@ -233,7 +257,7 @@ impl Drive {
             }
         };
         self.change(daemon, &of.host, note).await?;
-        let order = Order::Move { pod: pod.id.clone(), to: to.to_owned() };
+        let order = Order::Move { pod: id.to_owned(), to: to.to_owned() };
         let moved: std::result::Result<Moved, ApiError> = match self.ask_again(daemon, from, order).await {
             Ok(moved) => Ok(moved),
             Err(Refusal::Failed(error) | Refusal::Silent(error)) => Err(error),
@@ -246,15 +270,18 @@ impl Drive {
                 m.blackout_ms = moved.as_ref().ok().and_then(|moved| moved.blackout_ms);
                 m.error = moved.as_ref().err().map(|error| error.message.clone()).or(ended);
                 m.at = Some(Timestamp::now());
+                if let Some(other) = moved.as_ref().ok().and_then(|moved| moved.at.clone()) {
+                    m.to = other;
+                }
             }
         };
         self.change(daemon, &of.host, note).await?;
         let Err(error) = moved else { return Ok(Ok(())) };
         // It may be lost, and then nothing more is to move.
-        match self.is_lost(daemon, &pod.id, [from, to]).await? {
+        match self.is_lost(daemon, id, [from, to]).await? {
             false => Ok(Err(error)),
             true => {
-                let mut lost = trouble_of(of, &format!("pod {}", pod.name), &error);
+                let mut lost = trouble_of(of, &format!("pod {name}"), &error);
                 lost.pod_lost = true;
                 Err(Halt::Host(Box::new(lost)))
             }
@@ -330,8 +357,13 @@ impl Drive {
 
     async fn prove(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
         let run = self.run();
+        // Others of its wave may boot meanwhile.
         let is_there = |name: &&String| {
-            **name != host.host && run.host(name).is_none_or(|host| host.back_by.is_none() && host.trouble.is_none())
+            let is_at_work = |other: &HostRun| {
+                let may_boot = other.mechanism >= Mechanism::InPlace && !other.step.is_final();
+                other.back_by.is_some() || other.trouble.is_some() || (other.wave == host.wave && may_boot)
+            };
+            **name != host.host && !run.host(name).is_some_and(is_at_work)
         };
         let order = Order::Prove {
             change: host.change.clone().unwrap_or_default(),
@@ -354,64 +386,91 @@ impl Drive {
     async fn all_run(&self, daemon: &Arc<Daemon>, host: &HostRun) -> std::result::Result<Proof, Halt> {
         let left = host.moves.iter().filter(|m| m.done).map(|m| (&m.id, m.pod.as_str()));
         let ids: BTreeMap<&String, &str> = left.chain(host.asleep.iter().map(|id| (id, id.as_str()))).collect();
-        // One that has ended by itself has.
-        let is_well = |pod: &PodStands| ["running", "exited"].contains(&pod.state.as_str());
-        let (stands, missing) = self.stand_with(daemon, &ids, is_well).await?;
-        let slept = stands.into_iter().filter(|(_, pod)| host.asleep.contains(&pod.id));
-        let slept = slept.map(|(_, pod)| Sleep { pod: pod.name, asleep_ms: pod.slept_ms }).collect();
-        self.change(daemon, &host.host, |host| host.slept = slept).await?;
-        let seen = match missing.is_empty() {
-            true => format!("{} run", ids.len()),
-            false => format!("{} run(s) nowhere that answers", missing.join(", ")),
+        // One that has ended by itself has, and one that was put to sleep by its owner sleeps.
+        let is_well = |pod: &PodStands| {
+            ["running", "exited"].contains(&pod.state.as_str()) || (pod.state == "suspended" && !pod.wakes)
         };
-        Ok(Proof { what: PODS.to_owned(), well: missing.is_empty(), seen })
+        let (Stand { pods, silent }, missing) = self.stand_with(daemon, &ids, is_well).await?;
+        // A host that answers forgets no pod by itself: somebody has removed it there.
+        let place = |id: &String| host.moves.iter().rev().find(|m| m.done && m.id == *id).map_or(&host.host, |m| &m.to);
+        let is_removed = |id: &&String| !pods.iter().any(|(_, pod)| pod.id == **id) && !silent.contains(place(id));
+        let (removed, missing): (Vec<&String>, Vec<&String>) = missing.into_iter().partition(is_removed);
+        let removed: Vec<&str> = removed.into_iter().map(|id| ids[id]).collect();
+        let here = || pods.iter().filter(|(at, _)| *at == host.host).map(|(_, pod)| pod);
+        let slept = here().filter(|pod| host.asleep.contains(&pod.id));
+        let slept = slept.map(|pod| Sleep { pod: pod.name.clone(), asleep_ms: pod.slept_ms }).collect();
+        self.change(daemon, &host.host, |host| host.slept = slept).await?;
+        let name = |id: &String| pods.iter().find(|(_, pod)| pod.id == *id).map_or(ids[id], |(_, pod)| &pod.name);
+        // It may have gone to sleep when the host was told to boot, and not before.
+        let mut ill: BTreeSet<&str> = here().filter(|pod| pod.wakes).map(|pod| pod.name.as_str()).collect();
+        ill.extend(missing.into_iter().map(name));
+        let ill: Vec<&str> = ill.into_iter().collect();
+        let removed = if removed.is_empty() { String::new() } else { format!("; removed: {}", removed.join(", ")) };
+        let seen = match ill.is_empty() {
+            true => format!("{} run{removed}", ids.len()),
+            false => format!("{} run(s) nowhere that answers{removed}", ill.join(", ")),
+        };
+        Ok(Proof { what: PODS.to_owned(), well: ill.is_empty(), seen })
     }
 
-    /// All pods, once these are among them as they should be, and names of those that are not: a host may be silent for a moment.
+    /// All pods, once these are among them as they should be, and ids of those that are not: a host may be silent for a moment, and one
+    /// that has booted may still be waking its pods up.
     async fn stand_with<'a>(
         &self,
         daemon: &Arc<Daemon>,
-        ids: &BTreeMap<&String, &'a str>,
+        ids: &BTreeMap<&'a String, &str>,
         is_well: impl Fn(&PodStands) -> bool,
-    ) -> std::result::Result<(Vec<(String, PodStands)>, Vec<&'a str>), Halt> {
-        let begun = Instant::now();
+    ) -> std::result::Result<(Stand, Vec<&'a String>), Halt> {
+        let mut begun = Instant::now();
         loop {
-            let places = self.stand(daemon).await;
-            let is_missing = |id: &String| !places.iter().any(|(_, pod)| pod.id == *id && is_well(pod));
-            let missing: Vec<&str> = ids.iter().filter(|(id, _)| is_missing(id)).map(|(_, name)| *name).collect();
+            let stand = self.stand(daemon).await;
+            let is_missing = |id: &String| !stand.pods.iter().any(|(_, pod)| pod.id == *id && is_well(pod));
+            let missing: Vec<&String> = ids.keys().copied().filter(|id| is_missing(id)).collect();
             if missing.is_empty() || begun.elapsed() > SILENCE / 4 {
-                return Ok((places, missing));
+                return Ok((stand, missing));
+            }
+            if stand.pods.iter().any(|(_, pod)| pod.is_waking) {
+                begun = Instant::now();
             }
             self.may_go_on()?;
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    /// All pods of all members that answer.
-    async fn stand(&self, daemon: &Arc<Daemon>) -> Vec<(String, PodStands)> {
+    /// All pods of all members.
+    async fn stand(&self, daemon: &Arc<Daemon>) -> Stand {
         let run = self.run();
-        let asked = run.members.iter().map(async |member| {
-            let pods = orders::order::<Vec<PodStands>>(daemon, &run, member, Order::Pods).await.unwrap_or_default();
-            pods.into_iter().map(|pod| (member.clone(), pod)).collect::<Vec<_>>()
-        });
-        join_all(asked).await.into_iter().flatten().collect()
+        let asked = run
+            .members
+            .iter()
+            .map(async |member| (member, orders::order::<Vec<PodStands>>(daemon, &run, member, Order::Pods).await));
+        let mut stand = Stand { pods: Vec::new(), silent: Vec::new() };
+        for (member, answer) in join_all(asked).await {
+            match answer {
+                Ok(pods) => stand.pods.extend(pods.into_iter().map(|pod| (member.clone(), pod))),
+                Err(_) => stand.silent.push(member.clone()),
+            }
+        }
+        stand
     }
 
     /// Has a host's pods come back: first one, then the others. What does not come is told, and no more.
     async fn bring_back(&self, daemon: &Arc<Daemon>, host: &HostRun) -> Done {
+        self.close(daemon, host, true).await?;
+        let host = &self.host(&host.host)?;
         let remark = async |text: String| self.change(daemon, &host.host, |host| host.remarks.push(text)).await;
         let ids: BTreeMap<&String, &str> =
             host.moves.iter().filter(|m| m.done).map(|m| (&m.id, m.pod.as_str())).collect();
-        let (stands, missing) = self.stand_with(daemon, &ids, |_| true).await?;
-        for name in missing {
-            remark(format!("{name} does not come back: no host that answers has it")).await?;
+        let (Stand { pods, .. }, missing) = self.stand_with(daemon, &ids, |_| true).await?;
+        for id in missing {
+            remark(format!("{} does not come back: no host that answers has it", ids[id])).await?;
         }
         let left = |pod: &PodStands| host.moves.iter().any(|m| m.id == pod.id);
         let is_away = |(at, pod): &(String, PodStands)| *at != host.host && pod.state == "running" && left(pod);
-        let away: Vec<(String, PodStands)> = stands.into_iter().filter(is_away).collect();
+        let away: Vec<(String, PodStands)> = pods.into_iter().filter(is_away).collect();
         let come = async |(at, pod): &(String, PodStands)| -> std::result::Result<bool, Halt> {
             self.may_go_on()?;
-            let came = self.send(daemon, host, pod, at, &host.host).await?;
+            let came = self.send(daemon, host, (&pod.id, &pod.name), at, &host.host).await?;
             if let Err(error) = &came {
                 remark(format!("{} does not come back from {at}: {}", pod.name, error.message)).await?;
             }
@@ -437,14 +496,18 @@ impl Drive {
         let since = host.since().unwrap_or(Timestamp::UNIX_EPOCH);
         loop {
             self.may_go_on()?;
-            let pods: Vec<PodStands> = self.ask(daemon, host, Order::Pods).await?;
-            let ours = |pod: &&PodStands| host.moves.iter().any(|m| m.id == pod.id) || host.asleep.contains(&pod.id);
-            if let Some(ill) =
-                pods.iter().filter(ours).find(|pod| pod.state == "lost" || pod.health == Some(HealthState::Unhealthy))
-            {
-                let what = format!("{} is {} there", ill.name, if ill.state == "lost" { "lost" } else { "unhealthy" });
-                let mut trouble = trouble_of(host, "a pod is ill", &ApiError::failed(what));
-                trouble.pod_lost = ill.state == "lost";
+            // It must answer; of the others, whoever has one of its pods.
+            let _: Vec<PodStands> = self.ask(daemon, host, Order::Pods).await?;
+            let pods = self.stand(daemon).await.pods;
+            let ours = |pod: &PodStands| host.moves.iter().any(|m| m.id == pod.id) || host.asleep.contains(&pod.id);
+            let is_ill = |pod: &PodStands| pod.state == "lost" || pod.health == Some(HealthState::Unhealthy);
+            if let Some((at, ill)) = pods.iter().find(|(_, pod)| ours(pod) && is_ill(pod)) {
+                let (name, is_lost) = (&ill.name, ill.state == "lost");
+                let (how, verb) = if is_lost { ("lost", "inspect") } else { ("unhealthy", "logs") };
+                let error = ApiError::failed(format!("{name} is {how} on {at}"))
+                    .cure(format!("see `podctl --host {at} {verb} {name}`"));
+                let mut trouble = trouble_of(host, "a pod is ill", &error);
+                trouble.pod_lost = is_lost;
                 return Err(Halt::Host(Box::new(trouble)));
             }
             if Timestamp::now().duration_since(since) >= soak {
@@ -514,6 +577,14 @@ impl Drive {
     }
 }
 
+/// Pods of the fleet.
+struct Stand {
+    /// Where, and how.
+    pods: Vec<(String, PodStands)>,
+    /// Members that do not answer.
+    silent: Vec<String>,
+}
+
 /// Name of the proof that no pod is lost.
 const PODS: &str = "pods";
 
@@ -524,7 +595,11 @@ fn halt(host: &HostRun, signature: &str, refusal: Refusal) -> Halt {
         Refusal::Failed(error) => trouble(host, signature, &error),
         Refusal::Silent(error) => {
             let what = format!("it has been silent for {} s: {}", SILENCE.as_secs(), error.message);
-            let mut trouble = trouble_of(host, "silent", &ApiError { message: what, ..error });
+            let cure = error
+                .cure
+                .clone()
+                .unwrap_or_else(|| "look at it, and at the network; once it answers, `podctl patch resume`".to_owned());
+            let mut trouble = trouble_of(host, "silent", &ApiError { message: what, cure: Some(cure), ..error });
             trouble.host_gone = true;
             Halt::Host(Box::new(trouble))
         }

@@ -218,7 +218,6 @@ fn what_is_left_is_told_by_hosts_that_are_done_else_by_what_was_expected() {
     assert_eq!(usual_s(&[run], Mechanism::InPlace, true), None);
 }
 
-
 proptest! {
     /// Whoever has a majority for an open run has it for one run only, whatever the order in which hosts are asked.
     #[test]
