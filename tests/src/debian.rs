@@ -43,7 +43,7 @@ impl Fleet {
         Self::with(hosts, policy, "", true)
     }
 
-    /// The same, with these lines in podd.toml; if `kept`, podds that die are started again, as systemd would.
+    /// The same, with these lines in podd.toml (`@RACK@`: `r1` for the first two hosts, `r2` for the others); if `kept`, podds that die are started again, as systemd would.
     #[must_use]
     pub fn with(hosts: usize, policy: &str, config: &str, kept: bool) -> Self {
         let lab = Arc::new(Lab::prepared(|lab| {
@@ -133,7 +133,7 @@ fn folder(lab: &Lab, host: &str) -> PathBuf {
 fn install(lab: &Lab, host: &str, policy: &str, config: &str) {
     let (home, debian) = (lab.dir().join(host), folder(lab, host));
     let write = |path: PathBuf, text: &str| fs::write(path, text).expect("the lab's folder can be written to");
-    for part in ["root/boot", "lists"] {
+    for part in ["root/boot", "root/thermal", "lists"] {
         fs::create_dir_all(debian.join(part)).expect("the lab's folder can be written to");
     }
     let place = |text: &str| text.replace("@FOLDER@", &debian.display().to_string());
@@ -157,6 +157,8 @@ fn install(lab: &Lab, host: &str, policy: &str, config: &str) {
         debian.display()
     );
     write(home.join("policy.toml"), &own);
+    let rack = if NAMES[..2].contains(&host) { "r1" } else { "r2" };
+    let config = config.replace("@RACK@", rack);
     write(home.join("extra.toml"), &format!("reboot = [\"touch\", \"{}/reboot\"]\n{config}\n", home.display()));
 }
 

@@ -95,6 +95,13 @@ fn a_host_alone_boots_in_place_and_its_pods_do_not_notice_but_by_the_clock() {
     for pod in ["redis", "clock"] {
         assert_eq!(fleet.lab.state("a", pod).as_deref(), Some("running"), "{run:#}");
     }
+    let slept = run["hosts"][0]["slept"].as_array().unwrap();
+    assert!(
+        slept.len() == 2 && slept.iter().all(|pod| pod["asleep_ms"].as_f64().is_some_and(|ms| ms > 100.0)),
+        "{run:#}"
+    );
+    let report = fleet.lab.ok("a", &["patch", "history", &id]);
+    assert!(report.contains("| redis | a | stayed, asleep | "), "{report}");
     let before = writer.acknowledged();
     eventually("the client goes on", Duration::from_secs(20), || writer.acknowledged() > before + 10);
     assert!(writer.complaints().is_empty(), "{}", writer.complaints());
@@ -390,4 +397,159 @@ fn a_host_that_has_missed_the_end_of_a_run_is_told() {
         runs.as_array().unwrap().iter().any(|run| run["id"] == id.as_str() && run["state"]["state"] == "done"),
         "{runs:#}"
     );
+}
+
+/// Racks are a and b, and c and d.
+#[test]
+fn several_hosts_are_away_together_but_no_two_of_a_rack() {
+    let fleet = Fleet::with(4, &format!("[limits]\nmax-unavailable = 2\n{QUICK}"), "domain = \"@RACK@\"", true);
+    for (host, pod) in [("a", "one"), ("b", "two"), ("d", "three")] {
+        sleeper(&fleet, host, pod);
+    }
+    let id = fleet.begin("a");
+    let run = fleet.until("a", &id, "done", LIMIT);
+    let hosts = run["hosts"].as_array().unwrap();
+    let waves: Vec<(&str, u64)> =
+        hosts.iter().map(|h| (h["host"].as_str().unwrap(), h["wave"].as_u64().unwrap())).collect();
+    // The canary alone, two of different racks together, the coordinator last.
+    assert_eq!(waves[0], ("c", 1), "{waves:?}");
+    assert_eq!(waves.last().unwrap().0, "a", "{waves:?}");
+    let together: Vec<&str> = waves.iter().filter(|(_, wave)| *wave == 2).map(|(host, _)| *host).collect();
+    assert_eq!(together, ["d", "b"], "{waves:?}");
+    for host in fleet.hosts {
+        assert_eq!(fleet.runs(host), NEW.0, "{host}");
+    }
+    assert_eq!(
+        (places(&fleet, "one"), places(&fleet, "two"), places(&fleet, "three")),
+        (vec!["a"], vec!["b"], vec!["d"])
+    );
+    // The next plan knows how long that takes.
+    let host = hosts[0]["begun"].as_array().unwrap();
+    assert!(host.len() > 5 && hosts.iter().all(|host| host["expected_s"].is_null()), "nobody knew: {run:#}");
+}
+
+#[test]
+fn what_a_coordinator_leaves_undone_stops_the_run_all_the_same() {
+    let fleet = Fleet::up(3, &format!("verify = [\"false\"]\n{QUICK}"));
+    // It dies when it has written that the canary has failed, and before it draws the conclusion.
+    fleet.lab.fault("a", "run failed crash");
+    let id = fleet.begin("a");
+    let run = fleet.until("a", &id, "stopped", LIMIT);
+    assert!(run["state"]["why"].as_str().unwrap().contains("was the canary"), "{run:#}");
+    let untouched = run["hosts"].as_array().unwrap().iter().skip(1).all(|host| host["step"] == "waiting");
+    assert!(untouched, "{run:#}");
+}
+
+#[test]
+fn a_move_whose_end_the_coordinator_did_not_see_is_told_with_its_blackout() {
+    let fleet = Fleet::up(3, &format!("{QUICK}rehearse = false\n"));
+    sleeper(&fleet, "b", "web");
+    fleet.lab.fault("b", "source given pause 4000");
+    let id = fleet.lab.json("a", &["patch", "run", "b", "--detach"])["id"].as_str().unwrap().to_owned();
+    eventually("the pod is given", LIMIT, || {
+        let fault = fs::read_to_string(tests::traces::inside(&fleet.lab, "b", "/run/podd/fault"));
+        fault.is_ok_and(|left| left.is_empty())
+    });
+    tests::invariants::kill_podd(&fleet.lab, "a");
+    let run = fleet.until("a", &id, "done", LIMIT);
+    let moves = run["hosts"][0]["moves"].as_array().unwrap();
+    assert_eq!(moves.len(), 2, "there and back: {run:#}");
+    assert!(moves.iter().all(|m| m["done"] == true && m["blackout_ms"].as_f64().is_some()), "{run:#}");
+    assert_eq!(places(&fleet, "web"), ["b"]);
+}
+
+#[test]
+fn a_pod_that_its_owner_removes_meanwhile_is_not_lost() {
+    let fleet = Fleet::up(3, QUICK);
+    for pod in ["web", "db", "cache"] {
+        sleeper(&fleet, "b", pod);
+    }
+    fleet.lab.fault("a", "run patch pause 6000");
+    let id = fleet.lab.json("a", &["patch", "run", "b", "--detach"])["id"].as_str().unwrap().to_owned();
+    eventually("all have left", LIMIT, || ["web", "db", "cache"].iter().all(|pod| places(&fleet, pod) == ["c"]));
+    fleet.lab.ok("c", &["rm", "-f", "web"]);
+    fleet.lab.ok("c", &["suspend", "db"]);
+    let run = fleet.until("a", &id, "done", LIMIT);
+    let proofs = run["hosts"][0]["proofs"].as_array().unwrap();
+    let pods = proofs.iter().find(|proof| proof["what"] == "pods").unwrap();
+    assert!(pods["well"] == true && pods["seen"].as_str().unwrap().contains("removed: web"), "{pods:#}");
+    assert_eq!((places(&fleet, "cache"), fleet.lab.state("c", "db").as_deref()), (vec!["b"], Some("suspended")));
+}
+
+/// Its podd is away when the run ends; it has its pods wake up once it hears of that.
+#[test]
+fn pods_do_not_sleep_on_when_the_run_has_ended() {
+    let fleet = Fleet::with(3, QUICK, "in_place = true", false);
+    sleeper(&fleet, "b", "web");
+    fleet.lab.fault("a", "run reboot pause 8000");
+    let id = fleet.lab.json("a", &["patch", "run", "b", "--detach"])["id"].as_str().unwrap().to_owned();
+    eventually("it sleeps", LIMIT, || fleet.lab.state("b", "web").as_deref() == Some("suspended"));
+    eventually("it is about to boot", LIMIT, || {
+        fleet.run("b", &id).is_some_and(|run| run["hosts"][0]["step"] == "reboot")
+    });
+    tests::invariants::kill_podd(&fleet.lab, "b");
+    let cancelled = fleet.lab.json("a", &["patch", "cancel"]);
+    let remarks = cancelled["hosts"][0]["remarks"].to_string();
+    assert!(remarks.contains("could not be told to wake its pods up"), "{cancelled:#}");
+    fleet.lab.script(&["start", "b"]).must();
+    eventually("it wakes up", LIMIT, || fleet.lab.state("b", "web").as_deref() == Some("running"));
+    eventually("it takes pods again", LIMIT, || fleet.lab.ok("b", &["host", "cordons"]).contains("takes pods"));
+    assert_eq!(fleet.runs("b"), OLD.0, "it has not booted");
+}
+
+#[test]
+fn hardware_that_fails_is_left_for_good() {
+    let fleet = Fleet::up(3, &format!("{QUICK}rehearse = false\n"));
+    sleeper(&fleet, "b", "web");
+    // Two signs that do not depend on each other.
+    fs::write(fleet.file("b", "dmesg"), "Buffer I/O error, dev sda, sector 7\n").unwrap();
+    let zone = fleet.file("b", "root/thermal/thermal_zone0");
+    fs::create_dir_all(&zone).unwrap();
+    for (file, text) in [
+        ("temp", "104000"),
+        ("type", "x86_pkg_temp"),
+        ("trip_point_0_type", "critical"),
+        ("trip_point_0_temp", "105000"),
+    ] {
+        fs::write(zone.join(file), text).unwrap();
+    }
+    let status = fleet.lab.podctl("a", &["status", "b", "--refresh"]);
+    assert!(status.out.contains("leave"), "{status:?}");
+    let plan = fleet.lab.podctl("a", &["patch", "plan", "b"]);
+    assert!(plan.out.contains("leave: the hardware is failing"), "{plan:?}");
+    let begun = fleet.lab.json("a", &["patch", "run", "b", "--detach"]);
+    let run = fleet.until("a", begun["id"].as_str().unwrap(), "done", LIMIT);
+    assert_eq!(steps(&run, "b"), ["cordon", "evacuate", "done"]);
+    assert_eq!((places(&fleet, "web").len(), fleet.runs("b")), (1, OLD.0.to_owned()));
+    assert_ne!(places(&fleet, "web"), ["b"]);
+    let refused = fleet.lab.podctl("b", &["run", "--name", "x", "--rootfs", &rootfs("busybox"), "--", "true"]);
+    assert!(refused.code == 1 && refused.err.contains("takes no pods"), "{refused:?}");
+}
+
+#[test]
+fn pods_stay_where_they_went_if_the_policy_says_so() {
+    let fleet = Fleet::up(3, &format!("{QUICK}return-pods = false\n"));
+    for (host, pod) in [("b", "web"), ("c", "db"), ("c", "cache")] {
+        sleeper(&fleet, host, pod);
+    }
+    let plan = fleet.lab.json("a", &["patch", "plan", "--fleet"]);
+    let run = fleet.lab.json("a", &["patch", "run", "--fleet", "--detach"]);
+    let run = fleet.until("a", run["id"].as_str().unwrap(), "done", LIMIT);
+    // As it was planned: also those that had come.
+    let planned: Vec<(String, String)> = plan["steps"].as_array().unwrap().iter().flat_map(moves_of).collect();
+    let done: Vec<(String, String)> = run["hosts"].as_array().unwrap().iter().flat_map(moves_of).collect();
+    assert_eq!(done, planned, "{run:#}");
+    assert!(planned.len() >= 3, "{plan:#}");
+    for pod in ["web", "db", "cache"] {
+        assert_eq!(places(&fleet, pod).len(), 1, "{pod}: {run:#}");
+    }
+}
+
+/// Pods and where they go, sorted, of a step of a plan or of a host of a run.
+fn moves_of(step: &Value) -> Vec<(String, String)> {
+    let moves = step["moves"].as_array().unwrap().iter();
+    let mut moves: Vec<_> =
+        moves.map(|m| (m["pod"].as_str().unwrap().to_owned(), m["to"].as_str().unwrap().to_owned())).collect();
+    moves.sort();
+    moves
 }

@@ -127,6 +127,41 @@ async fn reserve_memory(State(daemon): App, Said(request): Said<ReserveRequest>)
     json(tokio::task::block_in_place(|| reserved::reserve(&daemon.config, request.bytes))?)
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::patch::decide::Mechanism;
+    use crate::patch::plan::{Move, Step};
+
+    #[test]
+    fn a_plan_that_has_changed_is_told() {
+        let step = |host: &str, wave, to: &str, blackout_ms| Step {
+            wave,
+            host: host.to_owned(),
+            mechanism: Mechanism::Evacuate,
+            patch: true,
+            moves: vec![Move { pod: "web".to_owned(), to: to.to_owned(), blackout_ms }],
+            sleeps: Vec::new(),
+            takes_s: None,
+            why: String::new(),
+        };
+        let plan = |steps: Vec<Step>| Plan { steps, left: Vec::new() };
+        let shown = plan(vec![step("a", 1, "b", 90.0), step("c", 2, "b", 90.0)]);
+        let told = |now: Vec<Step>| difference(&shown, &plan(now));
+        assert_eq!(told(vec![step("a", 1, "b", 70.0), step("c", 2, "b", 80.0)]), None, "silence is no difference");
+        let elsewhere = told(vec![step("a", 1, "d", 90.0), step("c", 2, "b", 90.0)]);
+        assert_eq!(
+            elsewhere.as_deref(),
+            Some("no longer a by evacuate in wave 1 (web to b); now a by evacuate in wave 1 (web to d)")
+        );
+        assert_eq!(
+            told(vec![step("a", 1, "b", 90.0)]).as_deref(),
+            Some("no longer c by evacuate in wave 2 (web to b)")
+        );
+        assert_eq!(told(vec![step("c", 2, "b", 9.0), step("a", 1, "b", 9.0)]).as_deref(), Some("in another order"));
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct UncordonRequest {

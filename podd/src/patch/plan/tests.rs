@@ -307,7 +307,8 @@ proptest! {
             prop_assert!(gone.len() <= max as usize);
             let domains: Vec<&str> = gone.iter().filter_map(|host| by_name[host].domain.as_deref()).collect();
             prop_assert_eq!(domains.iter().collect::<BTreeSet<_>>().len(), domains.len(), "one of a failure domain");
-            let (mut came, mut stay): (BTreeMap<&str, Vec<&Pod>>, Vec<(&str, &str, &Pod)>) = Default::default();
+            let mut came: BTreeMap<&str, Vec<&Pod>> = BTreeMap::new();
+            let mut stay: Vec<(&str, &str, &Pod)> = Vec::new();
             for step in &wave {
                 let pods = at[step.host.as_str()].clone();
                 if step.mechanism == Mechanism::Evacuate {
