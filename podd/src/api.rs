@@ -779,6 +779,9 @@ pub struct HostsRemoved {
     pub removed: Vec<String>,
     /// The patch run that goes on without them.
     pub run: Option<String>,
+    /// Pods of this host that were on their way to or from one of them: `podctl resume` has them go on here.
+    #[serde(default)]
+    pub in_doubt: Vec<String>,
     /// Hosts that could not be told; they hear of it from the fleet's authority, unless that was removed itself.
     pub untold: Vec<String>,
 }

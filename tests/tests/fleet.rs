@@ -114,7 +114,7 @@ fn a_removed_host_is_a_stranger_until_it_joins_anew() {
     refused(&lab.podctl("b", &["host", "rm", "a"]), "a signs for all hosts of the fleet");
     lab.ok("c", &["rm", "--force", "web"]);
     let removed = lab.json("b", &["host", "rm", "c"]);
-    assert_eq!(removed, json!({"removed": ["c"], "run": null, "untold": []}));
+    assert_eq!(removed, json!({"removed": ["c"], "run": null, "in_doubt": [], "untold": []}));
     lab.script(&["kill", "a"]).must();
     lab.script(&["start", "a"]).must();
     let two = [("a".to_owned(), true), ("b".to_owned(), true)];

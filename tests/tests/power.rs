@@ -94,3 +94,53 @@ fn source_before_the_handover_then_nothing_is_left_on_the_target() {
     lab.ok("a", &["restore", image]);
     assert_eq!(value(&lab, "a"), "kept");
 }
+
+/// A move whose other host burns down: nobody but people can say that it does not come back.
+fn gone(lab: &Lab, here: &str, other: &str) {
+    let unsure = lab.podctl(here, &["resume", "redis"]);
+    let cure = format!("host rm {other} --gone");
+    assert!(unsure.code != 0 && unsure.err.contains(&cure), "{unsure:?}");
+    let removed = lab.json(here, &["host", "rm", other, "--gone"]);
+    assert_eq!(removed["in_doubt"], serde_json::json!(["redis"]), "{removed:#}");
+    // Another one may have it.
+    lab.script(&["cut", "c"]).must();
+    let unsure = lab.podctl(here, &["resume", "redis"]);
+    assert!(unsure.code != 0 && unsure.err.contains("c does not say whether it has redis"), "{unsure:?}");
+    lab.script(&["join", "c"]).must();
+    eventually("c answers again", LIMIT, || lab.podctl(here, &["resume", "redis"]).code == 0);
+    assert_eq!(lab.state(here, "redis").as_deref(), Some("running"));
+    assert_eq!(value(lab, here), "kept");
+}
+
+fn three_hosts() -> Lab {
+    let lab = Lab::up(3);
+    workload::redis(&lab, "a", "redis", "10.77.1.5");
+    assert!(lab.ok("a", &["exec", "redis", "--", "redis-cli", "set", "k", "kept"]).contains("OK"));
+    lab
+}
+
+#[test]
+fn target_for_good_then_the_source_goes_on_when_told() {
+    let lab = three_hosts();
+    lab.fault("a", "source given pause 4000");
+    let mut mover = lab.podctl_command("a", &["migrate", "redis", "--to", "b"]);
+    let mover = mover.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("podctl starts");
+    eventually("it is given", LIMIT, || {
+        let left = run(lab.on("a", &["cat", "/run/podd/fault"]));
+        left.code == 0 && !left.out.contains("given")
+    });
+    lab.script(&["crash", "b"]).must();
+    gone(&lab, "a", "b");
+    let said = mover.wait_with_output().expect("podctl ends");
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("b is gone for good, and root has the pod go on here"), "{said}");
+}
+
+#[test]
+fn source_for_good_then_the_target_goes_on_when_told() {
+    let lab = three_hosts();
+    lab.fault("a", "source given crash");
+    assert_ne!(lab.podctl("a", &["migrate", "redis", "--to", "b"]).code, 0);
+    lab.script(&["crash", "a"]).must();
+    gone(&lab, "b", "a");
+}

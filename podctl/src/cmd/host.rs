@@ -235,6 +235,11 @@ fn in_sentences(removed: &HostsRemoved) -> String {
     if let Some(run) = &removed.run {
         text += &format!("\npatch run {run} counts on the others now; if it stands still: `podctl patch resume`");
     }
+    for pod in &removed.in_doubt {
+        text += &format!(
+            "\n{pod} was on its way between this host and one that is gone; if it runs nowhere else: `podctl resume {pod}`"
+        );
+    }
     if !removed.untold.is_empty() {
         let untold = removed.untold.join(", ");
         text += &format!(

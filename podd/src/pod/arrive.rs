@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::freeze::{milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
+use super::migrate::forsaken;
 use super::preflight::{TargetFacts, host_facts};
 use super::rehearse;
 use super::start::{begin_birth, clear_up, end_birth, ended, give_birth, restart_later, watch};
@@ -155,6 +156,7 @@ fn reserve(daemon: &Daemon, from: &str, id: &str, record: &str) -> Result<(Claim
         error: None,
         report: None,
         rehearsal: false,
+        forsaken: None,
         by: format!("host {from}"),
     };
     record.state = PodState::Arriving { migration: id.to_owned() };
@@ -425,6 +427,10 @@ pub async fn settle(daemon: &Arc<Daemon>, claim: Claim, mut migration: Migration
     let query = Message::Query { migration: migration.id.clone() };
     let mut pause = Duration::from_millis(50);
     loop {
+        if let Some(reason) = forsaken(daemon, &migration) {
+            tracing::warn!(pod = migration.pod, reason, "the pod goes on without its source");
+            return commit(daemon, &claim, &mut migration, &[]).await.map(drop);
+        }
         let answer = match Peer::call(daemon, &migration.peer).await {
             Ok(mut peer) => peer.ask(&query).await,
             Err(e) => Err(e),

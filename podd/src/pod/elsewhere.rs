@@ -27,6 +27,12 @@ enum Answer {
 /// # Errors
 /// A host has it; or one to which it went from here does not answer.
 pub async fn refuse_if_elsewhere(daemon: &Arc<Daemon>, record: &PodRecord) -> Result<()> {
+    let answers = ask_others(daemon, record).await?;
+    judge(record, last_gone(&daemon.store.migrations()?, &record.id), &answers)
+}
+
+/// Asks all other hosts at once whether they have a pod.
+async fn ask_others(daemon: &Arc<Daemon>, record: &PodRecord) -> Result<Vec<(String, Answer)>> {
     if daemon.identity().is_ok() {
         // As far as we can: without the authority, those whom we know.
         let _ = peer::learn_hosts(daemon).await;
@@ -40,8 +46,31 @@ pub async fn refuse_if_elsewhere(daemon: &Arc<Daemon>, record: &PodRecord) -> Re
             (host, Answer::Silent)
         }
     });
-    let answers = join_all(asked).await;
-    judge(record, last_gone(&daemon.store.migrations()?, &record.id), &answers)
+    Ok(join_all(asked).await)
+}
+
+/// Asks all other hosts, and refuses unless each says that it does not have the pod. Those that were removed from the fleet count no
+/// more.
+///
+/// # Errors
+/// A host has it, or does not answer.
+pub async fn refuse_unless_nowhere(daemon: &Arc<Daemon>, record: &PodRecord) -> Result<()> {
+    let name = &record.spec.name;
+    for (host, answer) in ask_others(daemon, record).await? {
+        match answer {
+            Answer::HasNot => {}
+            Answer::Has => {
+                return Err(ApiError::conflict(format!("{name} is on {host}")).cure(format!(
+                    "a pod is in one place only: leave it there, or remove it there first (`podctl --host {host} rm {name}`)"
+                )));
+            }
+            Answer::Silent => {
+                return Err(ApiError::unreachable(format!("{host} does not say whether it has {name}"))
+                    .cure(format!("start its podd; if it is gone for good, too: `podctl host rm {host} --gone`")));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The move by which a pod left this host; none if it has come back since, or never left.
@@ -106,6 +135,7 @@ mod tests {
             error: None,
             report: None,
             rehearsal: false,
+            forsaken: None,
             by: String::new(),
         }
     }

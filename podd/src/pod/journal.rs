@@ -51,6 +51,9 @@ pub struct Migration {
     /// Who wanted it.
     #[serde(default)]
     pub by: String,
+    /// Who wants the pod to go on here, as the other host is gone for good and cannot say whether it has it.
+    #[serde(default)]
+    pub forsaken: Option<String>,
 }
 
 impl Migration {

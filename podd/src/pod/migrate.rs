@@ -18,6 +18,7 @@ use rand::Rng;
 use tokio::sync::{OwnedMutexGuard, SemaphorePermit, mpsc};
 
 use super::checkpoint::save;
+use super::elsewhere::refuse_unless_nowhere;
 use super::freeze::{Dumper, Flight, Frozen, NextKernel, freeze, hold, milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
 use super::precopy::Ahead;
@@ -35,6 +36,8 @@ use crate::supervisor::{Claim, Daemon};
 use crate::sys::hold::Hold;
 use crate::sys::network::neighbours;
 
+/// A pod goes on within this once somebody has said so: its podd asks the other host now and then.
+const FORSAKEN_LIMIT: Duration = Duration::from_secs(60);
 /// Data goes in pieces of this size: as large as a frame may be.
 const PIECE: usize = 1 << 20;
 /// Other pods that stand still are waited for so long.
@@ -227,6 +230,9 @@ pub async fn conclude(
     let mut frames = Vec::new();
     let mut pause = Duration::from_millis(50);
     let answer = loop {
+        if let Some(reason) = forsaken(daemon, migration) {
+            break Message::Lost { reason };
+        }
         let connected = match peer.take() {
             Some(peer) => Ok(peer),
             None => Peer::call(daemon, &migration.peer).await,
@@ -289,6 +295,44 @@ pub async fn conclude(
     migration.step = Step::Done;
     daemon.journal(migration, None)?;
     unwell.map_or(Ok(()), Err)
+}
+
+/// Why a pod whose move is in doubt goes on here; none: nobody has said so.
+pub fn forsaken(daemon: &Daemon, migration: &Migration) -> Option<String> {
+    let by = daemon.store.migration(&migration.id).ok()??.forsaken?;
+    Some(format!("{} is gone for good, and {by} has the pod go on here", migration.peer))
+}
+
+/// Has a pod go on here whose move is in doubt, as the other host is gone for good: it was removed from the fleet, and no other host
+/// has the pod. As it was when it was frozen: what it may have done on the other host since is lost with that.
+///
+/// # Errors
+/// The other host was not removed, another one has the pod or does not answer, or the pod does not go on.
+pub async fn go_on_without(daemon: &Arc<Daemon>, record: &PodRecord, by: &str) -> Result<PodRecord> {
+    let (PodState::Given { migration } | PodState::Arriving { migration }) = &record.state else {
+        return Err(not_running(daemon, record));
+    };
+    let unknown = || ApiError::failed("its move is not in the journal");
+    let mut migration = daemon.store.migration(migration)?.ok_or_else(unknown)?;
+    let (name, other) = (&record.spec.name, &migration.peer);
+    if !matches!(migration.step, Step::Given | Step::Held) || !daemon.store.removed_hosts()?.contains(other) {
+        return Err(ApiError::conflict(format!("{name} is {}", daemon.stands(record))).cure(format!(
+            "it is settled when {other} answers; if that is gone for good: `podctl host rm {other} --gone`, and this again"
+        )));
+    }
+    refuse_unless_nowhere(daemon, record).await?;
+    migration.forsaken = Some(by.to_owned());
+    daemon.journal(&migration, None)?;
+    let begun = Instant::now();
+    loop {
+        let now = daemon.pod(&record.id)?.record();
+        match now.state {
+            PodState::Given { .. } | PodState::Arriving { .. } if begun.elapsed() < FORSAKEN_LIMIT => {}
+            PodState::Running { .. } => return Ok(now),
+            _ => return Err(not_running(daemon, &now)),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Waits until the pod's health probe, if it has one, has succeeded on the target.
@@ -516,6 +560,7 @@ impl<'a> Run<'a> {
             peer,
         };
         let migration = Migration {
+            forsaken: None,
             id: format!("{:032x}", rand::rng().random::<u128>()),
             role: Role::Source,
             peer: to.to_owned(),

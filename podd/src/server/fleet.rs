@@ -12,6 +12,7 @@ use crate::events::{self, What};
 use crate::patch::run::drive;
 use crate::patch::run::orders::{self, Call, PodStands};
 use crate::peer;
+use crate::pod::state::{PodRecord, PodState};
 use crate::supervisor::Daemon;
 use crate::trust;
 
@@ -89,7 +90,13 @@ pub async fn remove(daemon: &Arc<Daemon>, names: &[String], gone: bool, by: &str
             format!("most of the hosts that stay do not know of it yet, as they do not answer: {}", untold.join(", "));
         return Err(ApiError::unreachable(what).cure("give this command again when they do"));
     }
-    Ok(HostsRemoved { removed: names.to_vec(), run, untold })
+    let in_doubt = |record: PodRecord| {
+        let (PodState::Given { migration } | PodState::Arriving { migration }) = &record.state else { return None };
+        let migration = daemon.store.migration(migration).ok()??;
+        names.contains(&migration.peer).then_some(record.spec.name)
+    };
+    let in_doubt = daemon.pods().iter().filter_map(|pod| in_doubt(pod.record())).collect();
+    Ok(HostsRemoved { removed: names.to_vec(), run, in_doubt, untold })
 }
 
 /// Whether a host can be removed.
@@ -111,7 +118,12 @@ async fn may_leave(daemon: &Daemon, this: &str, authority: Option<&String>, name
         );
         return Err(ApiError::conflict(what).cure("found another fleet, and have all hosts join that"));
     }
-    let pods: Vec<PodStands> = orders::call_host(daemon, name, &Call::Pods).await?;
+    // No pod comes between this look and the end. A podd that does not know this question is only looked at.
+    let leaves: Result<Vec<PodStands>> = orders::call_host(daemon, name, &Call::Leave).await;
+    let pods = match leaves {
+        Ok(pods) => pods,
+        Err(_) => orders::call_host(daemon, name, &Call::Pods).await?,
+    };
     match pods.first() {
         None => Ok(()),
         Some(pod) => Err(ApiError::conflict(format!("{name} has {} pod(s), such as {}", pods.len(), pod.name))

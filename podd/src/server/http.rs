@@ -252,8 +252,16 @@ async fn start_pod(State(daemon): App, Path(name): Path<String>) -> Answer {
     on_pod(daemon, &name, Doing::Start, async |daemon, claim| start::start(&daemon, &claim).await).await
 }
 
-async fn resume(State(daemon): App, Path(name): Path<String>) -> Answer {
+async fn resume(State(daemon): App, Path(name): Path<String>, caller: Caller) -> Answer {
     cordon::refuse(&daemon)?;
+    let record = daemon.pod(&name)?.record();
+    if matches!(record.state, PodState::Given { .. } | PodState::Arriving { .. }) {
+        let by = caller.name();
+        return Ok(stream(async move |_| {
+            let record = migrate::go_on_without(&daemon, &record, &by).await?;
+            Ok(daemon.view(&*daemon.pod(&record.id)?))
+        }));
+    }
     on_pod(daemon, &name, Doing::Resume, async |daemon, claim| restore::resume(&daemon, &claim).await).await
 }
 

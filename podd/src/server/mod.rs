@@ -76,6 +76,7 @@ async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn 
     if daemon.config.watch {
         tokio::spawn(watch(daemon.clone()));
     }
+    tokio::spawn(peers::learn(daemon.clone()));
     drive::go_on(&daemon);
     tokio::spawn(drive::watch_coordinator(daemon.clone()));
     tokio::spawn(told::tell(daemon.clone()));

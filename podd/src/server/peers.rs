@@ -4,11 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsStream;
 
 use crate::api::ApiError;
+use crate::patch::run::orders;
 use crate::peer::{Message, Peer, learn_hosts};
 use crate::pod::arrive;
 use crate::server::refuse_if_removed;
@@ -18,6 +20,8 @@ use crate::trust::{self, Identity, KnownHost};
 
 /// Time for a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Between two questions which hosts there are.
+const LEARN: Duration = Duration::from_secs(600);
 
 /// Serves other hosts for as long as this host has an identity; waits until it has one.
 pub async fn serve(daemon: Arc<Daemon>) {
@@ -76,6 +80,22 @@ pub async fn wait_until_listening(daemon: &Daemon, identity: &Identity) -> crate
         .cure("the reason is in podd's log; the address must be one of this host"))
 }
 
+/// Has all hosts learn of a new one: they must know each other when the authority, whom they would ask, is gone.
+async fn tell_of(daemon: &Daemon, new: &str) -> crate::error::Result<()> {
+    let others = daemon.store.hosts()?.into_iter().filter(|host| host.name != daemon.config.host && host.name != new);
+    join_all(others.map(async |host| orders::call_host::<()>(daemon, &host.name, &orders::Call::Learn).await.is_ok()))
+        .await;
+    Ok(())
+}
+
+/// Learns again and again which hosts there are, for as long as podd runs: it may have missed one.
+pub async fn learn(daemon: Arc<Daemon>) {
+    loop {
+        tokio::time::sleep(LEARN).await;
+        let _ = learn_hosts(&daemon).await;
+    }
+}
+
 async fn answer(daemon: Arc<Daemon>, identity: Identity, stream: TcpStream, from: SocketAddr) {
     if let Err(e) = converse(daemon, identity, stream).await {
         tracing::debug!(%from, error = %e, "a connection of another host ended");
@@ -90,7 +110,8 @@ async fn converse(daemon: Arc<Daemon>, identity: Identity, stream: TcpStream) ->
         let hosts = known_hosts(&daemon)?;
         let joined = trust::serve_join(stream, &daemon.config.state.join("pki"), &hosts).await?;
         tracing::info!(host = joined.name, address = %joined.address, "a host joined");
-        daemon.store.put_host(&Host { name: joined.name, address: joined.address })?;
+        daemon.store.put_host(&Host { name: joined.name.clone(), address: joined.address })?;
+        tell_of(&daemon, &joined.name).await?;
         return Ok(());
     }
     let name =

@@ -353,6 +353,7 @@ mod tests {
             error: None,
             report: None,
             rehearsal: false,
+            forsaken: None,
             by: "root".to_owned(),
         };
         let end = Entry { what: What::of(&migration, "a").unwrap(), ..entry(false) };

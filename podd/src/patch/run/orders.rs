@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::{SignedDuration, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -27,6 +28,8 @@ use crate::supervisor::Daemon;
 const SOON: Duration = Duration::from_millis(500);
 /// What has ended is remembered so long after the last question.
 const REMEMBERED: Duration = Duration::from_secs(3600);
+/// A host that was asked to leave takes no pods for so long.
+const LEAVES_WITHIN: SignedDuration = SignedDuration::from_mins(5);
 /// Nothing is said for longer.
 const SILENT: Duration = Duration::from_secs(15);
 /// Between two questions.
@@ -60,6 +63,10 @@ pub enum Call {
     Cordoned,
     /// How are your pods? Answered by a list of [`PodStands`].
     Pods,
+    /// You are about to leave the fleet: take no pods for a while, unless you have some. Answered by a list of [`PodStands`].
+    Leave,
+    /// Ask the authority which hosts there are: one has joined. Answered by nothing.
+    Learn,
     /// These hosts have left the fleet. Answered by nothing.
     Removed {
         /// Their names.
@@ -401,6 +408,8 @@ pub async fn answer(daemon: &Arc<Daemon>, json: &str, from: &str) -> Result<Valu
         }
         Call::Cordoned => serde_json::to_value(cordoned(daemon)?),
         Call::Pods => serde_json::to_value(mechanism::stand(daemon)),
+        Call::Learn => serde_json::to_value(peer::learn_hosts(daemon).await?),
+        Call::Leave => serde_json::to_value(leave(daemon, from)?),
         Call::Removed { hosts, by } => {
             serde_json::to_value(crate::server::forget_hosts(daemon, &hosts, &format!("{by} on {from}"))?)
         }
@@ -408,6 +417,19 @@ pub async fn answer(daemon: &Arc<Daemon>, json: &str, from: &str) -> Result<Valu
         Call::Steer(steer) => serde_json::to_value(super::drive::steer(daemon, steer).await?),
     };
     value.attempt("say it")
+}
+
+/// Takes no pods for a while, as it is about to leave the fleet; its pods, if it has some: then it stays.
+fn leave(daemon: &Daemon, from: &str) -> Result<Vec<PodStands>> {
+    let (owner, since) = (format!("removal by {from}"), Timestamp::now());
+    let until = since.checked_add(LEAVES_WITHIN).ok();
+    let reason = "it leaves the fleet".to_owned();
+    daemon.store.put_cordon(&Cordon { owner: owner.clone(), reason, since, until })?;
+    let pods = mechanism::stand(daemon);
+    if !pods.is_empty() {
+        daemon.store.delete_cordon(&owner)?;
+    }
+    Ok(pods)
 }
 
 /// Why this host takes no pods.
