@@ -376,6 +376,67 @@ fn memory_that_is_set_aside_survives_a_kexec() {
     assert!(doctor.contains("512 MiB survive a boot"), "{doctor}");
 }
 
+/// What grub-install does on a real disk: a loader that the firmware starts, with its modules and its configuration beside it.
+const GRUB: &str = r#"
+    set -e
+    mkdir -p /boot/grub /etc/default
+    cp -r /usr/lib/grub/i386-pc /boot/grub/
+    printf '%s\n' GRUB_DEFAULT=0 GRUB_TIMEOUT=0 GRUB_DISTRIBUTOR=Debian GRUB_TERMINAL=console "GRUB_CMDLINE_LINUX=\"$(cat /proc/cmdline)\"" >/etc/default/grub
+    echo 'search --file --set=root /boot/grub/grub.cfg
+        set prefix=($root)/boot/grub' >/tmp/early.cfg
+    grub-mkimage -O i386-pc -p /boot/grub -c /tmp/early.cfg -o /tmp/core.img biosdisk ext2 search search_fs_file search_fs_uuid normal linux
+    update-grub
+    cat /usr/lib/grub/i386-pc/boot.img /tmp/core.img >/boot/grub/loader.img
+    truncate -s 4M /boot/grub/loader.img
+    sync"#;
+
+/// The machine's own boot loader finds the kernel, and sets the memory aside; a patch run minds what it holds on to.
+#[test]
+fn grub_sets_memory_aside_and_boots_what_is_new() {
+    let site = Site::with(&["a"], "in_place = true\nreboot = [\"reboot\"]\n");
+    let (lab, newer) = (&site.lab, site.archive.newer.clone());
+    let sh = |script: &str| lab.exec("a", &["sh", "-c", script]);
+    sh(GRUB).must();
+    lab.reboot("a", None);
+    assert!(sh("cat /proc/cmdline").must().out.starts_with("BOOT_IMAGE="), "GRUB has started it");
+    site.say("GRUB boots the machine");
+    let memory = lab.json("a", &["host", "reserve-memory", "256M"]);
+    assert_eq!(memory["loader"], "/etc/default/grub.d/podd-memory.cfg", "{memory}");
+    let parameter = memory["parameter"].as_str().expect("a boot parameter").to_owned();
+    assert!(sh("cat /boot/grub/grub.cfg").must().out.contains(&parameter), "update-grub has seen it");
+    let doctor = lab.podctl("a", &["doctor"]).out;
+    assert!(doctor.contains("boot this host once"), "{doctor}");
+    lab.reboot("a", None);
+    let doctor = lab.podctl("a", &["doctor"]).out;
+    assert!(doctor.contains("256 MiB survive a boot"), "{doctor}");
+    site.say(&format!("{parameter}: the kernel has left it alone"));
+    workload::redis(lab, "a", "redis", "10.78.1.5");
+    lab.ok("a", &["exec", "redis", "--", "redis-cli", "set", "n", "4711"]);
+    // Somebody holds on to the old kernel: found before a pod sleeps.
+    site.send(&newer, POLICY);
+    let old = sh("uname -r").must().out.trim().to_owned();
+    let pin = format!("GRUB_DEFAULT=\"Advanced options for Debian GNU/Linux>Debian GNU/Linux, with Linux {old}\"");
+    sh(&format!("echo '{pin}' >/etc/default/grub.d/pin.cfg && update-grub")).must();
+    let run = lab.podctl("a", &["patch", "run", "a"]);
+    assert!(run.code == 1 && run.out.contains("GRUB always boots") && run.out.contains(&old), "{run:?}");
+    assert_eq!(site.places("redis"), ["a"]);
+    sh("rm /etc/default/grub.d/pin.cfg && update-grub").must();
+    site.say("a pinned kernel was found; it is pinned no more");
+    lab.ok("a", &["patch", "cancel"]);
+    let id = site.cron("a");
+    let run = site.until(&id, "done");
+    assert_eq!(
+        (site.kernel("a"), site.places("redis"), site.count()),
+        (newer.version, vec!["a"], "4711".to_owned()),
+        "{run:#}"
+    );
+    let line = sh("cat /proc/cmdline").must().out;
+    assert!(line.starts_with("BOOT_IMAGE=") && line.contains(&parameter), "{line}");
+    lab.ok("a", &["host", "reserve-memory", "off"]);
+    assert!(!sh("cat /boot/grub/grub.cfg").must().out.contains("memmap="), "and taken back");
+    site.say("GRUB boots the newer kernel, with the memory set aside");
+}
+
 /// A real one, for the kernel that runs: no pod is touched, and nothing boots.
 #[test]
 fn a_live_patch_is_enough() {

@@ -16,8 +16,18 @@ use crate::lab::{binary, root};
 /// Pods in machines take their root file systems from `/srv/rootfs/NAME`.
 const ROOTFS: [&str; 6] = ["busybox", "redis", "nginx", "node", "postgres", "shell"];
 /// Beside the minimal system: what podd and tests use, and what kernel packages need.
-const PACKAGES: [&str; 8] =
-    ["busybox-static", "e2fsprogs", "iproute2", "kexec-tools", "kmod", "less", "procps", "systemd-sysv"];
+const PACKAGES: [&str; 10] = [
+    "busybox-static",
+    "e2fsprogs",
+    "grub-pc-bin",
+    "grub2-common",
+    "iproute2",
+    "kexec-tools",
+    "kmod",
+    "less",
+    "procps",
+    "systemd-sysv",
+];
 /// Size of a machine's root disk. Sparse.
 const DISK: &str = "6G";
 /// Makes a root tree: arguments are its folder, the packages, and the newest linux-base.

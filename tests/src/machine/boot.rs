@@ -70,6 +70,16 @@ pub fn extract(disk: &Path, kernel: &Path, initrd: &Path) -> Result<String, Fail
     Ok(version)
 }
 
+/// Copies a boot loader out of a machine's disk, if it has one of its own: a disk image that its firmware starts.
+///
+/// # Errors
+/// The disk cannot be read.
+pub fn loader(disk: &Path, to: &Path) -> Result<bool, Failure> {
+    let _ = fs::remove_file(to);
+    debugfs(disk, &format!("dump /boot/grub/loader.img {}", to.display()))?;
+    Ok(fs::metadata(to).is_ok_and(|loader| loader.len() > 0))
+}
+
 fn link(disk: &Path, path: &str) -> Result<String, Failure> {
     let stat = debugfs(disk, &format!("stat {path}"))?;
     let target = stat.lines().find_map(|line| line.strip_prefix("Fast link dest: "));

@@ -11,6 +11,9 @@ use super::Failure;
 use super::lan::{Lan, tap};
 use super::room::Machine;
 
+/// A copy of the machine's own boot loader.
+pub const LOADER: &str = "loader.img";
+
 /// Why a run came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -30,20 +33,29 @@ pub enum End {
 /// No instructions for AES: QEMU emulates each by a call, and TLS took most of a move. What podds do without is ChaCha20.
 ///
 /// `cache=writeback` keeps what the machine has flushed, as a disk does; `unsafe` would make power cuts dishonest.
+///
+/// `has_loader`: the machine's boot loader finds the kernel and gives it its command line, not QEMU.
 #[must_use]
-pub fn command(lan: &Lan, machine: &Machine) -> Command {
+pub fn command(lan: &Lan, machine: &Machine, has_loader: bool) -> Command {
     let number = machine.number;
     let cpu = format!("{},-aes,-pclmulqdq", machine.cpu);
     let mut command = lan.command("qemu-system-x86_64");
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35"]);
     command.args(["-accel", "tcg,thread=single", "-cpu", &cpu, "-smp", "2", "-m", &machine.memory.to_string()]);
     command.args(["-rtc", "base=utc,clock=host", "-device", "virtio-rng-pci"]);
-    command.args(["-kernel", "vmlinuz", "-initrd", "initrd.img", "-append"]);
-    // Mitigations cost much under emulation, and are not what is tested. No `panic=`: a panic shall be seen.
-    command.arg(format!("console=ttyS0,115200 rw quiet mitigations=off vm.name={} vm.number={number}", machine.name));
+    if !has_loader {
+        command.args(["-kernel", "vmlinuz", "-initrd", "initrd.img", "-append"]);
+        // Mitigations cost much under emulation, and are not what is tested. No `panic=`: a panic shall be seen.
+        let name = &machine.name;
+        command.arg(format!("console=ttyS0,115200 rw quiet mitigations=off vm.name={name} vm.number={number}"));
+    }
     for (id, file, format) in [("root", "root.qcow2", "qcow2"), ("kernels", "kernels.img", "raw")] {
         let drive = format!("if=none,id={id},file={file},format={format},cache=writeback,aio=threads,werror=report");
         command.args(["-drive", &drive, "-device", &format!("virtio-blk-pci,drive={id}")]);
+    }
+    if has_loader {
+        let drive = format!("if=none,id=loader,file={LOADER},format=raw,readonly=on");
+        command.args(["-drive", &drive, "-device", "virtio-blk-pci,drive=loader,bootindex=0"]);
     }
     for (id, prefix) in [("lan", "52:78:00:00:00"), ("control", "52:79:00:00:00")] {
         let netdev = format!("tap,id={id},ifname={},script=no,downscript=no", tap(id, number));

@@ -25,7 +25,8 @@ pub fn run(lan: &Lan, machine: &Machine) -> Result<(), Failure> {
             use std::io::Write;
             writeln!(log()?, "starting {kernel}").map_err(Failure::io("write to", Path::new(LOG)))?;
         }
-        let mut command = qemu::command(lan, machine);
+        let has_loader = boot::loader(Path::new("kernels.img"), Path::new(qemu::LOADER))?;
+        let mut command = qemu::command(lan, machine, has_loader);
         let child = command.stdin(Stdio::null()).stdout(log()?).stderr(log()?).spawn();
         let child = child.map_err(Failure::io("start", Path::new("qemu-system-x86_64")))?;
         match qemu::wait(child)? {
