@@ -367,8 +367,13 @@ fn memory_that_is_set_aside_survives_a_kexec() {
     site.set_aside("a", "512M");
     workload::redis(&site.lab, "a", "redis", "10.78.1.5");
     site.lab.ok("a", &["exec", "redis", "--", "redis-cli", "set", "n", "4711"]);
+    // Large enough for its waking to depend on its size.
+    let fill = "for i = 1, 200 do redis.call('set', 'k' .. i, string.rep('0123456789' .. i, 80000)) end";
+    site.lab.ok("a", &["exec", "redis", "--", "redis-cli", "eval", fill, "0"]);
     site.patch_in_place();
     assert_eq!(site.count(), "4711");
+    let length = site.lab.ok("a", &["exec", "redis", "--", "redis-cli", "strlen", "k200"]);
+    assert_eq!(length.trim(), "1040000");
     let log = site.lab.exec("a", &["grep", "-E", "woke up|that survived", "/var/log/podd.log"]).must().out;
     assert!(log.contains("that survived") && log.contains("woke up"), "{log}");
     site.woke_up();

@@ -190,6 +190,31 @@ fn a_bad_kernel_stops_at_the_canary_and_is_proved_again_when_mended() {
 }
 
 #[test]
+fn a_host_that_a_later_run_has_patched_takes_pods_again() {
+    let fleet = Fleet::up(3, &format!("verify = [\"test -e /nowhere\"]\n{QUICK}"));
+    sleeper(&fleet, "c", "web");
+    let id = fleet.begin("a");
+    let run = fleet.until("a", &id, "stopped", LIMIT);
+    assert_eq!(run["hosts"][0]["host"], "b", "{run:#}");
+    fleet.lab.ok("a", &["patch", "cancel"]);
+    assert!(fleet.lab.ok("b", &["host", "cordons"]).contains(&id), "it is not to be relied on");
+    for host in fleet.hosts {
+        let file = fleet.lab.dir().join(host).join("policy.toml");
+        let policy = fs::read_to_string(&file).unwrap().replace("test -e /nowhere", "true");
+        fs::write(file, policy).unwrap();
+    }
+    // Another update of it, as it runs the newest kernel.
+    fs::write(fleet.file("b", "kernel"), "6.18.3-cloud-amd64 6.18.3-1\n").unwrap();
+    let tracker = fs::read_to_string(fleet.file("b", "tracker.json")).unwrap().replace(NEW.1, "6.18.3-1");
+    fs::write(fleet.file("b", "tracker.json"), tracker).unwrap();
+    assert!(fleet.lab.podctl("a", &["status", "b", "--refresh"]).out.contains("evacuate"));
+    let begun = fleet.lab.json("a", &["patch", "run", "b", "--detach"]);
+    let run = fleet.until("a", begun["id"].as_str().unwrap(), "done", LIMIT);
+    assert_eq!(run["hosts"][0]["step"], "done", "{run:#}");
+    assert!(fleet.lab.ok("b", &["host", "cordons"]).contains("takes pods"));
+}
+
+#[test]
 fn a_host_that_stays_away_keeps_its_slot() {
     let fleet = Fleet::up(3, "[run]\nsoak = \"0s\"\nback-within = \"8s\"\nrehearse = false\n");
     sleeper(&fleet, "b", "web");

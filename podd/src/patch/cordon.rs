@@ -52,6 +52,20 @@ fn is_done(daemon: &Daemon, cordon: &Cordon) -> Result<bool> {
     Ok(ended.is_some_and(|run| !stays(&run)))
 }
 
+/// Ends a run's, and those of runs that ended before: as this host could not be patched, which it was now.
+///
+/// # Errors
+/// The store's.
+pub fn end(daemon: &Daemon, owner: &str) -> Result<()> {
+    for cordon in daemon.store.cordons()? {
+        let run = cordon.owner.strip_prefix("run ").map(|id| daemon.store.run(id)).transpose()?.flatten();
+        if cordon.owner == owner || run.is_some_and(|run| !run.is_open()) {
+            daemon.store.delete_cordon(&cordon.owner)?;
+        }
+    }
+    Ok(())
+}
+
 /// One of this host, if there is any.
 ///
 /// # Errors

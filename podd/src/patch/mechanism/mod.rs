@@ -14,7 +14,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::cordon::Cordon;
+use super::cordon::{self, Cordon};
 use super::run::State;
 use super::run::orders::Order;
 use crate::api::ApiError;
@@ -37,7 +37,7 @@ pub async fn perform(daemon: &Arc<Daemon>, (run, term): (&str, u64), order: Orde
             let (owner, since) = (owner(run), jiff::Timestamp::now());
             said(&daemon.store.put_cordon(&Cordon { owner, reason, since, until: None })?)
         }
-        Order::Uncordon => said(&daemon.store.delete_cordon(&owner(run))?),
+        Order::Uncordon => said(&cordon::end(daemon, &owner(run))?),
         Order::Rehearse { pod, to } => said(&pods::rehearse(daemon, &pod, &to).await?),
         Order::Move { pod, to } => said(&pods::go(daemon, (run, term), &pod, &to).await?),
         Order::Patch { change } => said(&apt::install(daemon, run, &change).await?),
