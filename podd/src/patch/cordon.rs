@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::ApiError;
 use crate::error::Result;
+use crate::patch::run::keep::own_part;
 use crate::patch::run::{Run, Step};
 use crate::supervisor::Daemon;
 
@@ -22,6 +23,12 @@ pub struct Cordon {
 }
 
 impl Cordon {
+    /// Whether a patch run wants it.
+    #[must_use]
+    pub fn is_of_a_run(&self) -> bool {
+        self.owner.starts_with("run ")
+    }
+
     /// In a sentence that goes on from "it".
     #[must_use]
     pub fn in_words(&self) -> String {
@@ -52,26 +59,18 @@ fn is_done(daemon: &Daemon, cordon: &Cordon) -> Result<bool> {
     Ok(ended.is_some_and(|run| !stays(&run)))
 }
 
-/// Ends a run's, and those of runs that ended before: as this host could not be patched, which it was now.
+/// Ends a run's; and if this host is well, those of all runs: earlier ones could not patch it.
 ///
 /// # Errors
 /// The store's.
 pub fn end(daemon: &Daemon, owner: &str) -> Result<()> {
+    let is_well = own_part(daemon)?.is_some_and(|host| host.step == Step::Uncordon);
     for cordon in daemon.store.cordons()? {
-        let run = cordon.owner.strip_prefix("run ").map(|id| daemon.store.run(id)).transpose()?.flatten();
-        if cordon.owner == owner || run.is_some_and(|run| !run.is_open()) {
+        if cordon.owner == owner || (is_well && cordon.is_of_a_run()) {
             daemon.store.delete_cordon(&cordon.owner)?;
         }
     }
     Ok(())
-}
-
-/// One of this host, if there is any.
-///
-/// # Errors
-/// The store's.
-pub fn of(daemon: &Daemon) -> Result<Option<Cordon>> {
-    Ok(all(daemon)?.into_iter().next())
 }
 
 /// Refuses if this host is cordoned.

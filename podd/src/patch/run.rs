@@ -528,7 +528,9 @@ impl Run {
     /// a canary is there to be the first to fail.
     #[must_use]
     pub fn breaker(&self, policy: &RunPolicy) -> Option<String> {
-        let troubles = || self.hosts.iter().filter_map(|host| Some((host, host.trouble.as_ref()?)));
+        // What is put back is not done with yet.
+        let over = || self.hosts.iter().filter(|host| host.step != Step::PutBack);
+        let troubles = || over().filter_map(|host| Some((host, host.trouble.as_ref()?)));
         if let Some((host, trouble)) = troubles().find(|(_, trouble)| trouble.pod_lost) {
             return Some(format!("a pod was lost when {} was left: {}", host.host, trouble.what));
         }

@@ -56,6 +56,8 @@ async fn ask_others(daemon: &Arc<Daemon>, record: &PodRecord) -> Result<Vec<(Str
 /// A host has it, or does not answer.
 pub async fn refuse_unless_nowhere(daemon: &Arc<Daemon>, record: &PodRecord) -> Result<()> {
     let name = &record.spec.name;
+    // All of them: also one that joined unnoticed.
+    peer::learn_hosts(daemon).await?;
     for (host, answer) in ask_others(daemon, record).await? {
         match answer {
             Answer::HasNot => {}

@@ -321,8 +321,13 @@ pub async fn go_on_without(daemon: &Arc<Daemon>, record: &PodRecord, by: &str) -
         )));
     }
     refuse_unless_nowhere(daemon, record).await?;
-    migration.forsaken = Some(by.to_owned());
-    daemon.journal(&migration, None)?;
+    // It may have been settled meanwhile.
+    let step = migration.step;
+    migration = daemon.store.migration(&migration.id)?.ok_or_else(unknown)?;
+    if migration.step == step {
+        migration.forsaken = Some(by.to_owned());
+        daemon.journal(&migration, None)?;
+    }
     let begun = Instant::now();
     loop {
         let now = daemon.pod(&record.id)?.record();

@@ -59,6 +59,11 @@ pub fn live(daemon: &Arc<Daemon>, claim: &Claim, init: ProcessId) -> Result<PodR
     let record = claim.update(daemon, |r| {
         r.state = PodState::Running { init, boot: daemon.boot.clone() };
         r.started = Some(Timestamp::now());
+        if std::mem::take(&mut r.wakes)
+            && let Some(slept) = &mut r.slept
+        {
+            slept.until = r.started;
+        }
     })?;
     watch(daemon, &record.id, init);
     Ok(record)

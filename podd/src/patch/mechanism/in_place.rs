@@ -14,6 +14,7 @@ use crate::api::ApiError;
 use crate::error::{Attempt, Result};
 use crate::patch::decide::Mechanism;
 use crate::patch::notice::Kind;
+use crate::patch::run::drive::is_silent;
 use crate::patch::run::keep::newest;
 use crate::patch::run::{HostRun, State, Step};
 use crate::patch::told;
@@ -32,6 +33,8 @@ const SPARE: u64 = 64 << 20;
 /// Between two looks at a run that was about to boot this host; and between two questions whether others know more of it.
 const A_WHILE: Duration = Duration::from_secs(1);
 const HEARD: Duration = Duration::from_secs(15);
+/// They are not left asleep for a coordinator that is silent for longer: it has them sleep again before this host boots.
+const LEFT: Duration = Duration::from_secs(120);
 
 fn records(daemon: &Daemon) -> impl Iterator<Item = PodRecord> {
     daemon.pods().into_iter().map(|pod| pod.record())
@@ -107,7 +110,8 @@ async fn put_to_sleep(daemon: &Arc<Daemon>, run: (&str, u64), id: String) -> Res
             claim.update(daemon, |record| record.slept = slept)?;
         }
         Err(error) => {
-            claim.update(daemon, |record| record.wakes = false)?;
+            // It may sleep all the same, and something of it could not be cleared up.
+            claim.update(daemon, |record| record.wakes = !matches!(record.state, PodState::Running { .. }))?;
             told::unsettled(daemon, &id, notice).await?;
             return Err(error);
         }
@@ -151,14 +155,7 @@ async fn wake_up(daemon: &Arc<Daemon>, id: String) -> Result<()> {
         Ok(_) => tracing::info!(pod = record.spec.name, bytes, ms = begun.elapsed().as_millis(), "it woke up"),
         Err(error) => tracing::error!(pod = record.spec.name, error = error.message, "it does not wake up"),
     }
-    resumed?;
-    claim.update(daemon, |record| {
-        record.wakes = false;
-        if let Some(slept) = &mut record.slept {
-            slept.until = Some(Timestamp::now());
-        }
-    })?;
-    Ok(())
+    resumed.map(drop)
 }
 
 /// Whether a run has put the pods to sleep, and this host has still to boot: it says what becomes of them.
@@ -179,11 +176,12 @@ fn look_after(daemon: &Arc<Daemon>) -> Option<JoinHandle<Result<()>>> {
     }
     let daemon = daemon.clone();
     Some(tokio::spawn(async move {
-        let mut since = Instant::now();
+        let (mut since, mut silent) = (Instant::now(), None);
         let woken = loop {
             {
                 let _turn = daemon.hand.turn().await;
-                if !is_about_to_boot(&daemon) {
+                let is_left = silent.is_some_and(|silent: Instant| silent.elapsed() > LEFT);
+                if is_left || !is_about_to_boot(&daemon) {
                     let woken = wake(&daemon).await;
                     // Before somebody else can put any to sleep.
                     daemon.hand.watching.store(false, Ordering::Relaxed);
@@ -193,10 +191,10 @@ fn look_after(daemon: &Arc<Daemon>) -> Option<JoinHandle<Result<()>>> {
             tokio::time::sleep(A_WHILE).await;
             if since.elapsed() > HEARD {
                 since = Instant::now();
-                let open = daemon.store.open_run().ok().flatten();
-                if let Some(open) = open
-                    && let Ok(Some(newest)) = newest(&daemon, Some(&open.id)).await
-                {
+                let Some(open) = daemon.store.open_run().ok().flatten() else { continue };
+                let is_silent = open.coordinator != daemon.config.host && is_silent(&daemon, &open.coordinator).await;
+                silent = is_silent.then(|| silent.unwrap_or_else(Instant::now));
+                if let Ok(Some(newest)) = newest(&daemon, Some(&open.id)).await {
                     let _ = daemon.store.put_run(&newest, &[]);
                 }
             }

@@ -32,7 +32,7 @@ pub fn stand(daemon: &Daemon) -> Vec<PodStands> {
             health,
             group: record.spec.group,
             slept_ms: record.slept.and_then(|slept| slept.ms()),
-            wakes: record.wakes,
+            wakes: Some(record.wakes),
             is_waking: record.wakes && view.state == "suspended" && daemon.hand.waking.load(Ordering::Relaxed),
             state: view.state,
         }

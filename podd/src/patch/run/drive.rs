@@ -103,14 +103,17 @@ async fn try_to_begin(daemon: &Arc<Daemon>, plan: &Plan, by: &str) -> Result<Run
     }
     let members = crate::server::host_names(daemon).await?;
     let run = Run::new(plan, members, &daemon.config.host, by, Timestamp::now());
-    if put(daemon, &run, by)? != Kept::Yes {
+    if daemon.store.put_run(&run, &[])? != Kept::Yes {
         return Err(daemon
             .store
             .open_run()?
             .map_or_else(|| ApiError::conflict("another run is under way"), |o| busy(&o)));
     }
     let error = match spread(daemon, &run).await {
-        Ok(copies) if copies >= run.majority() => return Ok(start(daemon, run)),
+        Ok(copies) if copies >= run.majority() => {
+            tell(daemon, &run, by)?;
+            return Ok(start(daemon, run));
+        }
         Ok(copies) => {
             let (needed, all) = (run.majority(), run.members.len());
             ApiError::unreachable(format!("{copies} of {all} hosts answer, and a run needs {needed}"))
@@ -134,14 +137,12 @@ pub fn busy(open: &Run) -> ApiError {
     })
 }
 
-/// Writes a run down that begins here, or has been taken over.
-fn put(daemon: &Daemon, run: &Run, by: &str) -> Result<Kept> {
+/// Tells people of a run that begins here, or has been taken over.
+fn tell(daemon: &Daemon, run: &Run, by: &str) -> Result<()> {
     let event = [events::entry(daemon, by, What::run(run, None))];
-    let kept = daemon.store.put_run(run, &event)?;
-    if kept == Kept::Yes {
-        events::tell(daemon, &event);
-    }
-    Ok(kept)
+    daemon.store.add_events(&event)?;
+    events::tell(daemon, &event);
+    Ok(())
 }
 
 fn ended(run: Run, state: State) -> Run {
@@ -276,7 +277,7 @@ async fn take_over(daemon: &Arc<Daemon>, run: Run, change: impl FnOnce(&mut Run)
     tracing::warn!(run = run.id, from = run.coordinator, "taking the run over");
     let mut run = Run { coordinator: daemon.config.host.clone(), term: run.term + 1, revision: 0, ..run };
     change(&mut run);
-    match put(daemon, &run, &run.by)? {
+    match daemon.store.put_run(&run, &[])? {
         Kept::Yes => {}
         Kept::Newer { coordinator } | Kept::Busy { coordinator, .. } => {
             return Err(ApiError::conflict(format!("{coordinator} has taken the run over already"))
@@ -284,6 +285,7 @@ async fn take_over(daemon: &Arc<Daemon>, run: Run, change: impl FnOnce(&mut Run)
         }
     }
     let copies = spread(daemon, &run).await?;
+    tell(daemon, &run, &run.by)?;
     Ok((run, copies))
 }
 
@@ -332,10 +334,10 @@ pub async fn steer(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
                 Step::Failed => host.mechanism == Mechanism::InPlace,
                 step => !step.is_final(),
             };
-            let mut remarks = Vec::new();
-            for host in run.hosts.iter().filter(is_open) {
+            let told = run.hosts.iter().filter(is_open).map(async |host| {
                 // What fails is still cordoned.
                 let orders = [Some(Order::Resume), (host.step != Step::Failed).then_some(Order::Uncordon)];
+                let mut remarks = Vec::new();
                 for order in orders.into_iter().flatten() {
                     let what = if order == Order::Resume { "wake its pods up" } else { "uncordon it" };
                     let done = orders::order::<()>(daemon, &run, &host.host, order).await;
@@ -347,7 +349,9 @@ pub async fn steer(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
                         remarks.push((host.host.clone(), remark));
                     }
                 }
-            }
+                remarks
+            });
+            let remarks: Vec<(String, String)> = join_all(told).await.into_iter().flatten().collect();
             let end = |run: &mut Run| {
                 for (host, remark) in remarks {
                     run.host_mut(&host).into_iter().for_each(|host| host.remarks.push(remark.clone()));
@@ -419,8 +423,17 @@ impl Drive {
         change: impl FnOnce(&mut Run),
     ) -> Result<()> {
         let mut copies = self.write(daemon, about, change).await?;
-        let needed = self.run().majority();
+        let (needed, begun) = (self.run().majority(), Instant::now());
         while copies < needed {
+            let run = self.run();
+            let sleeps = |host: &HostRun| {
+                host.mechanism == Mechanism::InPlace && matches!(host.step, Step::Suspend | Step::Reboot)
+            };
+            if begun.elapsed() > steps::SILENCE && run.hosts.iter().any(sleeps) {
+                // Pods do not sleep for that.
+                let why = format!("{copies} of {} hosts answer, and pods are asleep", run.members.len());
+                self.write(daemon, None, |run| run.state = State::Stopped { why }).await?;
+            }
             tracing::warn!(copies, needed, "too few hosts keep the run's journal; waiting for them");
             tokio::time::sleep(PAUSE).await;
             self.may_go_on()?;

@@ -162,9 +162,9 @@ pub struct PodStands {
     /// How long it slept, the last time that its host booted, in ms.
     #[serde(default)]
     pub slept_ms: Option<f64>,
-    /// It sleeps for a boot of its host.
+    /// It sleeps for a boot of its host, or did not wake up from that; none: its podd does not say.
     #[serde(default)]
-    pub wakes: bool,
+    pub wakes: Option<bool>,
     /// Its host is about to wake it up.
     #[serde(default)]
     pub is_waking: bool,
@@ -376,7 +376,9 @@ pub async fn keep_at(daemon: &Arc<Daemon>, host: &str, run: &Run) -> Result<Kept
 pub async fn call_host<T: DeserializeOwned>(daemon: &Daemon, host: &str, call: &Call) -> Result<T> {
     let asked = async { ask(&mut Peer::call(daemon, host).await?, host, call).await };
     let silent = || ApiError::unreachable(format!("{host} does not answer"));
-    tokio::time::timeout(SILENT, asked).await.map_err(|_| silent())?
+    // Whoever steers a run may have to ask all hosts.
+    let limit = if matches!(call, Call::Steer(_)) { SILENT * 4 } else { SILENT };
+    tokio::time::timeout(limit, asked).await.map_err(|_| silent())?
 }
 
 /// Asks whoever is at the other end.
@@ -410,18 +412,30 @@ pub async fn answer(daemon: &Arc<Daemon>, json: &str, from: &str) -> Result<Valu
         Call::Pods => serde_json::to_value(mechanism::stand(daemon)),
         Call::Learn => serde_json::to_value(peer::learn_hosts(daemon).await?),
         Call::Leave => serde_json::to_value(leave(daemon, from)?),
-        Call::Removed { hosts, by } => {
-            serde_json::to_value(crate::server::forget_hosts(daemon, &hosts, &format!("{by} on {from}"))?)
-        }
+        Call::Removed { hosts, by } => serde_json::to_value(removed(daemon, &hosts, &format!("{by} on {from}"))?),
         Call::WhoLeft => serde_json::to_value(daemon.store.removed_hosts()?),
         Call::Steer(steer) => serde_json::to_value(super::drive::steer(daemon, steer).await?),
     };
     value.attempt("say it")
 }
 
+/// Owners of cordons of hosts that are about to leave.
+const LEAVES: &str = "removal by ";
+
+/// Hears who left. This host itself may join a fleet anew, and takes pods then.
+fn removed(daemon: &Daemon, hosts: &[String], by: &str) -> Result<()> {
+    crate::server::forget_hosts(daemon, hosts, by)?;
+    if hosts.contains(&daemon.config.host) {
+        for cordon in daemon.store.cordons()?.iter().filter(|cordon| cordon.owner.starts_with(LEAVES)) {
+            daemon.store.delete_cordon(&cordon.owner)?;
+        }
+    }
+    Ok(())
+}
+
 /// Takes no pods for a while, as it is about to leave the fleet; its pods, if it has some: then it stays.
 fn leave(daemon: &Daemon, from: &str) -> Result<Vec<PodStands>> {
-    let (owner, since) = (format!("removal by {from}"), Timestamp::now());
+    let (owner, since) = (format!("{LEAVES}{from}"), Timestamp::now());
     let until = since.checked_add(LEAVES_WITHIN).ok();
     let reason = "it leaves the fleet".to_owned();
     daemon.store.put_cordon(&Cordon { owner: owner.clone(), reason, since, until })?;
@@ -437,9 +451,7 @@ fn leave(daemon: &Daemon, from: &str) -> Result<Vec<PodStands>> {
 /// # Errors
 /// The store's.
 pub fn cordoned(daemon: &Daemon) -> Result<Option<Cordon>> {
-    let host = &daemon.config.host;
-    if daemon.store.open_run()?.is_some_and(|run| run.takes_back(host)) {
-        return Ok(None);
-    }
-    crate::patch::cordon::of(daemon)
+    let takes_back = daemon.store.open_run()?.is_some_and(|run| run.takes_back(&daemon.config.host));
+    let mut cordons = crate::patch::cordon::all(daemon)?.into_iter();
+    Ok(cordons.find(|cordon| !takes_back || !cordon.is_of_a_run()))
 }

@@ -10,7 +10,7 @@ use futures_util::stream;
 use jiff::{SignedDuration, Timestamp};
 use serde::de::DeserializeOwned;
 
-use super::drive::{Done, Drive, Halt, policy};
+use super::drive::{Done, Drive, Halt, is_silent, policy};
 use super::orders::{self, Checked, Moved, Order, PodStands, Refusal};
 use super::{HostRun, PodMove, Proof, Step, Trouble};
 use crate::api::{ApiError, ErrorKind, HealthState};
@@ -363,14 +363,19 @@ impl Drive {
                 let may_boot = other.mechanism >= Mechanism::InPlace && !other.step.is_final();
                 other.back_by.is_some() || other.trouble.is_some() || (other.wave == host.wave && may_boot)
             };
-            **name != host.host && !run.host(name).is_some_and(is_at_work)
+            **name != host.host && !run.despite.contains(name) && !run.host(name).is_some_and(is_at_work)
         };
-        let order = Order::Prove {
-            change: host.change.clone().unwrap_or_default(),
-            boot_id: host.boot_id.clone(),
-            peers: run.members.iter().filter(is_there).cloned().collect(),
-        };
+        // Who answers nobody says nothing about this host.
+        let asked = run.members.iter().filter(is_there).map(async |name| (name, is_silent(daemon, name).await));
+        let peers =
+            join_all(asked).await.into_iter().filter(|(_, silent)| !silent).map(|(name, _)| name.clone()).collect();
+        let order =
+            Order::Prove { change: host.change.clone().unwrap_or_default(), boot_id: host.boot_id.clone(), peers };
         let mut proofs: Vec<Proof> = self.ask(daemon, host, order).await?;
+        if host.mechanism == Mechanism::InPlace {
+            // Also those that did not wake up before; whether all run is seen next.
+            let _ = self.ask_at::<()>(daemon, &host.host, Order::Resume).await;
+        }
         proofs.push(self.all_run(daemon, host).await?);
         let failed = proofs.iter().find(|proof| !proof.well).cloned();
         self.change(daemon, &host.host, |host| host.proofs = proofs).await?;
@@ -388,12 +393,12 @@ impl Drive {
         let ids: BTreeMap<&String, &str> = left.chain(host.asleep.iter().map(|id| (id, id.as_str()))).collect();
         // One that has ended by itself has, and one that was put to sleep by its owner sleeps.
         let is_well = |pod: &PodStands| {
-            ["running", "exited"].contains(&pod.state.as_str()) || (pod.state == "suspended" && !pod.wakes)
+            ["running", "exited"].contains(&pod.state.as_str())
+                || (pod.state == "suspended" && pod.wakes == Some(false))
         };
         let (Stand { pods, silent }, missing) = self.stand_with(daemon, &ids, is_well).await?;
-        // A host that answers forgets no pod by itself: somebody has removed it there.
-        let place = |id: &String| host.moves.iter().rev().find(|m| m.done && m.id == *id).map_or(&host.host, |m| &m.to);
-        let is_removed = |id: &&String| !pods.iter().any(|(_, pod)| pod.id == **id) && !silent.contains(place(id));
+        // A host that answers forgets no pod by itself: somebody has removed it, if no other can have it either.
+        let is_removed = |id: &&String| silent.is_empty() && !pods.iter().any(|(_, pod)| pod.id == **id);
         let (removed, missing): (Vec<&String>, Vec<&String>) = missing.into_iter().partition(is_removed);
         let removed: Vec<&str> = removed.into_iter().map(|id| ids[id]).collect();
         let here = || pods.iter().filter(|(at, _)| *at == host.host).map(|(_, pod)| pod);
@@ -402,7 +407,8 @@ impl Drive {
         self.change(daemon, &host.host, |host| host.slept = slept).await?;
         let name = |id: &String| pods.iter().find(|(_, pod)| pod.id == *id).map_or(ids[id], |(_, pod)| &pod.name);
         // It may have gone to sleep when the host was told to boot, and not before.
-        let mut ill: BTreeSet<&str> = here().filter(|pod| pod.wakes).map(|pod| pod.name.as_str()).collect();
+        let is_asleep = |pod: &&PodStands| pod.state == "suspended" && pod.wakes == Some(true);
+        let mut ill: BTreeSet<&str> = here().filter(is_asleep).map(|pod| pod.name.as_str()).collect();
         ill.extend(missing.into_iter().map(name));
         let ill: Vec<&str> = ill.into_iter().collect();
         let removed = if removed.is_empty() { String::new() } else { format!("; removed: {}", removed.join(", ")) };
