@@ -193,11 +193,13 @@ mod tests {
         assert_eq!(
             plan_in_words(&Plan { steps: vec![away, stays], left: vec![left] }),
             "\
-WAVE  HOST  STEP                 MOVES  WHY
-1     a     evacuate-and-reboot  1 pod  the window night is open
+WAVE  HOST  STEP                 MOVES     TAKES      WHY
+1     a     evacuate-and-reboot  1 pod     5m         the window night is open
+2     d     in-place             1 asleep  not known  the window night is open
 
-POD  FROM  TO  SILENT
-web  a     b   94 ms
+POD  FROM  TO             SILENT
+web  a     b              94 ms
+db   d     stays, asleep  not known
 
 c is left as it is: it is blocked: linux is held
   cure: apt-mark unhold linux
