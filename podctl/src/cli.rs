@@ -62,7 +62,7 @@ pub enum Verb {
     Restore(cmd::restore::Args),
     /// Write pods to this host's disk and free their memory.
     Suspend(cmd::suspend::Args),
-    /// Let suspended pods go on where they were.
+    /// Let suspended pods go on where they were; also one whose move is in doubt, as the other host is gone for good.
     Resume(cmd::resume::Args),
     /// Move a running pod to another host with its memory, files, addresses and open connections.
     Migrate(cmd::migrate::Args),
