@@ -23,10 +23,10 @@ pub struct Cordon {
 }
 
 impl Cordon {
-    /// Whether a patch run wants it.
+    /// The patch run that wants it; none: somebody else does.
     #[must_use]
-    pub fn is_of_a_run(&self) -> bool {
-        self.owner.starts_with("run ")
+    pub fn run(&self) -> Option<&str> {
+        self.owner.strip_prefix("run ")
     }
 
     /// In a sentence that goes on from "it".
@@ -53,7 +53,7 @@ pub fn all(daemon: &Daemon) -> Result<Vec<Cordon>> {
 
 /// Whether it is of a run that has ended, and not because of this host: this one may not have heard that it ends.
 fn is_done(daemon: &Daemon, cordon: &Cordon) -> Result<bool> {
-    let Some(id) = cordon.owner.strip_prefix("run ") else { return Ok(false) };
+    let Some(id) = cordon.run() else { return Ok(false) };
     let ended = daemon.store.run(id)?.filter(|run| !run.is_open());
     let stays = |run: &Run| run.host(&daemon.config.host).is_some_and(|host| host.step == Step::Failed || !host.patch);
     Ok(ended.is_some_and(|run| !stays(&run)))
@@ -66,7 +66,7 @@ fn is_done(daemon: &Daemon, cordon: &Cordon) -> Result<bool> {
 pub fn end(daemon: &Daemon, owner: &str) -> Result<()> {
     let is_well = own_part(daemon)?.is_some_and(|host| host.step == Step::Uncordon);
     for cordon in daemon.store.cordons()? {
-        if cordon.owner == owner || (is_well && cordon.is_of_a_run()) {
+        if cordon.owner == owner || (is_well && cordon.run().is_some()) {
             daemon.store.delete_cordon(&cordon.owner)?;
         }
     }

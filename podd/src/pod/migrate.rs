@@ -230,9 +230,6 @@ pub async fn conclude(
     let mut frames = Vec::new();
     let mut pause = Duration::from_millis(50);
     let answer = loop {
-        if let Some(reason) = forsaken(daemon, migration) {
-            break Message::Lost { reason };
-        }
         let connected = match peer.take() {
             Some(peer) => Ok(peer),
             None => Peer::call(daemon, &migration.peer).await,
@@ -257,6 +254,10 @@ pub async fn conclude(
         peer = None;
         // What waits for longer than this has been sent again by its sender.
         frames.clear();
+        // Not before the first try: the pod stands still meanwhile.
+        if let Some(reason) = forsaken(daemon, migration) {
+            break Message::Lost { reason };
+        }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(5));
     };

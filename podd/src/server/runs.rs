@@ -127,6 +127,14 @@ async fn reserve_memory(State(daemon): App, Said(request): Said<ReserveRequest>)
     json(tokio::task::block_in_place(|| reserved::reserve(&daemon.config, request.bytes))?)
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UncordonRequest {
+    /// Whose cordon ends; none: the caller's.
+    #[serde(default)]
+    owner: Option<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,12 +168,4 @@ mod tests {
         );
         assert_eq!(told(vec![step("c", 2, "b", 9.0), step("a", 1, "b", 9.0)]).as_deref(), Some("in another order"));
     }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct UncordonRequest {
-    /// Whose cordon ends; none: the caller's.
-    #[serde(default)]
-    owner: Option<String>,
 }

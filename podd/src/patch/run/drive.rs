@@ -111,7 +111,7 @@ async fn try_to_begin(daemon: &Arc<Daemon>, plan: &Plan, by: &str) -> Result<Run
     }
     let error = match spread(daemon, &run).await {
         Ok(copies) if copies >= run.majority() => {
-            tell(daemon, &run, by)?;
+            events::note(daemon, by, What::run(&run, None))?;
             return Ok(start(daemon, run));
         }
         Ok(copies) => {
@@ -135,14 +135,6 @@ pub fn busy(open: &Run) -> ApiError {
         State::Running => "wait for its end: `podctl patch runs`",
         _ => "`podctl patch resume` has it go on, `podctl patch cancel` ends it where it is",
     })
-}
-
-/// Tells people of a run that begins here, or has been taken over.
-fn tell(daemon: &Daemon, run: &Run, by: &str) -> Result<()> {
-    let event = [events::entry(daemon, by, What::run(run, None))];
-    daemon.store.add_events(&event)?;
-    events::tell(daemon, &event);
-    Ok(())
 }
 
 fn ended(run: Run, state: State) -> Run {
@@ -285,13 +277,20 @@ async fn take_over(daemon: &Arc<Daemon>, run: Run, change: impl FnOnce(&mut Run)
         }
     }
     let copies = spread(daemon, &run).await?;
-    tell(daemon, &run, &run.by)?;
+    events::note(daemon, &run.by, What::run(&run, None))?;
     Ok((run, copies))
 }
 
 /// Whether a host answers no question at all.
 pub async fn is_silent(daemon: &Daemon, host: &str) -> bool {
     orders::call_host::<Option<Run>>(daemon, host, &orders::Call::Open).await.is_err()
+}
+
+/// Those of these hosts that answer no question at all; this one does.
+pub(super) async fn silent(daemon: &Daemon, hosts: impl IntoIterator<Item = &String>) -> Vec<String> {
+    let others = hosts.into_iter().filter(|host| **host != daemon.config.host);
+    let asked = others.map(async |host| is_silent(daemon, host).await.then(|| host.clone()));
+    join_all(asked).await.into_iter().flatten().collect()
 }
 
 /// Does what an operator wants with a run that this host carries out.
@@ -313,9 +312,7 @@ pub async fn steer(daemon: &Arc<Daemon>, wish: Steer) -> Result<Run> {
             drive.write(daemon, None, |run| run.state = State::Paused { by }).await?;
         }
         Wish::Resume => {
-            let asked = run.members.iter().filter(|member| **member != daemon.config.host);
-            let silent = asked.map(async |member| is_silent(daemon, member).await.then(|| member.clone()));
-            let despite: Vec<String> = join_all(silent).await.into_iter().flatten().collect();
+            let despite = silent(daemon, &run.members).await;
             let resume = |run: &mut Run| {
                 run.resume(&policy(daemon), Timestamp::now());
                 run.despite = despite;
@@ -608,11 +605,7 @@ impl Drive {
         let begun = Instant::now();
         loop {
             let others = run.members.iter().filter(|member| !wave.contains(member) && !run.despite.contains(member));
-            let asked = others.map(async |member| {
-                let boot = orders::order::<String>(daemon, &run, member, Order::Boot).await;
-                matches!(boot, Err(Refusal::Silent(_))).then(|| member.clone())
-            });
-            let silent: Vec<String> = join_all(asked).await.into_iter().flatten().collect();
+            let silent = silent(daemon, others).await;
             let limits = watch::policy(daemon).0.unwrap_or_default();
             let domains = daemon.domains.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let Some(why) = no_room(wave, &silent, limits.limits.max_unavailable as usize, &domains) else {
@@ -645,10 +638,8 @@ pub async fn watch_coordinator(daemon: Arc<Daemon>) {
         let this = (run.id.clone(), run.term);
         let silent = silent.get_or_insert_with(Instant::now).elapsed();
         if told.as_ref() != Some(&this) && stands_still(&run, silent, Timestamp::now()) && tells(&daemon, &run).await {
-            let event = [events::entry(&daemon, events::PODD, What::stands_still(&run))];
-            match daemon.store.add_events(&event) {
-                Ok(()) => events::tell(&daemon, &event),
-                Err(error) => tracing::error!(%error, "an event cannot be written down"),
+            if let Err(error) = events::note(&daemon, events::PODD, What::stands_still(&run)) {
+                tracing::error!(error = error.message, "an event cannot be written down");
             }
             told = Some(this);
         }

@@ -453,5 +453,5 @@ fn leave(daemon: &Daemon, from: &str) -> Result<Vec<PodStands>> {
 pub fn cordoned(daemon: &Daemon) -> Result<Option<Cordon>> {
     let takes_back = daemon.store.open_run()?.is_some_and(|run| run.takes_back(&daemon.config.host));
     let mut cordons = crate::patch::cordon::all(daemon)?.into_iter();
-    Ok(cordons.find(|cordon| !takes_back || !cordon.is_of_a_run()))
+    Ok(cordons.find(|cordon| !takes_back || cordon.run().is_none()))
 }

@@ -10,7 +10,7 @@ use futures_util::stream;
 use jiff::{SignedDuration, Timestamp};
 use serde::de::DeserializeOwned;
 
-use super::drive::{Done, Drive, Halt, is_silent, policy};
+use super::drive::{Done, Drive, Halt, policy, silent};
 use super::orders::{self, Checked, Moved, Order, PodStands, Refusal};
 use super::{HostRun, PodMove, Proof, Step, Trouble};
 use crate::api::{ApiError, ErrorKind, HealthState};
@@ -366,9 +366,8 @@ impl Drive {
             **name != host.host && !run.despite.contains(name) && !run.host(name).is_some_and(is_at_work)
         };
         // Who answers nobody says nothing about this host.
-        let asked = run.members.iter().filter(is_there).map(async |name| (name, is_silent(daemon, name).await));
-        let peers =
-            join_all(asked).await.into_iter().filter(|(_, silent)| !silent).map(|(name, _)| name.clone()).collect();
+        let silent = silent(daemon, run.members.iter().filter(is_there)).await;
+        let peers = run.members.iter().filter(is_there).filter(|name| !silent.contains(name)).cloned().collect();
         let order =
             Order::Prove { change: host.change.clone().unwrap_or_default(), boot_id: host.boot_id.clone(), peers };
         let mut proofs: Vec<Proof> = self.ask(daemon, host, order).await?;
