@@ -90,9 +90,9 @@ fn two_hundred_moves() {
     lab.ok("a", &["run", "--name", "small", "--rootfs", &root, "--ip", "10.77.1.8/16", "--", "sh", "-c", script]);
     let count = |host: &str| -> u64 {
         let mut number = None;
-        // The shell empties the file before it writes.
+        // The shell empties the file before it writes, and may not have come to it.
         eventually("the pod counts", Duration::from_secs(10), || {
-            number = lab.ok(host, &["exec", "small", "--", "cat", "/tmp/n"]).trim().parse().ok();
+            number = lab.podctl(host, &["exec", "small", "--", "cat", "/tmp/n"]).out.trim().parse().ok();
             number.is_some()
         });
         number.expect("a number")

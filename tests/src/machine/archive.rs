@@ -9,23 +9,27 @@ use tempfile::TempDir;
 
 use super::Lab;
 use super::cache::Cache;
-use super::kernels::{self, Kernel};
+use super::kernels::{self, Kernel, Package};
 
 const MAKE: &str = include_str!("../../machine/make-repository");
 const BREAK: &str = include_str!("../../machine/break-kernel");
 const NEWER: &str = include_str!("../../machine/newer-package");
-const WITH_CONFFILE: &str = include_str!("../../machine/with-conffile");
+const METAPACKAGE: &str = include_str!("../../machine/metapackage");
 /// Each kernel's metapackage has it, each in its own form.
 pub const CONFFILE: &str = "/etc/default/podd-test";
+/// What the flawed kernel is without: it boots, and the operators' network between sites is down.
+pub const LACKING: &str = "wireguard";
 
 /// What it is made of, and where.
 #[derive(Debug)]
 pub struct Archive {
     /// The host's release: `bookworm`.
     pub codename: String,
-    /// Two kernels of one series: the one that machines have at first.
+    /// Three kernels of one series: the one that machines have at first.
     pub older: Published,
-    /// And what the security team sends.
+    /// What the security team sends at first, which lacks the module [`LACKING`].
+    pub flawed: Published,
+    /// And what it sends then.
     pub newer: Published,
     keys: TempDir,
 }
@@ -44,23 +48,23 @@ pub struct Published {
 }
 
 impl Archive {
-    /// Two kernels of the series of this host's Debian.
+    /// Three kernels of the series of this host's Debian.
     #[must_use]
     pub fn new(cache: &Cache) -> Self {
         let system = fs::read_to_string("/etc/os-release").expect("os-release");
         let codename = system.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).expect("a codename");
         let series = if codename == "bookworm" { "6.1" } else { "6.12" };
         let keys = tempfile::tempdir().expect("a folder");
-        let [newer, older] = kernels::fetch_two(cache, series).expect("two kernels").map(|kernel| {
-            let follows = kernels::fetch_metapackage(cache, &kernel).expect("the metapackage");
-            Published {
-                release: kernel.package.name.trim_start_matches("linux-image-").to_owned(),
-                version: kernel.package.version.clone(),
-                packages: vec![kernel.files[0].clone(), with_conffile(&keys.path().join("conffile"), &follows)],
-                kernel,
-            }
+        let kernels = kernels::fetch_three(cache, series).expect("three kernels");
+        let follows = kernels::fetch_metapackage(cache, &kernels[0]).expect("the metapackage");
+        let [newer, mut flawed, older] = kernels.map(|kernel| {
+            let Package { name, version, .. } = kernel.package.clone();
+            let release = name.trim_start_matches("linux-image-").to_owned();
+            let packages = vec![kernel.files[0].clone(), metapackage(keys.path(), &follows, &release, &version)];
+            Published { release, version, packages, kernel }
         });
-        Self { codename: codename.to_owned(), older, newer, keys }
+        flawed.packages[0] = with_fault(keys.path(), &flawed.packages[0], &flawed.version, LACKING);
+        Self { codename: codename.to_owned(), older, flawed, newer, keys }
     }
 
     /// A newer version of a package of this host's Debian.
@@ -78,13 +82,11 @@ impl Archive {
     /// A newer kernel still, which does not start.
     #[must_use]
     pub fn broken(&self) -> Published {
-        let folder = self.keys.path().join("broken");
-        let version = format!("{}+broken", self.newer.version);
-        let mut make = Command::new("sh");
-        make.args(["-ec", BREAK, "break-kernel"]).arg(&folder).args(&self.newer.packages[..2]);
-        assert!(make.args([&self.newer.version, &version]).status().expect("sh runs").success());
-        let packages = ["image.deb", "follows.deb"].map(|name| folder.join(name)).to_vec();
-        Published { version, packages, ..self.newer.clone() }
+        let (folder, newer) = (self.keys.path(), &self.newer);
+        let version = format!("{}+broken", newer.version);
+        let image = with_fault(folder, &newer.packages[0], &version, "start");
+        let follows = metapackage(folder, &newer.packages[1], &newer.release, &version);
+        Published { version, packages: vec![image, follows], ..newer.clone() }
     }
 
     /// Brings the packages to these machines: what is published later appears in a moment.
@@ -145,11 +147,20 @@ fn newer_package(folder: &Path, package: &str) -> PathBuf {
     folder.join(format!("{package}.deb"))
 }
 
-fn with_conffile(folder: &Path, deb: &Path) -> PathBuf {
+/// A kernel's metapackage, as it follows this one.
+fn metapackage(folder: &Path, deb: &Path, release: &str, version: &str) -> PathBuf {
     let mut make = Command::new("sh");
-    make.args(["-ec", WITH_CONFFILE, "with-conffile"]).arg(folder).arg(deb);
+    make.args(["-ec", METAPACKAGE, "metapackage"]).arg(folder).arg(deb).args([release, version]);
     assert!(make.status().expect("sh runs").success());
-    folder.join(deb.file_name().expect("a package has a name"))
+    folder.join(format!("metapackage-{version}.deb"))
+}
+
+/// A kernel's package in this version, which does not `start`, or lacks a module.
+fn with_fault(folder: &Path, deb: &Path, version: &str, fault: &str) -> PathBuf {
+    let mut make = Command::new("sh");
+    make.args(["-ec", BREAK, "break-kernel"]).arg(folder).arg(deb).args([version, fault]);
+    assert!(make.status().expect("sh runs").success());
+    folder.join(format!("image-{version}.deb"))
 }
 
 fn write(path: &Path, text: &str) {

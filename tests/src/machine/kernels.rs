@@ -247,25 +247,28 @@ fn fetch_from(cache: &Cache, asked: &str, catalog: &Catalog) -> Result<Kernel, F
     Err(Failure::UnknownKernel { asked: asked.to_owned(), offered })
 }
 
-/// Has the newest kernels of a series of two suites on this host, the newer one first. (Of a suite's older kernels the
-/// metapackage is gone.)
+/// Has three kernels of a series on this host, newest first: the newest two, and what was there before the newest one's suite had
+/// more: the release's, where that suite is of the security team.
 ///
 /// # Errors
-/// All suites have the same one, or none; or they cannot be fetched.
-pub fn fetch_two(cache: &Cache, series: &str) -> Result<[Kernel; 2], Failure> {
+/// There are not as many, or they cannot be fetched.
+pub fn fetch_three(cache: &Cache, series: &str) -> Result<[Kernel; 3], Failure> {
     let catalog = catalog(cache)?;
     let kernel = |package: &Package| {
         let files = download(cache, package)?;
         Ok(Kernel { series: series.to_owned(), package: package.clone(), files })
     };
     let all = catalog.of(series);
-    let newest = all.first().copied();
-    match newest.and_then(|newest| Some((newest, all.iter().find(|package| package.suite != newest.suite)?))) {
-        Some((newest, other)) => Ok([kernel(newest)?, kernel(other)?]),
-        None => Err(Failure::Missing {
-            what: format!("the mirrors do not have two kernels of series {series}"),
-            cure: "let this host reach a Debian mirror that has both the release and its security updates".to_owned(),
-        }),
+    let [newest, next, earlier @ ..] = all.as_slice() else { return Err(too_few(series)) };
+    let of_release = earlier.iter().find(|package| package.suite != newest.suite);
+    let oldest = of_release.or(earlier.last()).ok_or_else(|| too_few(series))?;
+    Ok([kernel(newest)?, kernel(next)?, kernel(oldest)?])
+}
+
+fn too_few(series: &str) -> Failure {
+    Failure::Missing {
+        what: format!("the mirrors do not have three kernels of series {series}"),
+        cure: "let this host reach a Debian mirror that has both the release and its security updates".to_owned(),
     }
 }
 
