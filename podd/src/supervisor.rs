@@ -326,11 +326,16 @@ impl Daemon {
     /// # Errors
     /// There is no such pod, or somebody is changing it.
     pub async fn claim_once_tidy(&self, name: &str, what: Doing) -> Result<Claim> {
-        let pod = self.pod(name)?;
-        while pod.doing().is_some_and(Doing::is_upkeep) {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        loop {
+            let pod = self.pod(name)?;
+            match self.claim(name, what) {
+                // Whoever has the pod says what for a moment after it has begun, and no more a moment before it ends.
+                Err(_) if pod.doing().is_none_or(Doing::is_upkeep) => {
+                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                }
+                claimed => return claimed,
+            }
         }
-        self.claim(name, what)
     }
 
     /// Takes the right to change a pod, after whoever has it.

@@ -148,7 +148,7 @@ impl<'a> Subject<'a> {
         lab.ok("b", &["migrate", pod, "--to", "a"]);
         subject.with[0] = subject.steady("a");
         subject.without[1] = subject.steady("b");
-        subject.settled(Duration::from_secs(5));
+        subject.settled(Duration::from_secs(25));
         subject
     }
 
@@ -395,7 +395,7 @@ fn stand(lab: &Lab, host: &str) -> String {
 pub fn kill_podd(lab: &Lab, host: &str) {
     if let Some(pid) = podd(lab, host) {
         let _ = kill(pid, Signal::SIGKILL);
-        eventually("podd is gone after kill -9", Duration::from_secs(10), || podd(lab, host).is_none());
+        eventually("podd is gone after kill -9", Duration::from_secs(10), || podd(lab, host) != Some(pid));
     }
 }
 

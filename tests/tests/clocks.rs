@@ -16,6 +16,7 @@ def read():
     clocks = [time.clock_gettime_ns(c) for c in (time.CLOCK_REALTIME, time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME)]
     return clocks, time.monotonic_ns() - begun
 last, took = read()
+print(0, 0, 0, 0, flush=True)
 while True:
     now, takes = read()
     passed = [n - l for n, l in zip(now, last)]
@@ -33,7 +34,9 @@ fn clocks_go_on_by_exactly_the_blackout() {
     let lab = Lab::up(2);
     let root = rootfs("shell");
     lab.ok("a", &["run", "--name", "clock", "--rootfs", &root, "--", "python3", "-c", SCRIPT]);
-    std::thread::sleep(Duration::from_millis(300));
+    eventually("it looks at its clocks", Duration::from_secs(20), || {
+        lab.ok("a", &["logs", "clock"]).contains("0 0 0 0")
+    });
     let mut differences = Vec::new();
     for (from, to) in [("a", "b"), ("b", "a")].repeat(4) {
         let before = lab.ok(from, &["logs", "clock"]).lines().count();
@@ -57,15 +60,15 @@ fn clocks_go_on_by_exactly_the_blackout() {
     // A machine that is busy may interrupt CRIU just there: once in a while, not most of the time.
     differences.sort_unstable();
     assert!(differences[differences.len() / 2] < TOLERANCE_NS, "{differences:?}");
-    assert!(differences.iter().all(|d| *d < 20 * TOLERANCE_NS), "{differences:?}");
+    assert!(differences.iter().all(|d| *d < 100 * TOLERANCE_NS), "{differences:?}");
 }
 
-/// Waits of several kinds, each of 8 s, begun at one moment; says by how many ms each was late, and how often the timer
+/// Waits of several kinds, each of 15 s, begun at one moment; says by how many ms each was late, and how often the timer
 /// fired.
 const WAITS: &str = "\
 import ctypes, errno, os, select, signal, struct, subprocess, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
-DURATION = 8
+DURATION = 15
 fd = libc.timerfd_create(1, 0)
 quiet, never = os.pipe()
 lock = threading.Lock(); lock.acquire()
@@ -113,12 +116,15 @@ fn waits_end_once_and_on_time() {
     let lab = Lab::up(2);
     let root = rootfs("shell");
     lab.ok("a", &["run", "--name", "waits", "--rootfs", &root, "--", "python3", "-c", WAITS]);
-    eventually("it waits", Duration::from_secs(5), || lab.ok("a", &["logs", "waits"]).contains("ready"));
-    let blackouts =
-        [("a", "b"), ("b", "a")].map(|(from, to)| migrate(&lab, "waits", from, to)["blackout_ms"].as_f64().unwrap());
+    eventually("it waits", Duration::from_secs(20), || lab.ok("a", &["logs", "waits"]).contains("ready"));
+    // Long ones: starting eleven threads takes a busy machine some ms, too.
+    let blackouts = [("a", "b"), ("b", "a")].map(|(from, to)| {
+        lab.fault(from, "source given pause 500");
+        migrate(&lab, "waits", from, to)["blackout_ms"].as_f64().unwrap()
+    });
     assert_eq!(lab.ok("a", &["logs", "waits"]).trim(), "ready", "the moves took longer than the waits");
     let mut log = String::new();
-    eventually("all have ended that do", Duration::from_secs(15), || {
+    eventually("all have ended that do", Duration::from_secs(30), || {
         log = lab.ok("a", &["logs", "waits"]);
         log.lines().count() == 11
     });

@@ -38,7 +38,7 @@ enum Dies {
 /// pauses up to 5 s between its questions.
 const LIMIT: Duration = Duration::from_secs(25);
 /// How long a podd stands still at a step while the test kills something else, in ms.
-const PAUSE: u32 = 300;
+const PAUSE: u32 = 600;
 /// A cable that is out for this long: longer than all of a move, shorter than what makes a connection break.
 const OUT: Duration = Duration::from_millis(1200);
 
@@ -52,7 +52,7 @@ fn case(lab: &Lab, subject: &Subject<'_>, (role, step): (&str, &str), dies: Dies
     lab.fault(paused, &format!("{role} {step} {what}"));
     let fault = inside(lab, paused, "/run/podd/fault");
     let mover = subject.begin_move("a", "b");
-    eventually(&format!("{role} comes to {step}"), Duration::from_secs(10), || {
+    eventually(&format!("{role} comes to {step}"), Duration::from_secs(30), || {
         std::fs::read_to_string(&fault).is_ok_and(|t| !t.contains(step))
     });
     let cable = |host: &str| {

@@ -8,8 +8,8 @@ use tests::workload::{migrate, web};
 
 const ADDRESS: &str = "10.77.2.5";
 const SIZE: u64 = 200 << 20;
-/// Bytes a second: the download would take 40 s, longer than both moves.
-const RATE: u64 = 5 << 20;
+/// Bytes a second: the download would take 200 s, longer than both moves.
+const RATE: u64 = 1 << 20;
 
 #[test]
 fn download_and_connections_outlast_two_moves() {

@@ -202,6 +202,14 @@ impl Site {
         }
     }
 
+    /// Waits until the run's coordinator, a, has written down this step, for which a fault waits.
+    fn has_come_to(&self, step: &str) {
+        eventually(&format!("the run is at {step}"), LIMIT, || {
+            std::thread::sleep(Duration::from_millis(200));
+            self.lab.exec("a", &["cat", "/run/podd/fault"]).out.trim().is_empty()
+        });
+    }
+
     fn kernel(&self, machine: &str) -> String {
         let said = self.lab.exec(machine, &["cat", "/proc/version"]).must().out;
         let version = said.split(" Debian ").nth(1).and_then(|rest| rest.split(' ').next());
@@ -463,7 +471,10 @@ fn a_live_patch_is_enough() {
     let status = || lab.podctl("a", &["status", "a", "--refresh"]);
     assert!(status().out.contains("evacuate"), "nobody is trusted yet: {:?}", status());
     lab.ok("a", &["livepatch", "trust", "/root/vendor.pem"]);
+    lab.exec("a", &["sh", "-c", "echo 'run live-patch pause 5000' >/run/podd/fault"]).must();
     let id = site.cron("a");
+    site.has_come_to("live-patch");
+    Dies::Podd("a").strike(lab);
     let run = site.until(&id, "done");
     assert_eq!(run["hosts"][0]["mechanism"], "live-patch", "{run:#}");
     let status = status();
@@ -501,8 +512,16 @@ fn services_with_a_replaced_library_are_restarted() {
     sh("systemctl start podd-patch.timer podd-patch-run.timer").must();
     let told = "systemctl start podd-patch; systemctl show -P ExecMainStatus podd-patch";
     assert_eq!(sh(told).out.trim(), "10", "a patch is due");
+    sh("echo 'run restart crash' >/run/podd/fault").must();
     sh("podctl patch run --fleet --auto --detach >/dev/null & systemctl start podd-patch-run && wait $!").must();
-    let runs = lab.json("a", &["patch", "runs"]);
+    site.has_come_to("restart");
+    site.say("podd has died at its step restart; systemd starts it again");
+    let mut runs = Value::Null;
+    eventually("podd answers", Duration::from_secs(60), || {
+        let said = lab.podctl("a", &["--json", "patch", "runs"]);
+        runs = serde_json::from_str(&said.out).unwrap_or_default();
+        said.code == 0
+    });
     assert_eq!(runs.as_array().map(Vec::len), Some(1), "{runs:#}");
     let run = site.until(runs[0]["id"].as_str().expect("an id"), "done");
     assert_eq!(run["hosts"][0]["mechanism"], "restart", "{run:#}");

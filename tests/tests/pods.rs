@@ -129,7 +129,7 @@ fn stop_and_kill() {
     // A shell that is PID 1's child and waits in `wait` hears signals at once.
     let listens = "for s in HUP USR1 TERM QUIT; do trap \"echo got-$s\" $s; done; sleep 1000 & echo ready; while :; do wait; done";
     let ready = |name: &str| eventually("ready", SOON, || lab.ok("a", &["logs", name]).contains("ready"));
-    pod(&lab, "deaf", &["--stop-timeout", "1s"], listens);
+    pod(&lab, "deaf", &["--stop-timeout", "5s"], listens);
     ready("deaf");
     for signal in ["HUP", "SIGUSR1", "15"] {
         lab.ok("a", &["kill", "-s", signal, "deaf"]);
@@ -140,13 +140,13 @@ fn stop_and_kill() {
     });
     let begun = Instant::now();
     lab.ok("a", &["stop", "deaf"]);
-    assert!((1..8).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert!((5..20).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
     assert_eq!(until_it_ended(&lab, "deaf"), json!({"code": 137, "signal": 9, "oom": false}));
     // The flag wins over the pod's own time.
     lab.ok("a", &["start", "deaf"]);
     let begun = Instant::now();
     lab.ok("a", &["stop", "--timeout", "0", "deaf"]);
-    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     pod(&lab, "quits", &["--stop-signal", "QUIT"], "trap 'exit 5' QUIT; trap '' TERM; sleep 1000 & echo ready; wait");
     ready("quits");
     lab.ok("a", &["stop", "quits"]);
@@ -286,7 +286,11 @@ fn users_environment_and_processes() {
     assert!(answers(&lab, "10.77.1.1") && answers(&lab, "fd77::1:1"));
 
     let top = || lab.json("a", &["top", "web"]).as_array().unwrap().clone();
-    eventually("orphans are reaped", SOON, || top().iter().all(|p| p["state"] != "Z" && p["command"] != "sleep 0.1"));
+    eventually("its programs run, and orphans are reaped", SOON, || {
+        let all = top();
+        let runs = |n: u32| all.iter().any(|p| p["command"] == format!("sleep {n}"));
+        [1001, 1002, 1003].into_iter().all(runs) && all.iter().all(|p| p["state"] != "Z" && p["command"] != "sleep 0.1")
+    });
     let all = top();
     let of =
         |command: &str| all.iter().find(|p| p["command"] == command).unwrap_or_else(|| panic!("{command}: {all:#?}"));
@@ -608,9 +612,13 @@ fn the_daemon_may_die() {
     pod(&lab, "counts", &[], "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done");
     pod(&lab, "ends", &[], "until [ -e /go ]; do sleep 0.05; done; exit 11");
     let pid = inspect(&lab, "counts")["pid"].clone();
-    let processes = lab.json("a", &["top", "ends"]);
-    let shell = processes.as_array().unwrap().iter().find(|p| p["command"].as_str().unwrap().starts_with("sh -c"));
-    let ends = shell.unwrap_or_else(|| panic!("{processes}"))["host_pid"].clone();
+    let mut ends = Value::Null;
+    eventually("its shell runs", SOON, || {
+        let processes = lab.json("a", &["top", "ends"]);
+        let shell = processes.as_array().unwrap().iter().find(|p| p["command"].as_str().unwrap().starts_with("sh -c"));
+        ends = shell.map_or(Value::Null, |shell| shell["host_pid"].clone());
+        !ends.is_null()
+    });
     lab.script(&["kill", "a"]).must();
     let down = lab.podctl("a", &["ls"]);
     assert_eq!(down.code, 4, "{down:?}");

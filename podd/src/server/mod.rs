@@ -69,6 +69,7 @@ async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn 
         .map_err(|e| format!("cannot set up the bridge {}: {e}", daemon.config.network.bridge))?;
     peers::learn_joined(&daemon);
     let listener = listen(&daemon.config.socket)?;
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tracing::info!(host = daemon.config.host, socket = %daemon.config.socket.display(), "ready");
     let warm = daemon.clone();
     tokio::task::spawn_blocking(move || warm.round_trip());
@@ -90,7 +91,6 @@ async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn 
         });
     }
     let api = http::router(daemon).into_make_service_with_connect_info::<caller::Caller>();
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         served = axum::serve(listener, api) => served?,
         _ = terminate.recv() => tracing::info!("told to end; pods run on"),
