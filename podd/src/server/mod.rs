@@ -22,6 +22,7 @@ use checkpoint::host::{Cpu, Kernel};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
 
 pub use self::fleet::{forget as forget_hosts, names as host_names, refuse_if_removed};
 pub use self::http::checks as doctor;
@@ -65,18 +66,14 @@ async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn 
     let daemon = Arc::new(prepare(config, baseline)?);
     // Before anybody can ask: what this host says of its moves must be settled (see `recover`).
     recover(&daemon).await?;
-    mechanism::wake_first(&daemon)
+    let waking = mechanism::wake_first(&daemon)
         .map_err(|e| format!("cannot set up the bridge {}: {e}", daemon.config.network.bridge))?;
     peers::learn_joined(&daemon);
     let listener = listen(&daemon.config.socket)?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tracing::info!(host = daemon.config.host, socket = %daemon.config.socket.display(), "ready");
-    let warm = daemon.clone();
-    tokio::task::spawn_blocking(move || warm.round_trip());
+    tokio::spawn(look_around(daemon.clone(), waking));
     let peers = tokio::spawn(peers::serve(daemon.clone()));
-    if daemon.config.watch {
-        tokio::spawn(watch(daemon.clone()));
-    }
     tokio::spawn(peers::learn(daemon.clone()));
     drive::go_on(&daemon);
     tokio::spawn(drive::watch_coordinator(daemon.clone()));
@@ -98,6 +95,18 @@ async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn 
     }
     peers.abort();
     Ok(())
+}
+
+/// Finds out what else there is to know about this host, once its pods are awake: they need both processor and disk.
+async fn look_around(daemon: Arc<Daemon>, waking: Option<JoinHandle<()>>) {
+    if let Some(waking) = waking {
+        let _ = waking.await;
+    }
+    let warm = daemon.clone();
+    tokio::task::spawn_blocking(move || warm.round_trip());
+    if daemon.config.watch {
+        watch(daemon).await;
+    }
 }
 
 /// Time for a podd that was killed to be gone to its last thread.

@@ -207,22 +207,22 @@ fn look_after(daemon: &Arc<Daemon>) -> Option<JoinHandle<Result<()>>> {
 }
 
 /// After podd's start: the same, and then lets the network in, so that nobody from outside meets a pod that is not there yet.
-/// This host's own addresses stay with its uplink meanwhile.
+/// This host's own addresses stay with its uplink meanwhile. What it returns ends then.
 ///
 /// # Errors
 /// The uplink cannot join the bridge.
-pub fn wake_first(daemon: &Arc<Daemon>) -> io::Result<()> {
+pub fn wake_first(daemon: &Arc<Daemon>) -> io::Result<Option<JoinHandle<()>>> {
     let join = |daemon: &Daemon| {
         let network = &daemon.config.network;
         network::ensure_bridge(&network.bridge, network.uplink.as_deref())
     };
     if !records(daemon).any(|record| sleeps(&record)) {
-        return join(daemon);
+        return join(daemon).map(|()| None);
     }
     daemon.hand.waking.store(!is_about_to_boot(daemon), Ordering::Relaxed);
-    let Some(mut waking) = look_after(daemon) else { return join(daemon) };
+    let Some(mut waking) = look_after(daemon) else { return join(daemon).map(|()| None) };
     let daemon = daemon.clone();
-    tokio::spawn(async move {
+    Ok(Some(tokio::spawn(async move {
         if tokio::time::timeout(STRANGERS_WAIT, &mut waking).await.is_err() {
             tracing::warn!("pods are still waking up; the network comes up all the same");
         }
@@ -230,6 +230,5 @@ pub fn wake_first(daemon: &Arc<Daemon>) -> io::Result<()> {
         if let Some(error) = joined.ok().and_then(std::result::Result::err) {
             tracing::error!(%error, "the uplink does not join the bridge; start podd again");
         }
-    });
-    Ok(())
+    })))
 }
