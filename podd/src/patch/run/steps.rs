@@ -370,11 +370,11 @@ impl Drive {
         let peers = run.members.iter().filter(is_there).filter(|name| !silent.contains(name)).cloned().collect();
         let order =
             Order::Prove { change: host.change.clone().unwrap_or_default(), boot_id: host.boot_id.clone(), peers };
-        let mut proofs: Vec<Proof> = self.ask(daemon, host, order).await?;
         if host.mechanism == Mechanism::InPlace {
-            // Also those that did not wake up before; whether all run is seen next.
+            // They come first, also those that did not wake up before; whether all run is seen below.
             let _ = self.ask_at::<()>(daemon, &host.host, Order::Resume).await;
         }
+        let mut proofs: Vec<Proof> = self.ask(daemon, host, order).await?;
         proofs.push(self.all_run(daemon, host).await?);
         let failed = proofs.iter().find(|proof| !proof.well).cloned();
         self.change(daemon, &host.host, |host| host.proofs = proofs).await?;
