@@ -206,7 +206,8 @@ impl Site {
     fn has_come_to(&self, step: &str) {
         eventually(&format!("the run is at {step}"), LIMIT, || {
             std::thread::sleep(Duration::from_millis(200));
-            self.lab.exec("a", &["cat", "/run/podd/fault"]).out.trim().is_empty()
+            let left = self.lab.exec("a", &["cat", "/run/podd/fault"]);
+            left.code == 0 && left.out.trim().is_empty()
         });
     }
 
@@ -273,7 +274,7 @@ fn demonstration_of_three_hosts() {
     site.say("redis, PostgreSQL and nginx run, and their clients are at work");
 
     // A kernel that boots, and lacks a module: the canary finds out.
-    let flawed = &site.archive.flawed;
+    let flawed = &site.archive.flawed();
     let policy = format!("verify = [\"modprobe {LACKING}\"]\n{POLICY}");
     site.archive.stock(lab, &site.machines, &[flawed]);
     site.send(flawed, &policy);
@@ -471,7 +472,7 @@ fn a_live_patch_is_enough() {
     let status = || lab.podctl("a", &["status", "a", "--refresh"]);
     assert!(status().out.contains("evacuate"), "nobody is trusted yet: {:?}", status());
     lab.ok("a", &["livepatch", "trust", "/root/vendor.pem"]);
-    lab.exec("a", &["sh", "-c", "echo 'run live-patch pause 5000' >/run/podd/fault"]).must();
+    lab.exec("a", &["sh", "-c", "echo 'run live-patch pause 20000' >/run/podd/fault"]).must();
     let id = site.cron("a");
     site.has_come_to("live-patch");
     Dies::Podd("a").strike(lab);
@@ -512,10 +513,10 @@ fn services_with_a_replaced_library_are_restarted() {
     sh("systemctl start podd-patch.timer podd-patch-run.timer").must();
     let told = "systemctl start podd-patch; systemctl show -P ExecMainStatus podd-patch";
     assert_eq!(sh(told).out.trim(), "10", "a patch is due");
-    sh("echo 'run restart crash' >/run/podd/fault").must();
+    sh("echo 'run prove crash' >/run/podd/fault").must();
     sh("podctl patch run --fleet --auto --detach >/dev/null & systemctl start podd-patch-run && wait $!").must();
-    site.has_come_to("restart");
-    site.say("podd has died at its step restart; systemd starts it again");
+    site.has_come_to("prove");
+    site.say("podd was started again, and has died at its step prove; systemd starts it once more");
     let mut runs = Value::Null;
     eventually("podd answers", Duration::from_secs(60), || {
         let said = lab.podctl("a", &["--json", "patch", "runs"]);
@@ -523,12 +524,24 @@ fn services_with_a_replaced_library_are_restarted() {
         said.code == 0
     });
     assert_eq!(runs.as_array().map(Vec::len), Some(1), "{runs:#}");
-    let run = site.until(runs[0]["id"].as_str().expect("an id"), "done");
+    let id = runs[0]["id"].as_str().expect("an id");
+    let run = site.until(id, "done");
     assert_eq!(run["hosts"][0]["mechanism"], "restart", "{run:#}");
+    let log = sh(&format!("cat /var/lib/podd/patch/{id}.log")).must().out;
+    assert!(log.contains("--no-block restart podd.service"), "{log}");
     assert!(before.iter().zip(&pids()).all(|(before, now)| before != now), "{before:?} {:?}", pids());
     assert_eq!((init(), status().code), (pod, 0), "{:?}", status());
     let quiet = sh("podctl patch check --here --auto & systemctl start podd-patch podd-patch-run && wait $!");
     assert!(quiet.code == 0 && quiet.out.is_empty() && quiet.err.is_empty(), "{quiet:?}");
+    // Replaced once more: and it dies when it would begin.
+    upgrade(lab, "a", "libc6");
+    assert!(status().out.contains("restart-only"), "{:?}", status());
+    sh("echo 'run restart crash' >/run/podd/fault").must();
+    let run = lab.json("a", &["patch", "run", "a", "--detach"]);
+    site.has_come_to("restart");
+    site.say("podd has died at its step restart");
+    site.until(run["id"].as_str().expect("an id"), "done");
+    assert_eq!(status().code, 0, "{:?}", status());
     let counted = counter.finish();
     assert_eq!((counted.error.as_deref(), counted.gaps), (None, 0), "{counted:?}");
     site.say(&format!("redis' client was silent for {:.0} ms at most", counted.longest_silence_ms));

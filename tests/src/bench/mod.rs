@@ -11,6 +11,7 @@
 //! | `report` `plot` | BENCH.json, BENCH.md, pictures |
 //! | `sleep` | suspend and resume |
 //! | `status` | the status service, which moves nothing |
+//! | `steady` | pods that stay where they are |
 
 mod criu;
 mod host;
@@ -25,6 +26,7 @@ mod restart;
 mod runc;
 pub mod sleep;
 pub mod status;
+pub mod steady;
 
 use std::any::Any;
 use std::collections::BTreeMap;

@@ -35,6 +35,10 @@ struct Arguments {
     /// is in PODD_TEST_DIR, on a disk or a tmpfs
     #[arg(long, conflicts_with = "status")]
     sleep: bool,
+    /// Measure pods that stay where they are instead, beside bare processes, in so many rounds as there would be moves, and podd at rest;
+    /// write nothing
+    #[arg(long, conflicts_with_all = ["status", "sleep"])]
+    steady: bool,
     /// Folder of the results
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -44,12 +48,15 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let Arguments { workloads, sizes, moves, contenders, load, status, sleep, out, date } = Arguments::parse();
+    let Arguments { workloads, sizes, moves, contenders, load, status, sleep, steady, out, date } = Arguments::parse();
     if status {
         return ended(bench::status::run().map(|figures| print!("{figures}")));
     }
     if sleep {
         return ended(bench::sleep::run(&sizes, moves).map(|figures| print!("{figures}")));
+    }
+    if steady {
+        return ended(bench::steady::measure(moves).map(|figures| print!("{figures}")));
     }
     let command: Vec<String> = std::iter::once("scripts/bench".to_owned()).chain(asked()).collect();
     let out = out.unwrap_or_else(::tests::lab::root);

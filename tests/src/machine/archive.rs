@@ -27,9 +27,9 @@ pub struct Archive {
     pub codename: String,
     /// Three kernels of one series: the one that machines have at first.
     pub older: Published,
-    /// What the security team sends at first, which lacks the module [`LACKING`].
-    pub flawed: Published,
-    /// And what it sends then.
+    /// What the security team sent before the newest one.
+    pub next: Published,
+    /// The newest one.
     pub newer: Published,
     keys: TempDir,
 }
@@ -55,16 +55,15 @@ impl Archive {
         let codename = system.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).expect("a codename");
         let series = if codename == "bookworm" { "6.1" } else { "6.12" };
         let keys = tempfile::tempdir().expect("a folder");
-        let kernels = kernels::fetch_three(cache, series).expect("three kernels");
+        let kernels = kernels::fetch_three(cache, codename, series).expect("three kernels");
         let follows = kernels::fetch_metapackage(cache, &kernels[0]).expect("the metapackage");
-        let [newer, mut flawed, older] = kernels.map(|kernel| {
+        let [newer, next, older] = kernels.map(|kernel| {
             let Package { name, version, .. } = kernel.package.clone();
             let release = name.trim_start_matches("linux-image-").to_owned();
             let packages = vec![kernel.files[0].clone(), metapackage(keys.path(), &follows, &release, &version)];
             Published { release, version, packages, kernel }
         });
-        flawed.packages[0] = with_fault(keys.path(), &flawed.packages[0], &flawed.version, LACKING);
-        Self { codename: codename.to_owned(), older, flawed, newer, keys }
+        Self { codename: codename.to_owned(), older, next, newer, keys }
     }
 
     /// A newer version of a package of this host's Debian.
@@ -77,6 +76,14 @@ impl Archive {
     #[must_use]
     pub fn security(&self) -> String {
         format!("{}-security", self.codename)
+    }
+
+    /// The one before the newest, without the module [`LACKING`].
+    #[must_use]
+    pub fn flawed(&self) -> Published {
+        let mut flawed = self.next.clone();
+        flawed.packages[0] = with_fault(self.keys.path(), &flawed.packages[0], &flawed.version, LACKING);
+        flawed
     }
 
     /// A newer kernel still, which does not start.

@@ -247,21 +247,27 @@ fn fetch_from(cache: &Cache, asked: &str, catalog: &Catalog) -> Result<Kernel, F
     Err(Failure::UnknownKernel { asked: asked.to_owned(), offered })
 }
 
-/// Has three kernels of a series on this host, newest first: the newest two, and what was there before the newest one's suite had
-/// more: the release's, where that suite is of the security team.
+/// Has three kernels of a Debian release's series on this host, newest first: the newest two, and one that was in the other one of
+/// the release's suites before.
 ///
 /// # Errors
 /// There are not as many, or they cannot be fetched.
-pub fn fetch_three(cache: &Cache, series: &str) -> Result<[Kernel; 3], Failure> {
-    let catalog = catalog(cache)?;
+pub fn fetch_three(cache: &Cache, codename: &str, series: &str) -> Result<[Kernel; 3], Failure> {
+    // Mirrors drop packages.
+    fetch_three_of(cache, codename, series, &catalog(cache)?)
+        .or_else(|_| fetch_three_of(cache, codename, series, &catalog_of(cache, Duration::from_secs(60))?))
+}
+
+fn fetch_three_of(cache: &Cache, codename: &str, series: &str, catalog: &Catalog) -> Result<[Kernel; 3], Failure> {
     let kernel = |package: &Package| {
         let files = download(cache, package)?;
         Ok(Kernel { series: series.to_owned(), package: package.clone(), files })
     };
-    let all = catalog.of(series);
+    let suites = [codename.to_owned(), format!("{codename}-security")];
+    let all: Vec<&Package> = catalog.of(series).into_iter().filter(|package| suites.contains(&package.suite)).collect();
     let [newest, next, earlier @ ..] = all.as_slice() else { return Err(too_few(series)) };
-    let of_release = earlier.iter().find(|package| package.suite != newest.suite);
-    let oldest = of_release.or(earlier.last()).ok_or_else(|| too_few(series))?;
+    let of_other = earlier.iter().find(|package| package.suite != newest.suite);
+    let oldest = of_other.or(earlier.last()).ok_or_else(|| too_few(series))?;
     Ok([kernel(newest)?, kernel(next)?, kernel(oldest)?])
 }
 

@@ -4,10 +4,10 @@ use super::{Client, Hosts, STARTS};
 use crate::lab::eventually;
 
 /// What the small page says.
-const SMALL: &str = "still here";
+pub const SMALL: &str = "still here";
 
 /// Worker processes of another user than the master's; connections that last as long as the client wishes.
-const CONFIGURATION: &str = "
+pub const CONFIGURATION: &str = "
 user www-data;
 worker_processes 2;
 pid /run/nginx.pid;
@@ -23,6 +23,10 @@ http {
     server { listen 80; }
 }
 ";
+
+/// Starts nginx with that configuration, its first argument, and a page that says its second one.
+pub const SCRIPT: &str = "mkdir -p /srv/www /var/log/nginx /var/lib/nginx && echo \"$2\" >/srv/www/small &&
+    echo \"$1\" >/etc/nginx/nginx.conf && exec nginx -g 'daemon off;'";
 
 /// What a download saw.
 #[derive(Debug, serde::Deserialize)]
@@ -50,11 +54,9 @@ pub struct Asked {
 
 /// Starts nginx in a pod named `name` on `host`, and waits until it answers.
 pub fn nginx(lab: &impl Hosts, host: &str, name: &str, address: &str) {
-    let script = "mkdir -p /srv/www /var/log/nginx /var/lib/nginx && echo \"$2\" >/srv/www/small &&
-        echo \"$1\" >/etc/nginx/nginx.conf && exec nginx -g 'daemon off;'";
     let (root, cidr) = (lab.rootfs("nginx"), format!("{address}/16"));
     let mut arguments = vec!["run", "--name", name, "--rootfs", &root, "--ip", &cidr, "--"];
-    arguments.extend(["sh", "-c", script, "sh", CONFIGURATION, SMALL]);
+    arguments.extend(["sh", "-c", SCRIPT, "sh", CONFIGURATION, SMALL]);
     lab.ok(host, &arguments);
     eventually("nginx answers", STARTS, || {
         lab.podctl(host, &["exec", name, "--", "wget", "-qO-", "http://127.0.0.1/small"]).out.contains(SMALL)

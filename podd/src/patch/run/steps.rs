@@ -372,7 +372,10 @@ impl Drive {
             Order::Prove { change: host.change.clone().unwrap_or_default(), boot_id: host.boot_id.clone(), peers };
         if host.mechanism == Mechanism::InPlace {
             // They come first, also those that did not wake up before; whether all run is seen below.
-            let _ = self.ask_at::<()>(daemon, &host.host, Order::Resume).await;
+            match self.ask_at::<()>(daemon, &host.host, Order::Resume).await {
+                Ok(()) | Err(Refusal::Failed(_)) => self.may_go_on()?,
+                Err(refusal) => return Err(halt(host, host.step.word(), refusal)),
+            }
         }
         let mut proofs: Vec<Proof> = self.ask(daemon, host, order).await?;
         proofs.push(self.all_run(daemon, host).await?);
@@ -482,6 +485,12 @@ impl Drive {
             Ok(came.is_ok())
         };
         let Some((first, others)) = away.split_first() else { return Ok(()) };
+        // It takes those of which its own copy of the run says that they come back, and a podd that was dead may have missed that.
+        let begun = Instant::now();
+        while orders::keep_at(daemon, &host.host, &self.run()).await.is_err() && begun.elapsed() < SILENCE / 4 {
+            self.may_go_on()?;
+            tokio::time::sleep(PAUSE).await;
+        }
         if !come(first).await? {
             let names: Vec<&str> = others.iter().map(|(_, pod)| pod.name.as_str()).collect();
             if !names.is_empty() {
