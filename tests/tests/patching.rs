@@ -41,10 +41,9 @@ impl Site {
         let site = Self { lab: Lab::new(), archive, machines: machines.to_vec(), begun: Instant::now() };
         // The first one makes the fleet's authority.
         site.lab.up_with(machines[0], &site.archive.older.kernel);
-        site.lab.each(machines, |machine| {
-            site.lab.up_with(machine, &site.archive.older.kernel);
-            site.lab.configure(machine, podd);
-        });
+        site.lab.each(machines, |machine| drop(site.lab.up_with(machine, &site.archive.older.kernel)));
+        // Which has podd start anew: not while another one asks it for an invitation.
+        site.lab.each(machines, |machine| site.lab.configure(machine, podd));
         site.archive.stock(&site.lab, machines, &[&site.archive.older, &site.archive.newer]);
         site.publish("Debian", &site.archive.codename, &[&site.archive.older]);
         site.publish("Debian-Security", &site.archive.security(), &[&site.archive.older]);
