@@ -24,7 +24,7 @@ fn counter_continues_over_one_connection() {
     assert!(counted.increments > 1000, "{counted:?}");
     // What podd says must cover what a client saw, but for the repetition of a lost packet.
     let most = blackouts.iter().copied().fold(0.0, f64::max);
-    assert!(counted.longest_silence_ms < most + 1500.0, "{counted:?}, podd says {blackouts:?}");
+    assert!(counted.longest_silence_ms < most + 500.0, "{counted:?}, podd says {blackouts:?}");
     assert!(counted.longest_silence_ms > most * 0.5, "{counted:?}, podd says {blackouts:?}");
 }
 
@@ -47,9 +47,9 @@ fn the_phases_are_what_a_client_sees() {
         assert!(report["predicted"]["expected"]["blackout_ms"].as_f64().is_some_and(|ms| ms > 1.0), "{report}");
         off.push((counted.longest_silence_ms - blackout).abs());
     }
-    // The second best: on a machine that is busy with other tests, a client may not be awake when its answer comes.
+    // The median: on a machine that is busy with other tests, a client may not be awake when its answer comes.
     off.sort_by(f64::total_cmp);
-    assert!(off[1] < 20.0, "client and podd differ by {off:?} ms");
+    assert!(off[off.len() / 2] < 20.0, "client and podd differ by {off:?} ms");
     let shown = lab.podctl("a", &["history", "--predictions"]).must().out;
     assert_eq!(shown.lines().filter(|line| line.starts_with("redis")).count(), 3, "{shown}");
 }

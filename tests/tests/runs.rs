@@ -145,8 +145,7 @@ fn nothing_moves_in_a_run_that_is_paused() {
     eventually("it is told", LIMIT, || fleet.lab.ok("b", &["history"]).contains("web leaves for another host"));
     let begun = Instant::now();
     fleet.lab.ok("a", &["patch", "pause"]);
-    // Within a second on a quiet machine; at any rate before its notice is over.
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     std::thread::sleep(Duration::from_secs(9));
     assert_eq!(places(&fleet, "web"), ["b"], "its notice is over, and nobody moves it");
     assert_eq!(fleet.run("a", &id).unwrap()["state"]["state"], "paused");

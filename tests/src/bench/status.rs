@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::host::Failure;
 use super::report::Spread;
+use crate::Lab;
 use crate::debian::{Fleet, NEW};
 
 /// About Linux, and exposing the host: since Debian 12 there are some thousands.
@@ -32,7 +33,7 @@ pub fn run() -> Result<String, Failure> {
             _ => Err(Failure(format!("{arguments:?} says {said:?}"))),
         }
     };
-    let start = memory(&fleet, "VmRSS")?;
+    let start = memory(&fleet.lab, "VmRSS")?;
     let refreshes = (0..10).map(|_| timed(&["status", "--refresh", "a"])).collect::<Result<Vec<_>, _>>()?;
     let warm = (0..50).map(|_| timed(&["status", "a"])).collect::<Result<Vec<_>, _>>()?;
     let why = (0..10).map(|_| timed(&["why", "a"])).collect::<Result<Vec<_>, _>>()?;
@@ -42,7 +43,7 @@ pub fn run() -> Result<String, Failure> {
             format!("{what}: {:.1} ms ({:.1} to {:.1}; {count} times)\n", s.median, s.min, s.max)
         })
     };
-    let (peak, now) = (memory(&fleet, "VmHWM")?, memory(&fleet, "VmRSS")?);
+    let (peak, now) = (memory(&fleet.lab, "VmHWM")?, memory(&fleet.lab, "VmRSS")?);
     let feed = format!("{LINUX} advisories about this kernel, in a feed of {} MB:\n", bytes / 1_000_000);
     let times = [line("podctl status", warm), line("podctl status --refresh", refreshes), line("podctl why", why)];
     let memory = format!("podd's memory: {start:.1} MB at its start, {peak:.1} at most, {now:.1} afterwards\n");
@@ -50,8 +51,8 @@ pub fn run() -> Result<String, Failure> {
 }
 
 /// A figure of podd's, in MB (proc_pid_status(5)).
-fn memory(fleet: &Fleet, name: &str) -> Result<f64, Failure> {
-    let pid = crate::invariants::podd(&fleet.lab, "a").ok_or_else(|| Failure("podd does not run".to_owned()))?;
+pub fn memory(lab: &Lab, name: &str) -> Result<f64, Failure> {
+    let pid = crate::invariants::podd(lab, "a").ok_or_else(|| Failure("podd does not run".to_owned()))?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let kib: Option<f64> = line.and_then(|line| line.split_whitespace().next()?.parse().ok());

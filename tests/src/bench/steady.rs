@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::host::{Failure, Server, Workload, bash, must, redis_cli};
 use super::report::Spread;
+use super::status::memory;
 use crate::Lab;
 use crate::lab::{eventually, rootfs, run};
 use crate::workload::{helper, web};
@@ -48,16 +49,14 @@ pub fn measure(rounds: u32) -> Result<String, Failure> {
             eprintln!("bench: {what}: {pod:.1} in the pod, {bare:.1} bare");
             pairs.entry(what).or_default().push((pod, bare));
         };
-        let in_turns = |measure: &dyn Fn(bool) -> Result<f64, Failure>| -> Result<(f64, f64), Failure> {
-            let first = measure(round % 2 == 0)?;
-            let second = measure(round % 2 != 0)?;
-            Ok(if round % 2 == 0 { (first, second) } else { (second, first) })
-        };
-        let (in_pod, bare) = in_turns(&|is_pod| redis_benchmark(&lab, if is_pod { &redis } else { &bare_redis }))?;
+        let pod_first = round % 2 == 0;
+        let (in_pod, bare) =
+            in_turns(pod_first, |is_pod| redis_benchmark(&lab, if is_pod { &redis } else { &bare_redis }))?;
         add("redis-benchmark GET, requests a second".to_owned(), in_pod, bare);
-        let (in_pod, bare) = in_turns(&|is_pod| wrk(&lab, if is_pod { "10.77.1.6" } else { BARE_NGINX }, "3s"))?;
+        let (in_pod, bare) =
+            in_turns(pod_first, |is_pod| wrk(&lab, if is_pod { "10.77.1.6" } else { BARE_NGINX }, "3s"))?;
         add("nginx and wrk, requests a second".to_owned(), in_pod, bare);
-        for (what, in_pod, bare) in micro.once(&lab, round % 2 == 0)? {
+        for (what, in_pod, bare) in micro.once(&lab, pod_first)? {
             add(what, in_pod, bare);
         }
     }
@@ -75,6 +74,12 @@ pub fn measure(rounds: u32) -> Result<String, Failure> {
         text += &format!("{what}: in a pod {}, bare {}: {median:+.1} % of time\n", of(pod), of(bare));
     }
     Ok(text + &at_rest(&lab)?)
+}
+
+/// What is measured in the pod and bare, in this order.
+fn in_turns<T>(pod_first: bool, measure: impl Fn(bool) -> Result<T, Failure>) -> Result<(T, T), Failure> {
+    let (first, second) = (measure(pod_first)?, measure(!pod_first)?);
+    Ok(if pod_first { (first, second) } else { (second, first) })
 }
 
 fn bare_redis() -> Server {
@@ -168,8 +173,7 @@ impl Micro {
             let figures: Vec<f64> = figures.collect();
             (figures.len() == NAMES.len()).then_some(figures).ok_or_else(|| Failure(format!("micro says {said:?}")))
         };
-        let (first, second) = (measure(pod_first)?, measure(!pod_first)?);
-        let (pod, bare) = if pod_first { (first, second) } else { (second, first) };
+        let (pod, bare) = in_turns(pod_first, measure)?;
         let both = pod.into_iter().zip(bare);
         Ok(NAMES.into_iter().zip(both).map(|(name, (pod, bare))| (format!("{name}, ns"), pod, bare)).collect())
     }
@@ -189,9 +193,8 @@ fn at_rest(lab: &Lab) -> Result<String, Failure> {
     };
     let started = (0..PODS).map(start).collect::<Result<Vec<_>, _>>()?;
     let pid = crate::invariants::podd(lab, "a").ok_or_else(|| Failure("podd does not run".to_owned()))?;
-    let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
     let ticks = || -> f64 {
-        let stat = read("stat");
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let words = stat.rsplit(") ").next().unwrap_or_default().split(' ');
         words.skip(11).take(2).filter_map(|word| word.parse::<f64>().ok()).sum()
     };
@@ -200,10 +203,7 @@ fn at_rest(lab: &Lab) -> Result<String, Failure> {
     let before = ticks();
     std::thread::sleep(WATCHED);
     let cpu = (ticks() - before) / TICKS / WATCHED.as_secs_f64() * 100.0;
-    let status = read("status");
-    let kib =
-        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<f64>().ok());
-    let memory = kib.ok_or_else(|| Failure("podd tells no VmRSS".to_owned()))? * 1024.0 / 1e6;
+    let memory = memory(lab, "VmRSS")?;
     let started =
         Spread::of(started).map_or_else(String::new, |s| format!("{:.0} ms ({:.0} to {:.0})", s.median, s.min, s.max));
     Ok(format!(
