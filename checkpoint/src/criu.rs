@@ -25,6 +25,7 @@ use rust_criu::rust_criu_protobuf::rpc::{
     Criu_cg_mode, Criu_network_lock_method, Criu_opts, Criu_req, Criu_req_type, Criu_resp,
 };
 
+use crate::awake::Awake;
 use crate::clocks::Teller;
 use crate::guard::{Saved, Watch};
 use crate::memory;
@@ -185,6 +186,7 @@ impl Dumper {
     /// # Errors
     /// Any [`Error`]; the tree is unchanged, also by a CRIU that was killed in the middle (see [`crate::guard`]).
     pub fn dump(self) -> Result<(), Error> {
+        let _awake = Awake::keep();
         let cgroup = self.freeze_cgroup.clone();
         let saved = Saved::of(&cgroup);
         let dumped = self.dump_guarded(&saved);
@@ -204,8 +206,10 @@ impl Dumper {
             let reply = self.worker.receive()?;
             if reply.type_() != Criu_req_type::NOTIFY {
                 let judged = self.judge(&reply);
-                // Its watch shuts the freezer at its end: not when somebody has thawed the pod meanwhile.
-                self.worker.finish();
+                match judged.is_ok() {
+                    true => self.worker.finish_later(),
+                    false => self.worker.finish(),
+                }
                 return judged;
             }
         }
@@ -231,7 +235,7 @@ pub fn restore(
 ) -> Result<i32, Error> {
     let images = open_dir(what.images)?;
     let unusable = |source| Error::Images { path: what.images.to_owned(), source };
-    let mut _teller = Teller::default();
+    let (mut _teller, mut _awake) = (Teller::default(), None);
     let mut opts = common_options(&images, "restore.log");
     opts.set_root(what.root.to_string_lossy().into_owned());
     opts.set_rst_sibling(true);
@@ -244,7 +248,6 @@ pub fn restore(
         let reply = worker.receive()?;
         if reply.type_() != Criu_req_type::NOTIFY {
             let judged = judge(&reply, RESTORE, &what.images.join("restore.log"));
-            // It has let go of all processes, and only gives its memory back: nobody need stand still for that.
             match judged.is_ok() {
                 true => worker.finish_later(),
                 false => worker.finish(),
@@ -261,6 +264,7 @@ pub fn restore(
         }
         if reply.notify.script() == ALL_THERE {
             worker.deadline = Instant::now() + limit;
+            _awake = Some(Awake::keep());
             // Before CRIU makes the namespaces; and a thread of ours, that a hook might not expect.
             _teller = Teller::start(what.images).map_err(unusable)?;
         }
@@ -469,8 +473,10 @@ impl Worker {
         self.reap();
     }
 
-    /// The same, in a thread of its own.
+    /// The same, in a thread of its own: it has done what it was to do, let go of all processes, and only gives its memory back.
+    /// Nobody need stand still for that.
     fn finish_later(self) {
+        self.watch.iter().for_each(Watch::disarm);
         // Without one, it is killed where it is, and reaped.
         let _ = std::thread::Builder::new().spawn(move || self.finish());
     }

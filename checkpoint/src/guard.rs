@@ -24,7 +24,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -169,34 +169,46 @@ fn go_on_a_moment(tid: Pid) -> Option<()> {
 ///
 /// Nobody else may wait for this child meanwhile: a stop that is meant for the tracer would be lost.
 #[derive(Debug)]
-pub struct Watch(JoinHandle<()>);
+pub struct Watch {
+    thread: JoinHandle<()>,
+    /// The freezer of the processes that CRIU holds; none once it has let go of them.
+    freezer: Arc<Mutex<Option<PathBuf>>>,
+}
 
 impl Watch {
     fn begin(criu: Pid, cgroup: &Path) -> Option<Self> {
         let (tell, told) = mpsc::channel();
-        let cgroup = cgroup.to_owned();
+        let freezer = Arc::new(Mutex::new(Some(cgroup.to_owned())));
+        let its = freezer.clone();
         // A tracer is a thread: only this one can wait and go on.
         let thread = thread::spawn(move || {
             let seized = ptrace::seize(criu, Options::PTRACE_O_TRACEEXIT).is_ok();
             let _ = tell.send(seized);
             if seized {
-                follow(criu, &cgroup);
+                follow(criu, &its);
             }
         });
-        told.recv().is_ok_and(|seized| seized).then_some(Self(thread))
+        told.recv().is_ok_and(|seized| seized).then_some(Self { thread, freezer })
+    }
+
+    /// CRIU has let go of the processes: from now on it ends without a consequence for them.
+    pub fn disarm(&self) {
+        *self.freezer.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Waits for CRIU's end, and reaps it.
     pub fn finish(self) {
-        let _ = self.0.join();
+        let _ = self.thread.join();
     }
 }
 
-fn follow(criu: Pid, cgroup: &Path) {
+fn follow(criu: Pid, freezer: &Mutex<Option<PathBuf>>) {
     loop {
         let _ = match waitpid(criu, Some(WaitPidFlag::__WALL)) {
             Ok(WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXIT)) => {
-                let _ = shut_freezer(cgroup, true);
+                // Held until it is shut: whoever disarms is not overtaken.
+                let freezer = freezer.lock().unwrap_or_else(PoisonError::into_inner);
+                let _ = freezer.as_ref().map(|cgroup| shut_freezer(cgroup, true));
                 ptrace::cont(criu, None)
             }
             Ok(WaitStatus::PtraceEvent(_, signal, libc::PTRACE_EVENT_STOP)) if signal != Signal::SIGTRAP => {
@@ -213,6 +225,11 @@ fn follow(criu: Pid, cgroup: &Path) {
 /// Runs this in a thread of its own, since at its end the kernel lets go of everybody whom it still traces: also of those that
 /// could not be stopped. It does so a little after the thread has been joined, so others are to be [released](release).
 pub(crate) fn as_tracer<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let work = || {
+        // Its short sleeps would be six times as long.
+        let _ = nix::sys::prctl::set_timerslack(1);
+        work()
+    };
     match thread::scope(|scope| scope.spawn(work).join()) {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),

@@ -865,7 +865,7 @@ impl<'a> Run<'a> {
 
     /// Sends what the image files have beyond what was sent. CRIU only ever appends to its page files.
     async fn send_new(&mut self, folder: &Path, sent: &mut SentFiles, wanted: impl Fn(&str) -> bool) -> Result<()> {
-        let mut piece = vec![0; PIECE];
+        let mut piece = Vec::new();
         for (name, size) in sizes(folder).attempt("read the dump")?.into_iter().filter(|(n, _)| wanted(n)) {
             let offset = sent.0.entry(name.clone()).or_insert(0);
             if *offset >= size {
@@ -873,8 +873,9 @@ impl<'a> Run<'a> {
             }
             let file = std::fs::File::open(folder.join(&name)).attempt("read the dump")?;
             while *offset < size {
-                let wish = PIECE.min(usize::try_from(size - *offset).unwrap_or(PIECE));
-                let got = file.read_at(&mut piece[..wish], *offset).attempt("read the dump")?;
+                // Most of them are small, and to clear a large piece takes longer than to read one.
+                piece.resize(PIECE.min(usize::try_from(size - *offset).unwrap_or(PIECE)), 0);
+                let got = file.read_at(&mut piece, *offset).attempt("read the dump")?;
                 if got == 0 {
                     break;
                 }

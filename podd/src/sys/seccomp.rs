@@ -18,7 +18,7 @@
 //!
 //! 32-bit programs are killed: their calls have other numbers, and nothing checks those.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use caps::{Capability, CapsHashSet};
 use checkpoint::baseline::{ANY_RSEQ, DROPPABLE, KernelVersion};
@@ -90,7 +90,9 @@ pub fn profile(kept: &CapsHashSet, oldest: KernelVersion) -> Result<BpfProgram, 
     if oldest >= ANY_RSEQ {
         allowed.insert(libc::SYS_rseq, vec![]);
     }
-    program.extend(compile(allowed, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow)?);
+    let (always, sometimes): (Rules, Rules) = allowed.into_iter().partition(|(_, rules)| rules.is_empty());
+    program.extend(allow(&always.into_keys().map(|call| call as u32).collect()));
+    program.extend(compile(sometimes, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow)?);
     Ok(program)
 }
 
@@ -166,25 +168,71 @@ fn append(program: &mut BpfProgram, mut part: BpfProgram) {
     program.extend(part);
 }
 
+/// Allows these calls, whatever their arguments. Others go on behind this part.
+///
+/// By halving: seccompiler compares with one number after the other. The kernel translates a filter whenever one is installed, in a
+/// restore for each process, and runs it for each call that it cannot decide beforehand.
+fn allow(calls: &BTreeSet<u32>) -> BpfProgram {
+    // From each of these numbers on, calls are allowed, or not.
+    let changes = calls.iter().flat_map(|call| [*call, call + 1]);
+    let changes =
+        changes.filter(|at| calls.contains(at) != at.checked_sub(1).is_some_and(|before| calls.contains(&before)));
+    let mut runs: Vec<(u32, bool)> = changes.map(|at| (at, calls.contains(&at))).collect();
+    if !calls.contains(&0) {
+        runs.insert(0, (0, false));
+    }
+    let mut program = vec![LOAD_NUMBER];
+    halve(&runs, &mut program);
+    let length = program.len();
+    for (position, instruction) in program.iter_mut().enumerate().filter(|(_, instruction)| instruction.code == JUMP) {
+        // Those that are not allowed.
+        if instruction.k == u32::MAX {
+            instruction.k = (length - position - 1) as u32;
+        }
+    }
+    program
+}
+
+/// Finds out in which run a number is.
+fn halve(runs: &[(u32, bool)], program: &mut BpfProgram) {
+    let (low, high) = runs.split_at(runs.len() / 2);
+    match (low, high) {
+        ([], [(_, true)]) => program.push(instruction(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW)),
+        ([], _) => program.push(instruction(JUMP, 0, 0, u32::MAX)),
+        (_, [(first, _), ..]) => {
+            let at = program.len();
+            program.extend([instruction(AT_LEAST, 0, 1, *first), instruction(JUMP, 0, 0, 0)]);
+            halve(low, program);
+            // A conditional jump is too short for this.
+            program[at + 1].k = (program.len() - at - 2) as u32;
+            halve(high, program);
+        }
+        (_, []) => {}
+    }
+}
+
+fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> sock_filter {
+    sock_filter { code, jt, jf, k }
+}
+
 /// ENOSYS for numbers beyond [`LAST_CALL`] but these few, among them those of the x32 interface. seccompiler compares numbers
 /// for equality only, so this is written by hand. (A foreign architecture's calls get this answer or die in the next part.)
 fn unknown_calls(known: impl Iterator<Item = i64>) -> BpfProgram {
-    let instruction = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
     let known: Vec<u32> = known.map(|call| call as u32).collect();
     // Over the rest of the list, and over the refusal.
     let over = |at: usize| (known.len() - at) as u8;
-    let mut program = vec![
-        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        instruction(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 0, over(0) + 1, LAST_CALL),
-    ];
-    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-    program.extend(known.iter().enumerate().map(|(at, call)| instruction(equal, over(at), 0, *call)));
-    program.push(instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32));
+    let mut program = vec![LOAD_NUMBER, instruction(AT_LEAST, 0, over(0) + 1, LAST_CALL + 1)];
+    program.extend(known.iter().enumerate().map(|(at, call)| instruction(EQUAL, over(at), 0, *call)));
+    program.push(instruction(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32));
     program
 }
 
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 const JUMP: u16 = (libc::BPF_JMP | libc::BPF_JA) as u16;
+const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+const LOAD_NUMBER: sock_filter =
+    sock_filter { code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, jt: 0, jf: 0, k: 0 };
 
 #[cfg(test)]
 mod tests;

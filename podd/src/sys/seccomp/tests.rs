@@ -235,6 +235,22 @@ fn another_architecture_is_killed() {
     assert_eq!(run(&program, libc::SYS_read, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS);
 }
 
+/// The kernel translates it for each process that is restored.
+#[test]
+fn what_is_always_allowed_is_found_by_halving() {
+    let sets: [&[u32]; 6] = [&[], &[0], &[5], &[0, 1, 2, 7, 8, 300], &[1, 3, 5, 7, 9], &[LAST_CALL]];
+    for calls in sets.map(|calls| calls.iter().copied().collect::<BTreeSet<u32>>()) {
+        let mut program = allow(&calls);
+        program.push(instruction(RETURN, 0, 0, answer_with(libc::EPERM)));
+        for call in 0..2 * LAST_CALL {
+            let wanted = if calls.contains(&call) { ALLOW } else { answer_with(libc::EPERM) };
+            assert_eq!(run(&program, call.into(), [0; 6]), wanted, "{call} of {calls:?}");
+        }
+    }
+    let length = default_profile().len();
+    assert!(length < 600, "{length} instructions");
+}
+
 #[test]
 fn compiling_is_cheap() {
     let begin = Instant::now();
