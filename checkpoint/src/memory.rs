@@ -54,6 +54,9 @@ const WORTH_IT: u64 = 256 << 10;
 const WORTH_READING: u64 = 16 << 20;
 /// Read and sent in pieces of at most this, in bytes.
 const PIECE: u64 = 1 << 20;
+/// A round is of at most this, in bytes, or of one of [`PARTS`] of what was found: while the target loads one, the next is on its way.
+const PART: u64 = 256 << 20;
+const PARTS: u64 = 8;
 const PAGE: u64 = 4096;
 /// Of programs that ask for no more (Documentation/arch/x86/x86_64/5level-paging.rst).
 const END_OF_MEMORY: u64 = (1 << 47) - PAGE;
@@ -79,6 +82,10 @@ pub struct Tracker {
     backend: Backend,
     processes: BTreeMap<i32, Tracked>,
     rounds: u32,
+    /// [`PART`].
+    part: u64,
+    /// A round is of at most this, in bytes.
+    most: u64,
 }
 
 #[derive(Debug)]
@@ -95,6 +102,8 @@ struct Tracked {
     /// What of it is mapped files.
     files: Ranges,
     copied: Ranges,
+    /// Found to be written, and not copied since.
+    waiting: Ranges,
     /// All of its memory was asked for once, and its soft-dirty bits cleared.
     seen: bool,
 }
@@ -106,6 +115,8 @@ pub struct Round {
     pub number: u32,
     /// Bytes of memory.
     pub bytes: u64,
+    /// Bytes of what was found that are left for the next rounds.
+    pub left: u64,
 }
 
 /// Memory of processes that can go ahead.
@@ -178,7 +189,7 @@ impl Tracker {
     /// One that follows nobody yet.
     #[must_use]
     pub fn new(backend: Backend) -> Self {
-        Self { backend, processes: BTreeMap::new(), rounds: 0 }
+        Self { backend, processes: BTreeMap::new(), rounds: 0, part: PART, most: PART }
     }
 
     /// How it is told what was written.
@@ -246,8 +257,9 @@ impl Tracker {
         Ok(())
     }
 
-    /// Copies what was written since the last round, and notes in `images`, the folder of the dump to come, what that was.
-    /// With soft-dirty bits, `still` has the processes stand still, and go on again.
+    /// Copies what was written since this was looked for last, and notes in `images`, the folder of the dump to come, what that was.
+    /// If it is much, only a part of it: the next rounds copy the rest, before one looks again. With soft-dirty bits, `still` has the
+    /// processes stand still, and go on again.
     ///
     /// # Errors
     /// Those of `still` and `emit`, and of writing to `images`.
@@ -257,25 +269,21 @@ impl Tracker {
         still: &dyn Fn(bool) -> io::Result<()>,
         emit: &mut dyn FnMut(Piece) -> io::Result<()>,
     ) -> io::Result<Round> {
-        let stop = self.backend == Backend::SoftDirty;
-        if stop {
-            still(true).inspect_err(|_| drop(still(false)))?;
-        }
-        let written: Vec<Ranges> = self.processes.values_mut().map(Tracked::written).collect();
-        if stop {
-            still(false)?;
+        if self.waiting() == 0 {
+            self.look(still)?;
         }
         self.rounds += 1;
-        let mut round = Round { number: self.rounds, bytes: 0 };
+        let mut round = Round { number: self.rounds, bytes: 0, left: 0 };
         let folder = images.join(format!("pre{}", round.number));
         fs::create_dir_all(&folder)?;
         let mut lost = Vec::new();
-        for (id, ((pid, tracked), written)) in self.processes.iter_mut().zip(written).enumerate() {
+        for (id, (pid, tracked)) in self.processes.iter_mut().enumerate() {
             // It has ended. (Or not: what was written is not copied then, and its memory goes with the dump.)
             let Ok(memory) = arm::Memory::of(*pid) else {
                 lost.push(*pid);
                 continue;
             };
+            let written = tracked.waiting.take(self.most - round.bytes);
             let map = pages::map(id as u32 + 1, &written, &tracked.copied);
             let (map_name, pages_name) = (format!("pagemap-{}.img", tracked.own), format!("pages-{}.img", id + 1));
             fs::write(folder.join(&map_name), &map)?;
@@ -302,7 +310,31 @@ impl Tracker {
         }
         self.processes.retain(|pid, _| !lost.contains(pid));
         link(images, round.number)?;
+        round.left = self.waiting();
         Ok(round)
+    }
+
+    /// Looks for what was written since the last time.
+    fn look(&mut self, still: &dyn Fn(bool) -> io::Result<()>) -> io::Result<()> {
+        let stop = self.backend == Backend::SoftDirty;
+        if stop {
+            still(true).inspect_err(|_| drop(still(false)))?;
+        }
+        for tracked in self.processes.values_mut() {
+            tracked.waiting = tracked.written();
+            // Until they are copied again, what the dump finds there is what counts.
+            tracked.copied = tracked.copied.without(&tracked.waiting);
+        }
+        if stop {
+            still(false)?;
+        }
+        self.most = self.part.max(self.waiting() / PARTS / PAGE * PAGE);
+        Ok(())
+    }
+
+    /// Bytes that were found and not copied yet.
+    fn waiting(&self) -> u64 {
+        self.processes.values().map(|tracked| tracked.waiting.bytes()).sum()
     }
 
     /// Forgets what was copied of processes that have ended since. To be called when these stand still, before the dump: with
@@ -337,6 +369,7 @@ impl Tracked {
             armed: Ranges::default(),
             files: Ranges::default(),
             copied: Ranges::default(),
+            waiting: Ranges::default(),
             seen: false,
         })
     }

@@ -309,11 +309,27 @@ pub struct PreflightRequest {
     pub to: Option<String>,
 }
 
+/// How a pod's memory is to go to another host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryMode {
+    /// Ahead if the kernel tells what the pod writes, otherwise in the freeze.
+    #[default]
+    Auto,
+    /// Ahead while the pod runs, then what it has written meanwhile; refused where the kernel does not tell.
+    PreCopy,
+    /// All of it while the pod stands still: less work in all, but the blackout grows with the memory.
+    StopCopy,
+}
+
 /// Body of `migrate` and `rehearse`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MigrateRequest {
     /// Target host.
     pub to: String,
+    /// How its memory goes. Not of a rehearsal.
+    #[serde(default)]
+    pub mode: MemoryMode,
     /// The pod is told so many seconds before, and may ask for more; none: it is not told. Not of a rehearsal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice_s: Option<u64>,
@@ -330,6 +346,9 @@ pub struct MigrateReport {
     pub to: String,
     /// How the memory went: `pre-copy` (ahead, in rounds, while the pod ran) or `stop-copy` (all of it in the freeze).
     pub mode: String,
+    /// Why so, and why no more of it went ahead.
+    #[serde(default)]
+    pub why: String,
     /// How the kernel told what was written since each round: `write-protection` or `soft-dirty`.
     #[serde(default)]
     pub tracker: Option<String>,

@@ -64,6 +64,23 @@ impl Ranges {
         left
     }
 
+    /// Takes the first so many bytes away.
+    pub(super) fn take(&mut self, most: u64) -> Self {
+        let mut room = most;
+        let fits = |range: &&Range<u64>| {
+            let left = room.checked_sub(range.end - range.start);
+            room = left.unwrap_or(room);
+            left.is_some()
+        };
+        let whole = self.0.iter().take_while(fits).count();
+        let mut taken: Vec<Range<u64>> = self.0.drain(..whole).collect();
+        if let Some(next) = self.0.first_mut().filter(|_| room > 0) {
+            taken.push(next.start..next.start + room);
+            next.start += room;
+        }
+        Self(taken)
+    }
+
     /// Groups of ranges with at most this many bytes in all; larger ranges are divided.
     pub(super) fn pieces(&self, most: u64) -> Vec<Vec<Range<u64>>> {
         let mut groups: Vec<Vec<Range<u64>>> = Vec::new();
@@ -194,6 +211,17 @@ mod tests {
             }
             assert_eq!(ranges.iter().flatten().collect::<Vec<_>>(), set.iter().copied().collect::<Vec<_>>());
             assert!(ranges.0.windows(2).all(|pair| pair[0].end < pair[1].start), "{ranges:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_taken_is_gone() {
+        let all = ranges(&[0..5, 7..8, 9..12]);
+        for most in 0..12 {
+            let mut left = all.clone();
+            let taken = left.take(most);
+            assert_eq!(taken.bytes(), most.min(9), "{taken:?}");
+            assert_eq!(all.without(&taken), left, "{most}");
         }
     }
 

@@ -231,7 +231,8 @@ fn check(victim: &Victim, tracker: &Tracker, copy: &Copy) -> u64 {
                 // Not mapped any more.
                 continue;
             }
-            if let Some(copied) = copy.pages.get(&address).filter(|_| !is_written && page != [0; PAGE as usize]) {
+            let counts = tracked.copied.contains(address) && !is_written && page != [0; PAGE as usize];
+            if let Some(copied) = copy.pages.get(&address).filter(|_| counts) {
                 assert!(*copied == page, "{address:#x} is not what was copied");
                 same += 1;
             }
@@ -252,6 +253,15 @@ fn stop(pid: i32, still: bool) -> io::Result<()> {
 
 #[test]
 fn what_counts_as_unwritten_is_as_it_was_copied() {
+    unwritten_is_as_copied(PART);
+}
+
+#[test]
+fn so_it_is_if_what_was_found_takes_several_rounds() {
+    unwritten_is_as_copied(30 * PAGE);
+}
+
+fn unwritten_is_as_copied(part: u64) {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let number: Vec<u32> = release.split(['.', '-']).take(2).map(|n| n.parse().unwrap()).collect();
     let backend = Backend::of_kernel();
@@ -264,16 +274,29 @@ fn what_counts_as_unwritten_is_as_it_was_copied() {
     let mut victim = Victim::start();
     let images = tempfile::tempdir().unwrap();
     let (mut tracker, mut copy) = (Tracker::new(backend), Copy::default());
-    let round = |tracker: &mut Tracker, copy: &mut Copy, pid: i32| {
+    tracker.part = part;
+    let pid = victim.pid();
+    let round = |tracker: &mut Tracker, copy: &mut Copy| {
         tracker.arm(&[pid]);
         let mut emit = |piece| {
             copy.take(piece);
             Ok(())
         };
-        tracker.round(images.path(), &|still| stop(pid, still), &mut emit).unwrap().bytes / PAGE
+        tracker.round(images.path(), &|still| stop(pid, still), &mut emit).unwrap()
     };
-    let pid = victim.pid();
-    assert!(round(&mut tracker, &mut copy, pid) >= PAGES as u64);
+    // All that was found.
+    let pass = |tracker: &mut Tracker, copy: &mut Copy| {
+        let mut pages = 0;
+        loop {
+            let Round { bytes, left, .. } = round(tracker, copy);
+            pages += bytes / PAGE;
+            if left == 0 {
+                return pages;
+            }
+        }
+    };
+    assert!(pass(&mut tracker, &mut copy) >= PAGES as u64);
+    assert_eq!(tracker.rounds > 1, part < PART);
     assert!(check(&victim, &tracker, &copy) >= PAGES as u64);
     // Nothing is written between a round and a look.
     for (what, least, most) in [
@@ -286,7 +309,7 @@ fn what_counts_as_unwritten_is_as_it_was_copied() {
         ("write 0 100 3", 100, 300),
     ] {
         victim.does(what);
-        let pages = round(&mut tracker, &mut copy, pid);
+        let pages = pass(&mut tracker, &mut copy);
         // Soft-dirty bits are those of whole huge pages.
         let most = if backend == Backend::SoftDirty { u64::MAX } else { most };
         assert!((least..=most).contains(&pages), "{what}: {pages} pages");
@@ -295,17 +318,24 @@ fn what_counts_as_unwritten_is_as_it_was_copied() {
     // While it writes all the time.
     for salt in 10..40 {
         writeln!(victim.input, "write 0 {PAGES} {salt}").unwrap();
-        round(&mut tracker, &mut copy, pid);
+        pass(&mut tracker, &mut copy);
         victim.hears("DONE");
         // What this look takes away, the next command writes again.
         check(&victim, &tracker, &copy);
     }
+    // In the middle of what takes several rounds.
+    victim.does(&format!("write 0 {PAGES} 41"));
+    assert_eq!(round(&mut tracker, &mut copy).left > 0, part < PART);
+    check(&victim, &tracker, &copy);
+    victim.does(&format!("write 0 {PAGES} 42"));
+    pass(&mut tracker, &mut copy);
+    check(&victim, &tracker, &copy);
     // To less than is worth it, as glibc's arenas do.
     const SMALL: u64 = 40;
     const { assert!(SMALL * PAGE < WORTH_IT) };
     for what in [format!("shrink {SMALL}"), format!("write 0 {SMALL} 5"), format!("write 0 {SMALL} 6")] {
         victim.does(&what);
-        round(&mut tracker, &mut copy, pid);
+        pass(&mut tracker, &mut copy);
         check(&victim, &tracker, &copy);
     }
     let mut other = Victim::start();

@@ -2,7 +2,7 @@
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use podd::api::{ApiError, MigrateReport, MigrateRequest, PodView, Progress};
+use podd::api::{ApiError, MemoryMode, MigrateReport, MigrateRequest, PodView, Progress};
 use podd::client::path;
 use podd::patch::policy::Length;
 
@@ -18,6 +18,7 @@ Examples:
   podctl migrate web --to b
   podctl migrate web --to b --json | jq .blackout_ms
   podctl migrate --all --to b   all that run here, some at a time
+  podctl migrate web --to b --mode stop-copy   no memory goes ahead: less work in all, a longer blackout
 
 Exit code 3 means that preflight refused: nothing was frozen and the pod runs on as before.")]
 pub struct Args {
@@ -30,6 +31,9 @@ pub struct Args {
     /// Move them to this host of the fleet.
     #[arg(long, value_name = "HOST")]
     to: String,
+    /// How memory goes.
+    #[arg(long, value_enum, default_value_t)]
+    mode: MemoryMode,
     /// Rehearse each first, and leave it where it is if that fails.
     #[arg(long)]
     rehearse: bool,
@@ -92,12 +96,12 @@ async fn migrate(
         super::rehearse::rehearse(name, &args.to, ctl).await?;
     }
     let notice_s = args.notice.map(|notice| notice.0.unsigned_abs().as_secs());
-    let request = MigrateRequest { to: args.to.clone(), notice_s };
+    let request = MigrateRequest { to: args.to.clone(), mode: args.mode, notice_s };
     ctl.daemon.stream(&path(&["pods", name, "migrate"]), &request, on_progress).await
 }
 
 fn in_words(report: &MigrateReport) -> String {
-    let MigrateReport { pod, from, to, blackout_ms, total_ms, predicted, phases, bytes, rounds, mode: _, tracker: _ } =
+    let MigrateReport { pod, from, to, mode, why, blackout_ms, total_ms, predicted, phases, bytes, rounds, tracker: _ } =
         report;
     let parts = [
         ("freeze", phases.freeze_ms),
@@ -111,15 +115,15 @@ fn in_words(report: &MigrateReport) -> String {
         0 => String::new(),
         packed => format!(", {} of it compressed: {} over the wire", words::bytes(packed), words::bytes(bytes.wire)),
     };
+    let how = if mode == "pre-copy" { format!("{mode} in {}", words::count(*rounds, "round")) } else { mode.clone() };
     format!(
-        "{pod} moved from {from} to {to} in {:.1} s: {} ms blackout{expected} ({}); {} memory ({} in the freeze), {} files, {}{wire}",
+        "{pod} moved from {from} to {to} in {:.1} s: {} ms blackout{expected} ({}); {how} ({why}): {} memory ({} in the freeze), {} files{wire}",
         total_ms / 1000.0,
         words::ms(*blackout_ms),
         parts.map(|(phase, ms)| format!("{phase} {}", words::ms(ms))).join(", "),
         words::bytes(bytes.memory),
         words::bytes(bytes.frozen),
         words::bytes(bytes.files),
-        words::count(*rounds, "round"),
     )
 }
 
@@ -136,8 +140,9 @@ mod tests {
             pod: "web".into(),
             from: "a".into(),
             to: "b".into(),
-            mode: "stop-copy".into(),
-            tracker: None,
+            mode: "pre-copy".into(),
+            why: "write-protection".into(),
+            tracker: Some("write-protection".into()),
             blackout_ms: 312.3,
             total_ms: 1840.0,
             predicted: Some(Prediction { expected: times(280.0), model: times(300.0) }),
@@ -157,12 +162,15 @@ mod tests {
                 packed: 200_000_000,
                 wire: 120_500_000,
             },
-            rounds: 1,
+            rounds: 3,
         };
         assert_eq!(
             in_words(&report),
             "web moved from a to b in 1.8 s: 312 ms blackout, 280 expected (freeze 4, dump 150, transfer 60, restore 90, announce 8); \
-             268 MB memory (12 MB in the freeze), 4 MB files, 1 round, 200 MB of it compressed: 120 MB over the wire"
+             pre-copy in 3 rounds (write-protection): 268 MB memory (12 MB in the freeze), 4 MB files, 200 MB of it compressed: \
+             120 MB over the wire"
         );
+        let report = MigrateReport { mode: "stop-copy".into(), why: "as asked for".into(), ..report };
+        assert!(in_words(&report).contains("; stop-copy (as asked for): 268 MB memory"), "{}", in_words(&report));
     }
 }

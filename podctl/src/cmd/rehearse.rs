@@ -1,6 +1,6 @@
 //! `podctl rehearse`.
 
-use podd::api::{MigrateRequest, RehearsalReport};
+use podd::api::{MemoryMode, MigrateRequest, RehearsalReport};
 use podd::client::path;
 
 use super::Podctl;
@@ -33,7 +33,11 @@ pub async fn run(args: Args, ctl: &Podctl<'_>) -> Outcome {
 pub(super) async fn rehearse(name: &str, to: &str, ctl: &Podctl<'_>) -> Result<RehearsalReport, podd::api::ApiError> {
     let progress = ctl.out.progress(&format!("rehearsing {name} to {to}"));
     let url = path(&["pods", name, "rehearse"]);
-    ctl.daemon.stream(&url, &MigrateRequest { to: to.to_owned(), notice_s: None }, |p| progress.update(&p)).await
+    ctl.daemon
+        .stream(&url, &MigrateRequest { to: to.to_owned(), mode: MemoryMode::Auto, notice_s: None }, |p| {
+            progress.update(&p)
+        })
+        .await
 }
 
 fn in_words(report: &RehearsalReport) -> String {

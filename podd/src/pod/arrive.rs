@@ -13,6 +13,7 @@ use checkpoint::memory::{self, Nursery};
 use checkpoint::process::note_timers;
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::task::JoinHandle;
 
 use super::freeze::{milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
@@ -208,8 +209,25 @@ async fn arrive(daemon: &Arc<Daemon>, claim: Claim, mut migration: Migration, mu
     }
 }
 
+/// A round of memory on its way into a CRIU.
+type Loading = JoinHandle<Result<Option<Nursery>>>;
+
 /// Everything up to *ready*.
 async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, peer: &mut Peer) -> Result<()> {
+    let mut loading = None;
+    let received = receive_all(daemon, claim, migration, peer, &mut loading).await;
+    // Whoever clears up is not to be disturbed.
+    let _ = loaded(&mut loading).await;
+    received
+}
+
+async fn receive_all(
+    daemon: &Arc<Daemon>,
+    claim: &Claim,
+    migration: &mut Migration,
+    peer: &mut Peer,
+    loading: &mut Option<Loading>,
+) -> Result<()> {
     let record = claim.record();
     let folder = daemon.config.pod_state(&record.id);
     super::create::make_folder(&folder).attempt("make the pod's folder")?;
@@ -224,7 +242,7 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
     let _ = std::fs::remove_dir_all(&images);
     std::fs::create_dir_all(&images).attempt("make room in memory for the image")?;
     let mut open = BTreeMap::new();
-    let (mut nursery, mut rounds) = (None, 0);
+    let mut rounds = 0;
     let (files, clocks, timers) = loop {
         match peer.receive().await? {
             Message::Layer { digest } if record.layers.contains(&digest) => {
@@ -247,8 +265,11 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
             Message::Round { number } if number == rounds + 1 && number <= MOST_ROUNDS => {
                 open.clear();
                 rounds = number;
+                // Until then, CRIU reads in these folders.
+                let nursery = loaded(loading).await?;
                 memory::unfold(&images, rounds).attempt("put the pod's memory in place")?;
-                nursery = load(daemon, &record, &images, nursery, number).await?;
+                let (daemon, record, images) = (daemon.clone(), record.clone(), images.clone());
+                *loading = Some(tokio::spawn(async move { load(&daemon, &record, &images, nursery, number).await }));
                 peer.send(&Message::Stored).await?;
             }
             Message::Restore { files, clocks, timers } => break (files, clocks, timers),
@@ -276,7 +297,7 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
         recorded.map_err(ApiError::from).and_then(|()| synced.map(drop).attempt("store the writable layer"))
     });
     let mode = Mode::Restore { images };
-    let by_nursery = match nursery.map(Nursery::go) {
+    let by_nursery = match loaded(loading).await?.map(Nursery::go) {
         Some(Ok(())) => end_birth(daemon, &record, &mode).await.inspect_err(|e| {
             tracing::warn!(pod = record.spec.name, error = %e.message, "restoring it once more, by a CRIU that reads all memory");
         }).ok(),
@@ -290,6 +311,14 @@ async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration,
     restored?;
     peer.hasten();
     peer.send(&Message::Ready { restore_ms: milliseconds(begun) }).await
+}
+
+/// Waits until a round is loaded.
+async fn loaded(loading: &mut Option<Loading>) -> Result<Option<Nursery>> {
+    match loading.take() {
+        Some(loading) => loading.await.attempt("load the pod's memory")?,
+        None => Ok(None),
+    }
 }
 
 /// Has a CRIU load a round of memory that is in its place; it is started by the first one. None from then on if that fails: the

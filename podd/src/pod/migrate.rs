@@ -21,13 +21,13 @@ use super::checkpoint::save;
 use super::elsewhere::refuse_unless_nowhere;
 use super::freeze::{Dumper, Flight, Frozen, NextKernel, freeze, hold, milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
-use super::precopy::Ahead;
+use super::precopy::{Ahead, NOT_TOLD};
 use super::predict;
 use super::preflight::{TargetFacts, refuse_unless_go, towards};
 use super::start::ensure_shim;
 use super::state::{PodRecord, PodState};
 use super::stop::{delete, not_running};
-use crate::api::{ApiError, Bytes, HealthState, MigrateReport, Phases, Prediction, Progress, Times};
+use crate::api::{ApiError, Bytes, HealthState, MemoryMode, MigrateReport, Phases, Prediction, Progress, Times};
 use crate::error::{Attempt, Result};
 use crate::patch::cordon::Cordon;
 use crate::patch::run::orders;
@@ -49,6 +49,17 @@ const SETTLED: u64 = 1 << 20;
 
 /// Tells whoever asked for the move how far it is; nobody may be listening any more.
 pub type Tell = mpsc::UnboundedSender<Progress>;
+
+/// What is asked of a move.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish<'a> {
+    /// Target host.
+    pub to: &'a str,
+    /// Who wants it.
+    pub by: &'a str,
+    /// How its memory goes.
+    pub mode: MemoryMode,
+}
 
 /// The right to move a pod away: of many that shall leave, a few go at a time.
 pub type Turn<'a> = SemaphorePermit<'a>;
@@ -112,11 +123,11 @@ pub async fn migrate(
     daemon: &Arc<Daemon>,
     claim: &Claim,
     turn: Turn<'_>,
-    (to, by): (&str, &str),
+    wish: Wish<'_>,
     tell: &Tell,
 ) -> Result<MigrateReport> {
-    let record = claim.record();
-    let (mut run, mut migration) = Run::begin(daemon, claim, to, false, by, tell).await?;
+    let (record, to) = (claim.record(), wish.to);
+    let (mut run, mut migration) = Run::begin(daemon, claim, wish, false, tell).await?;
     let mut ready = run.until_sent(&record, &mut migration).await;
     if ready.is_ok() {
         ready = run.restore(&record).await;
@@ -153,6 +164,7 @@ pub async fn migrate(
     run.say("handover", 0, 0);
     let Run { begun, predicted, phases, bytes, rounds, watch, peer, hold, flight: _flight, ahead, turn, .. } = run;
     let mode = if ahead.rounds > 0 { "pre-copy" } else { "stop-copy" };
+    let why = ahead.why(wish.mode);
     let tracker = ahead.backend().map(|backend| backend.name().to_owned());
     let (sent, packed) = (peer.sent, peer.packed);
     let concluded = conclude(daemon, claim, &mut migration, Some(peer), hold, |m| {
@@ -162,6 +174,7 @@ pub async fn migrate(
             from: daemon.config.host.clone(),
             to: to.to_owned(),
             mode: mode.into(),
+            why,
             tracker,
             blackout_ms: watch.total(),
             total_ms: milliseconds(begun),
@@ -484,6 +497,7 @@ pub struct Run<'a> {
     pub(super) daemon: &'a Arc<Daemon>,
     tell: &'a Tell,
     to: String,
+    pub(super) mode: MemoryMode,
     /// What runs there.
     kernel: NextKernel,
     /// The target could not restore the pod.
@@ -518,12 +532,15 @@ impl<'a> Run<'a> {
     pub async fn begin(
         daemon: &'a Arc<Daemon>,
         claim: &Claim,
-        to: &str,
+        Wish { to, by, mode }: Wish<'_>,
         rehearsal: bool,
-        by: &str,
         tell: &'a Tell,
     ) -> Result<(Self, Migration)> {
         let record = claim.record();
+        if mode == MemoryMode::PreCopy && daemon.follows_writes().is_none() {
+            return Err(ApiError::conflict(format!("{} can only go by stop-copy: {NOT_TOLD}", record.spec.name))
+                .cure("say `--mode auto`, or move it from a host with a kernel that tells (`podctl doctor`)"));
+        }
         if !matches!(record.state, PodState::Running { .. }) {
             return Err(not_running(daemon, &record));
         }
@@ -537,13 +554,14 @@ impl<'a> Run<'a> {
         let (mut findings, files) = tokio::task::block_in_place(|| towards(daemon, &record, &facts))?;
         findings.extend(record.quarantine().filter(|_| !rehearsal));
         refuse_unless_go(&findings)?;
-        let predicted = predict::expected(daemon, &record, to, files)?;
+        let predicted = predict::expected_by(daemon, &record, to, files, mode)?;
         let expected = Some(predicted.expected);
         let _ = tell.send(Progress { phase: "preflight".into(), done: 0, total: 0, expected });
         let run = Self {
             daemon,
             tell,
             to: to.to_owned(),
+            mode,
             kernel: if facts.facts.kernel.release == Kernel::read().release {
                 NextKernel::Same
             } else {
@@ -662,7 +680,7 @@ impl<'a> Run<'a> {
     /// Keeps what has gone ahead.
     fn take_along(&mut self, ahead: Ahead) {
         if ahead.rounds > 0 {
-            (self.rounds, self.bytes.memory) = (ahead.rounds, ahead.bytes);
+            (self.rounds, self.bytes.memory) = (ahead.passes, ahead.bytes);
         }
         self.ahead = ahead;
     }
@@ -678,7 +696,7 @@ impl<'a> Run<'a> {
         // Memory and files may have changed meanwhile.
         let mut ahead = std::mem::take(&mut self.ahead);
         if ahead.rounds > 0 {
-            self.send_round(&mut ahead, record, images).await?;
+            self.send_pass(&mut ahead, record, images).await?;
         }
         self.take_along(ahead);
         self.send_files(sender, Mode::Live, BTreeSet::new()).await.map(drop)

@@ -1,4 +1,5 @@
-//! Memory goes ahead while the pod runs: round after round of what was written since the last, as long as that gets less.
+//! Memory goes ahead while the pod runs: pass after pass over what was written since the last, as long as that gets less. A pass over
+//! much takes several rounds, of which the target loads one while it gets the next.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,26 +10,31 @@ use tokio::sync::mpsc;
 
 use super::migrate::Run;
 use super::state::PodRecord;
-use crate::api::ApiError;
+use crate::api::{ApiError, MemoryMode};
 use crate::error::{Attempt, Result};
 use crate::peer::Message;
 
-/// A round of less than this is followed by the freeze, in bytes: the dump takes that along in some milliseconds.
+/// A pass of less than this is followed by the freeze, in bytes: the dump takes that along in some milliseconds.
 const SETTLED: u64 = 1 << 20;
-/// A round of so much is loaded by the target while CRIU dumps the pod, in bytes.
+/// A pass of so much is loaded by the target while CRIU dumps the pod, in bytes.
 const LITTLE: u64 = 16 << 20;
 /// Time for all processes to stand still while their soft-dirty bits are read.
 const STILL_LIMIT: Duration = Duration::from_secs(5);
-/// Rounds, at most.
-const ROUNDS: u32 = 24;
-/// So many in a row that are no smaller than those before are enough.
+/// Passes, at most.
+const PASSES: u32 = 24;
+/// No pass begins after so many rounds: a target takes 64.
+const ROUNDS: u32 = 52;
+/// So many passes in a row that are no smaller than those before are enough.
 const IN_VAIN: u32 = 2;
-/// The target keeps all rounds in memory: together they should be no more than so many times the first one, and no longer.
+/// The target keeps all passes in memory: together they should be no more than so many times the first one, and no longer.
 pub(super) const ROOM: u32 = 3;
 /// They may always take this long together.
 const TIME: Duration = Duration::from_secs(1);
 /// Memory of the target that is left alone, in bytes.
 const HEADROOM: u64 = 64 << 20;
+
+/// Why memory does not go ahead.
+pub(super) const NOT_TOLD: &str = "this host's kernel does not tell what a pod writes";
 
 /// What has gone ahead. The kernel follows the pod's writes as long as this lives.
 #[derive(Debug, Default)]
@@ -36,14 +42,18 @@ pub struct Ahead {
     tracker: Option<Tracker>,
     /// Names and sizes of the files that the target has.
     pub files: BTreeMap<String, u64>,
-    /// Rounds of memory.
+    /// Passes over what was written.
+    pub passes: u32,
+    /// Rounds in which they went.
     pub rounds: u32,
     /// Bytes of memory.
     pub bytes: u64,
-    /// Bytes of the last round.
+    /// Bytes of the last pass.
     last: u64,
     /// What the target has room for, in bytes.
     room: u64,
+    /// What the pod wrote in a second, if that is why no more was sent ahead, in bytes.
+    too_fast: Option<u64>,
 }
 
 impl Ahead {
@@ -51,6 +61,21 @@ impl Ahead {
     #[must_use]
     pub fn backend(&self) -> Option<Backend> {
         self.tracker.as_ref().filter(|_| self.rounds > 0).map(Tracker::backend)
+    }
+
+    /// Why it went this way, and no more of it ahead.
+    #[must_use]
+    pub fn why(&self, wanted: MemoryMode) -> String {
+        let backend = self.backend().map(Backend::name);
+        match (backend, self.too_fast) {
+            (Some(backend), Some(written)) => {
+                let written = written.div_ceil(1_000_000);
+                format!("{backend}; it wrote {written} MB a second, as fast as its memory went over")
+            }
+            (Some(backend), None) => backend.to_owned(),
+            (None, _) if wanted == MemoryMode::StopCopy => "as asked for".to_owned(),
+            (None, _) => NOT_TOLD.to_owned(),
+        }
     }
 
     /// Whether one more round right before the freeze makes it shorter: the target loads it while the pod is dumped.
@@ -75,37 +100,52 @@ impl Run<'_> {
     /// # Errors
     /// The connection broke.
     pub(super) async fn send_memory_ahead(&mut self, record: &PodRecord, images: &Path) -> Result<Ahead> {
-        let Some(backend) = self.daemon.follows_writes() else { return Ok(Ahead::default()) };
+        let Some(backend) = self.daemon.follows_writes().filter(|_| self.mode != MemoryMode::StopCopy) else {
+            return Ok(Ahead::default());
+        };
         let mut ahead = Ahead { tracker: Some(Tracker::new(backend)), ..Ahead::default() };
         let begun = Instant::now();
+        let mut before = (begun, Duration::MAX);
         let mut most = (u64::MAX, Duration::MAX);
         let (mut least, mut in_vain) = (u64::MAX, 0);
-        for _ in 0..ROUNDS {
-            let round = self.send_round(&mut ahead, record, images).await?;
-            let took = begun.elapsed();
-            tracing::debug!(pod = record.spec.name, round.number, round.bytes, ?took, "memory ahead");
-            if round.number == 1 {
+        while ahead.passes < PASSES && ahead.rounds < ROUNDS {
+            self.send_pass(&mut ahead, record, images).await?;
+            let (bytes, took) = (ahead.last, begun.elapsed());
+            tracing::debug!(pod = record.spec.name, ahead.passes, ahead.rounds, bytes, ?took, "memory ahead");
+            if ahead.passes == 1 {
                 // Beside the rounds, the target has the pod's memory itself.
-                let free = self.room.images.min(self.room.memory.saturating_sub(round.bytes)).saturating_sub(HEADROOM);
-                most = (round.bytes.saturating_mul(ROOM.into()).min(free), (took * ROOM).max(TIME));
+                let free = self.room.images.min(self.room.memory.saturating_sub(bytes)).saturating_sub(HEADROOM);
+                most = (bytes.saturating_mul(ROOM.into()).min(free), (took * ROOM).max(TIME));
             }
-            // What is written during a round is the next one: where they get no smaller, the pod writes as fast as we copy. (One
+            // What is written during a pass is the next one: where they get no smaller, the pod writes as fast as we copy. (One
             // alone may have been held up.)
-            let shrinks = round.bytes < least / 5 * 4;
+            let shrinks = bytes < least / 5 * 4;
             in_vain = if shrinks { 0 } else { in_vain + 1 };
-            least = least.min(round.bytes);
+            least = least.min(bytes);
             ahead.room = most.0.saturating_sub(ahead.bytes);
-            if round.bytes < SETTLED || in_vain == IN_VAIN || round.bytes > ahead.room || took > most.1 {
+            // It was written while the pass before went over.
+            let written = (bytes as f64 / before.1.as_secs_f64()) as u64;
+            ahead.too_fast = Some(written).filter(|_| ahead.passes > 1 && bytes > LITTLE);
+            before = (Instant::now(), before.0.elapsed());
+            if bytes < SETTLED || in_vain == IN_VAIN || bytes > ahead.room || took > most.1 {
                 break;
             }
         }
         Ok(ahead)
     }
 
-    pub(super) async fn send_round(&mut self, ahead: &mut Ahead, record: &PodRecord, images: &Path) -> Result<Round> {
-        let round = self.send_unanswered(ahead, record, images).await?;
-        self.stored().await?;
-        Ok(round)
+    /// Sends all that was written since the last pass.
+    pub(super) async fn send_pass(&mut self, ahead: &mut Ahead, record: &PodRecord, images: &Path) -> Result<()> {
+        let mut bytes = 0;
+        loop {
+            let round = self.send_unanswered(ahead, record, images).await?;
+            self.stored().await?;
+            bytes += round.bytes;
+            if round.left == 0 {
+                ahead.last = bytes;
+                return Ok(());
+            }
+        }
     }
 
     pub(super) async fn send_unanswered(
@@ -135,6 +175,7 @@ impl Run<'_> {
         let round = round.attempt("copy the pod's memory")?;
         self.peer.queue(&Message::Round { number: round.number }).await?;
         ahead.rounds = round.number;
+        ahead.passes += u32::from(round.left == 0);
         ahead.bytes += round.bytes;
         ahead.last = round.bytes;
         ahead.room = ahead.room.saturating_sub(round.bytes);

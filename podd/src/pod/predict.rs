@@ -9,7 +9,7 @@ use checkpoint::memory::{Activity, Tracker};
 use super::journal::{Migration, Role};
 use super::precopy::ROOM;
 use super::state::PodRecord;
-use crate::api::{Prediction, Times};
+use crate::api::{MemoryMode, Prediction, Times};
 use crate::error::Result;
 use crate::supervisor::Daemon;
 
@@ -41,7 +41,24 @@ pub struct Facts {
 /// # Errors
 /// The store's.
 pub fn expected(daemon: &Daemon, record: &PodRecord, host: &str, files: u64) -> Result<Prediction> {
-    let facts = tokio::task::block_in_place(|| look_at(daemon, record, files));
+    expected_by(daemon, record, host, files, MemoryMode::Auto)
+}
+
+/// The same if its memory goes this way.
+///
+/// # Errors
+/// The store's.
+pub fn expected_by(
+    daemon: &Daemon,
+    record: &PodRecord,
+    host: &str,
+    files: u64,
+    mode: MemoryMode,
+) -> Result<Prediction> {
+    let mut facts = tokio::task::block_in_place(|| look_at(daemon, record, files));
+    if mode == MemoryMode::StopCopy {
+        facts.left += std::mem::take(&mut facts.ahead).bytes;
+    }
     let past = daemon.store.migrations()?;
     let past = past.iter().rev().filter(|m| m.role == Role::Source && m.peer == host);
     Ok(predict(&facts, past.filter_map(off)))

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::freeze::release;
 use super::health::probe;
-use super::migrate::{Run, Tell, call_off};
+use super::migrate::{Run, Tell, Wish, call_off};
 use super::spec::Health;
 use super::state::{PodRecord, PodState};
-use crate::api::{ApiError, HealthState, HealthView, RehearsalReport};
+use crate::api::{ApiError, HealthState, HealthView, MemoryMode, RehearsalReport};
 use crate::error::{Attempt, Result};
 use crate::peer::{Message, unexpected};
 use crate::supervisor::{Claim, Daemon};
@@ -27,7 +27,8 @@ const WATCHED: Duration = Duration::from_secs(1);
 /// A refusal by preflight, or what broke: the move would have failed, or the pod would have been ill there.
 pub async fn rehearse(daemon: &Arc<Daemon>, claim: &Claim, to: &str, tell: &Tell) -> Result<RehearsalReport> {
     let record = claim.record();
-    let (mut run, mut migration) = Run::begin(daemon, claim, to, true, "", tell).await?;
+    let wish = Wish { to, by: "", mode: MemoryMode::Auto };
+    let (mut run, mut migration) = Run::begin(daemon, claim, wish, true, tell).await?;
     let sent = run.until_sent(&record, &mut migration).await;
     // On record before the target restores anything: should it lose us, it is told that the pod was not given to it.
     call_off(daemon, &record, &mut migration, sent.as_ref().err().map(|e| e.message.clone()), run.hold())?;

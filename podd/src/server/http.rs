@@ -28,8 +28,9 @@ use crate::api::{
 use crate::error::{Attempt, Result};
 use crate::patch::{cordon, told};
 use crate::pod::journal::Migration;
+use crate::pod::migrate::{self, Wish};
 use crate::pod::state::{PodRecord, PodState};
-use crate::pod::{checkpoint, create, elsewhere, inspect, logs, migrate, preflight, rehearse, restore, start, stop};
+use crate::pod::{checkpoint, create, elsewhere, inspect, logs, preflight, rehearse, restore, start, stop};
 use crate::store::Host;
 use crate::supervisor::{Claim, Daemon, Doing};
 use crate::trust;
@@ -349,7 +350,8 @@ async fn migrate_pod(
                 (turn, daemon.claim_once_tidy(&name, Doing::Migrate).await?)
             }
         };
-        migrate::migrate(&daemon, &claim, turn, (&to, &by), &tell).await
+        let wish = Wish { to: &to, by: &by, mode: request.mode };
+        migrate::migrate(&daemon, &claim, turn, wish, &tell).await
     }))
 }
 

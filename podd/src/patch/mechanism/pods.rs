@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
 
-use crate::api::{ApiError, RehearsalReport};
+use crate::api::{ApiError, MemoryMode, RehearsalReport};
 use crate::error::Result;
 use crate::patch::notice::Kind;
 use crate::patch::run::keep::own_part;
@@ -14,8 +14,9 @@ use crate::patch::run::{HostRun, Step};
 use crate::patch::told;
 use crate::peer;
 use crate::pod::elsewhere::last_gone;
+use crate::pod::migrate::{self, Wish};
+use crate::pod::rehearse as rehearsal;
 use crate::pod::state::PodState;
-use crate::pod::{migrate, rehearse as rehearsal};
 use crate::supervisor::{Daemon, Doing};
 
 /// How they are. One that is about to leave, or being dumped, runs.
@@ -71,7 +72,8 @@ pub(super) async fn go(daemon: &Arc<Daemon>, (run, term): (&str, u64), id: &str,
         _ => return Ok(Moved { has_ended: true, ..Moved::default() }),
     }
     let notice = told::settled(daemon, id).await?;
-    match migrate::migrate(daemon, &claim, turn, (to, &by), &tell).await {
+    let wish = Wish { to, by: &by, mode: MemoryMode::Auto };
+    match migrate::migrate(daemon, &claim, turn, wish, &tell).await {
         Ok(report) => Ok(Moved { blackout_ms: Some(report.blackout_ms), ..Moved::default() }),
         Err(error) => {
             told::unsettled(daemon, id, notice).await?;
