@@ -57,3 +57,30 @@ pub(crate) fn call(helper: i32) -> u64 {
 pub(crate) fn exit() -> u64 {
     instruction(0x95, 0, 0, 0, 0)
 }
+
+/// The end of the stack.
+pub(crate) const FRAME: u8 = 10;
+
+/// Prints words that lie at the end of the stack into the `struct seq_file` of an iterator, in `register` (`bpf_seq_printf()`).
+pub(crate) fn print(register: u8, format: &str, words: usize) -> Vec<u64> {
+    const SEQ_PRINTF: i32 = 126;
+    let mut format = format!("{format}\0").into_bytes();
+    let format_size = format.len() as i32;
+    format.resize(format.len().next_multiple_of(4), 0);
+    let data_size = 8 * words as i32;
+    let format_at = (-data_size - format.len() as i32) as i16;
+    let (parts, _) = format.as_chunks::<4>();
+    let parts = parts.iter().zip((format_at..).step_by(4));
+    let mut code: Vec<u64> = parts.map(|(part, at)| store_value(FRAME, at, i32::from_ne_bytes(*part))).collect();
+    code.extend([
+        copy(1, register),
+        copy(2, FRAME),
+        add(2, i32::from(format_at)),
+        set(3, format_size),
+        copy(4, FRAME),
+        add(4, -data_size),
+        set(5, data_size),
+        call(SEQ_PRINTF),
+    ]);
+    code
+}

@@ -27,7 +27,8 @@ use rust_criu::rust_criu_protobuf::rpc::{
 
 use crate::awake::Awake;
 use crate::clocks::Teller;
-use crate::guard::{Saved, Watch};
+use crate::guard::{self, Saved, Watch};
+use crate::mappings::Words;
 use crate::memory;
 use crate::sys;
 
@@ -147,6 +148,7 @@ pub struct Dumper {
     worker: Worker,
     images: PathBuf,
     freeze_cgroup: PathBuf,
+    words: Words,
 }
 
 impl Dumper {
@@ -171,8 +173,15 @@ impl Dumper {
             opts.set_track_mem(true);
         }
         let worker = Worker::spawn(criu, "dump", limit)?;
-        let mut dumper = Self { worker, images: what.images.to_owned(), freeze_cgroup: what.freeze_cgroup.to_owned() };
+        let mut dumper = Self {
+            worker,
+            images: what.images.to_owned(),
+            freeze_cgroup: what.freeze_cgroup.to_owned(),
+            words: Words::default(),
+        };
         dumper.worker.send(Criu_req_type::DUMP, Some(opts))?;
+        // While CRIU gets ready.
+        dumper.words = Words::learn(pids(what.freeze_cgroup));
         let reply = dumper.worker.receive()?;
         match reply.type_() {
             Criu_req_type::NOTIFY if reply.notify.script() == READY_TO_DUMP => Ok(dumper),
@@ -189,6 +198,8 @@ impl Dumper {
         let _awake = Awake::keep();
         let cgroup = self.freeze_cgroup.clone();
         let saved = Saved::of(&cgroup);
+        let noted = self.words.note(&self.images, pids(&cgroup));
+        let _noted = noted.inspect_err(|error| tracing::debug!(%error, "mappings are counted"));
         let dumped = self.dump_guarded(&saved);
         if dumped.is_err()
             && let Err(e) = saved.put_back()
@@ -285,6 +296,11 @@ pub fn version(criu: &Path) -> Result<String, Error> {
         Some(sub) => format!("{}.{}.{sub}", v.major_number(), v.minor_number()),
         None => format!("{}.{}", v.major_number(), v.minor_number()),
     })
+}
+
+/// The processes of a cgroup.
+fn pids(cgroup: &Path) -> impl Iterator<Item = i32> {
+    guard::pids(cgroup).into_iter().map(Pid::as_raw)
 }
 
 /// What dump and restore have in common.

@@ -324,7 +324,7 @@ pub(crate) fn next_stop(tid: Pid, deadline: Instant) -> Option<WaitStatus> {
 }
 
 /// The processes of a cgroup and of those below it.
-fn pids(cgroup: &Path) -> Vec<Pid> {
+pub(crate) fn pids(cgroup: &Path) -> Vec<Pid> {
     let list = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
     let mut pids: Vec<_> = list.lines().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect();
     for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {

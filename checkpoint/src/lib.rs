@@ -6,6 +6,7 @@
 pub mod awake;
 pub mod baseline;
 mod bpf;
+mod btf;
 pub mod clocks;
 pub mod compat;
 pub mod criu;
@@ -13,6 +14,7 @@ pub mod files;
 pub mod guard;
 pub mod host;
 pub mod image;
+mod mappings;
 pub mod memory;
 pub mod network_lock;
 pub mod process;

@@ -236,6 +236,9 @@ pub(crate) fn written_pages(
 /// linux/bpf.h: the parts of `union bpf_attr` that are used here. None has padding: the kernel reads that, too, and it would be
 /// whatever lay there before (of a link to a cgroup, Linux 6.17 takes it for a revision).
 mod bpf {
+    /// BPF_TRACE_ITER
+    pub const TRACE_ITER: u32 = 28;
+
     #[repr(C)]
     #[derive(Default)]
     pub struct Load {
@@ -272,22 +275,33 @@ mod bpf {
     }
 }
 
-/// Makes an iterator (docs.kernel.org, "BPF Iterators") of a program: each reading of it from [`iterate`] runs the program for
-/// each of the kernel's objects.
+/// Loads a program that an iterator (docs.kernel.org, "BPF Iterators") is to run for each of the kernel's objects.
 ///
 /// # Errors
 /// The kernel has no such iterators, or its verifier does not let the program pass.
-pub(crate) fn bpf_iterator(program: &[u64], function: u32) -> nix::Result<OwnedFd> {
+pub(crate) fn bpf_iterator_program(program: &[u64], function: u32) -> nix::Result<OwnedFd> {
     const BPF_PROG_TYPE_TRACING: u32 = 26;
-    const BPF_TRACE_ITER: u32 = 28;
     let kind = bpf::Load {
         program_type: BPF_PROG_TYPE_TRACING,
-        attach_type: BPF_TRACE_ITER,
+        attach_type: bpf::TRACE_ITER,
         attach_btf_id: function,
         ..Default::default()
     };
-    let program = bpf_program(kind, program)?;
-    bpf_link(&program, &bpf::Link { attach_type: BPF_TRACE_ITER, ..Default::default() })
+    bpf_program(kind, program)
+}
+
+/// Makes an iterator of a program: each reading of it from [`iterate`] is another run over all objects, or those of one thread.
+///
+/// # Errors
+/// The thread is gone; or the kernel has no iterators of one thread (Linux 6.1).
+pub(crate) fn bpf_iterator(program: &OwnedFd, thread: Option<i32>) -> nix::Result<OwnedFd> {
+    let mut link = bpf::Link { attach_type: bpf::TRACE_ITER, ..Default::default() };
+    // `union bpf_iter_link_info`, of which this is `task.tid`.
+    let parameters = [thread.unwrap_or_default().cast_unsigned(), 0, 0, 0];
+    if thread.is_some() {
+        (link.parameters, link.parameters_length) = (parameters.as_ptr() as u64, size_of_val(&parameters) as u32);
+    }
+    bpf_link(program, &link)
 }
 
 /// Has a program look at each packet that sockets of a cgroup receive, and at each that they send, as long as both descriptors are
@@ -323,7 +337,7 @@ fn bpf_program(kind: bpf::Load, program: &[u64]) -> nix::Result<OwnedFd> {
 fn bpf_link(program: &OwnedFd, link: &bpf::Link) -> nix::Result<OwnedFd> {
     const BPF_LINK_CREATE: libc::c_long = 28;
     let link = bpf::Link { program: program.as_raw_fd().cast_unsigned(), ..*link };
-    // SAFETY: it points to nothing.
+    // SAFETY: it points to nothing, or to parameters of its caller, which are there until this returns.
     unsafe { bpf_call(BPF_LINK_CREATE, &link) }
 }
 

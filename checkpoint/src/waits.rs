@@ -28,7 +28,6 @@ use crate::guard::{self, next_stop};
 use crate::process::pod_pid;
 
 mod blocks;
-mod btf;
 #[cfg_attr(not(target_arch = "x86_64"), path = "waits/unsupported.rs")]
 mod thread;
 

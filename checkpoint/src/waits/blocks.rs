@@ -8,8 +8,8 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
-use super::btf::Btf;
-use crate::bpf::{DOUBLE, WORD, add, call, copy, exit, if_equal, load, set, store, store_value};
+use crate::bpf::{DOUBLE, FRAME, WORD, add, call, copy, exit, if_equal, load, print, set, store};
+use crate::btf::Btf;
 use crate::sys;
 
 /// Until when which call waits, in nanoseconds of the host's CLOCK_MONOTONIC.
@@ -51,7 +51,8 @@ fn reader() -> Option<&'static Reader> {
             let types = std::fs::read("/sys/kernel/btf/vmlinux").ok()?;
             let btf = Btf::parse(&types)?;
             let places = Places::of(&btf)?;
-            let iterator = sys::bpf_iterator(&places.program(), btf.function("bpf_iter_task")?);
+            let program = sys::bpf_iterator_program(&places.program(), btf.function("bpf_iter_task")?);
+            let iterator = program.and_then(|program| sys::bpf_iterator(&program, None));
             let iterator = iterator.inspect_err(|e| tracing::debug!(error = %e, "no BPF iterators")).ok()?;
             Some(Reader { iterator, places })
         })
@@ -90,16 +91,10 @@ impl Places {
     /// For each task: prints its number, then the words of its block, the function by name.
     fn program(&self) -> Vec<u64> {
         const PROBE_READ_KERNEL: i32 = 113;
-        const SEQ_PRINTF: i32 = 126;
-        /// Registers; `FRAME` is the end of the stack.
-        const FRAME: u8 = 10;
         let numbers: Vec<&str> =
             (0..self.words).map(|word| if word == self.function { "%ps" } else { "%llx" }).collect();
-        let mut format = format!("%d {}\n\0", numbers.join(" ")).into_bytes();
-        let format_size = format.len() as i32;
-        format.resize(format.len().next_multiple_of(4), 0);
         let data_size = 8 * (1 + self.words as i32);
-        let (data, format_at) = (-data_size as i16, (-data_size - format.len() as i32) as i16);
+        let data = -data_size as i16;
         let [meta, task] = [0, 8];
 
         let mut code = vec![
@@ -117,19 +112,7 @@ impl Places {
             add(3, self.block as i32),
             call(PROBE_READ_KERNEL),
         ];
-        let (parts, _) = format.as_chunks::<4>();
-        let parts = parts.iter().zip((format_at..).step_by(4));
-        code.extend(parts.map(|(part, at)| store_value(FRAME, at, i32::from_ne_bytes(*part))));
-        code.extend([
-            copy(1, 7),
-            copy(2, FRAME),
-            add(2, i32::from(format_at)),
-            set(3, format_size),
-            copy(4, FRAME),
-            add(4, i32::from(data)),
-            set(5, data_size),
-            call(SEQ_PRINTF),
-        ]);
+        code.extend(print(7, &format!("%d {}\n", numbers.join(" ")), 1 + self.words));
         // To `r0 = 0; exit`.
         let end = code.len() as i16 - 2;
         code[1] = if_equal(6, 0, end);

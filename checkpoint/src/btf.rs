@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 /// `/sys/kernel/btf/vmlinux`, parsed as far as to be looked through.
-pub(super) struct Btf<'a> {
+pub(crate) struct Btf<'a> {
     bytes: &'a [u8],
     strings: &'a [u8],
     /// Where each type begins; number 0 is `void`.
@@ -17,7 +17,7 @@ const FUNCTION: u32 = 12;
 
 impl<'a> Btf<'a> {
     /// None if this is not BTF, or of another byte order.
-    pub(super) fn parse(bytes: &'a [u8]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         const MAGIC: u32 = 0xeb9f;
         let header = |n: usize| Some(word(bytes, 4 * n)? as usize);
         let length = header(1)?;
@@ -45,17 +45,17 @@ impl<'a> Btf<'a> {
     }
 
     /// The number of a function.
-    pub(super) fn function(&self, name: &str) -> Option<u32> {
+    pub(crate) fn function(&self, name: &str) -> Option<u32> {
         self.named(FUNCTION, name).and_then(|id| u32::try_from(id).ok())
     }
 
     /// Size of a structure in bytes.
-    pub(super) fn size(&self, name: &str) -> Option<usize> {
+    pub(crate) fn size(&self, name: &str) -> Option<usize> {
         Some(word(self.bytes, self.types[self.named(STRUCT, name)?] + 8)? as usize)
     }
 
     /// Where in a structure a member is, or a member's member, in bytes.
-    pub(super) fn offset(&self, structure: &str, path: &[&str]) -> Option<usize> {
+    pub(crate) fn offset(&self, structure: &str, path: &[&str]) -> Option<usize> {
         let first = (self.named(STRUCT, structure)?, 0);
         path.iter().try_fold(first, |(id, at), name| self.member(id, at, name)).map(|(_, at)| at)
     }
