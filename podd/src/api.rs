@@ -364,7 +364,7 @@ pub struct MigrateReport {
     pub phases: Phases,
     /// How much went.
     pub bytes: Bytes,
-    /// Rounds in which the memory went ahead; of `stop-copy`, passes over the files.
+    /// How often the memory was gone over while the pod ran; of `stop-copy`, the files.
     pub rounds: u32,
 }
 

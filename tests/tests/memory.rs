@@ -91,6 +91,18 @@ fn it_is_right_in_six_moves() {
         assert!(report["bytes"]["memory"].as_u64() > Some(30 << 20), "{report}");
         eventually("it goes on", Duration::from_secs(20), || rounds(to) > before + 5);
     }
+    // The other way on request, and back by the one that is usual here.
+    for (from, to, mode) in [("a", "b", "stop-copy"), ("b", "a", "pre-copy")] {
+        let before = rounds(from);
+        let report = lab.json(from, &["migrate", "memory", "--to", to, "--mode", mode]);
+        assert_eq!(report["mode"], mode, "{report}");
+        let frozen = report["bytes"]["frozen"].as_u64();
+        match mode {
+            "stop-copy" => assert!(report["why"] == "as asked for" && frozen > Some(30 << 20), "{report}"),
+            _ => assert!(report["why"].as_str().is_some_and(|why| why.starts_with("write-protection")), "{report}"),
+        }
+        eventually("it goes on", Duration::from_secs(20), || rounds(to) > before + 5);
+    }
     for host in ["a", "b"] {
         assert!(!lab.log(host).contains("does not load memory ahead"), "{}", lab.log(host));
     }
