@@ -79,6 +79,8 @@ impl Words {
     /// I/O errors; nothing is there then.
     pub(crate) fn note(&self, images: &Path, pids: impl IntoIterator<Item = i32>) -> io::Result<Noted> {
         let noted = Noted(images.join(FOLDER));
+        // Somebody may have been killed here.
+        let _ = fs::remove_dir_all(&noted.0);
         fs::create_dir_all(&noted.0)?;
         for pid in pids {
             match self.of(pid) {

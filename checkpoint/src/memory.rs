@@ -258,7 +258,8 @@ impl Tracker {
     }
 
     /// Copies what was written since this was looked for last, and notes in `images`, the folder of the dump to come, what that was.
-    /// If it is much, only a part of it: the next rounds copy the rest, before one looks again. With soft-dirty bits, `still` has the
+    /// If it is much, only a part of it: the next rounds copy the rest, before one looks again, and no dump may begin before
+    /// nothing is [left](Round::left), as the kernel counts it as unwritten already. With soft-dirty bits, `still` has the
     /// processes stand still, and go on again.
     ///
     /// # Errors
@@ -322,7 +323,7 @@ impl Tracker {
         }
         for tracked in self.processes.values_mut() {
             tracked.waiting = tracked.written();
-            // Until they are copied again, what the dump finds there is what counts.
+            // What was copied of that is of no use to later rounds.
             tracked.copied = tracked.copied.without(&tracked.waiting);
         }
         if stop {

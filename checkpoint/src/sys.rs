@@ -293,7 +293,7 @@ pub(crate) fn bpf_iterator_program(program: &[u64], function: u32) -> nix::Resul
 /// Makes an iterator of a program: each reading of it from [`iterate`] is another run over all objects, or those of one thread.
 ///
 /// # Errors
-/// The thread is gone; or the kernel has no iterators of one thread (Linux 6.1).
+/// The thread is gone. (Kernels before 6.1 go through all of them.)
 pub(crate) fn bpf_iterator(program: &OwnedFd, thread: Option<i32>) -> nix::Result<OwnedFd> {
     let mut link = bpf::Link { attach_type: bpf::TRACE_ITER, ..Default::default() };
     // `union bpf_iter_link_info`, of which this is `task.tid`.

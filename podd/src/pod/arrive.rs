@@ -209,15 +209,30 @@ async fn arrive(daemon: &Arc<Daemon>, claim: Claim, mut migration: Migration, mu
     }
 }
 
-/// A round of memory on its way into a CRIU.
-type Loading = JoinHandle<Result<Option<Nursery>>>;
+/// Memory on its way into the CRIU that is to restore the pod.
+#[derive(Default)]
+struct Loading {
+    /// None while it loads a round, and if there is none.
+    nursery: Option<Nursery>,
+    round: Option<JoinHandle<Result<Option<Nursery>>>>,
+}
+
+impl Loading {
+    /// Waits until the round that is under way is loaded.
+    async fn end(&mut self) -> Result<()> {
+        if let Some(round) = self.round.take() {
+            self.nursery = round.await.attempt("load the pod's memory")??;
+        }
+        Ok(())
+    }
+}
 
 /// Everything up to *ready*.
 async fn receive(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, peer: &mut Peer) -> Result<()> {
-    let mut loading = None;
+    let mut loading = Loading::default();
     let received = receive_all(daemon, claim, migration, peer, &mut loading).await;
     // Whoever clears up is not to be disturbed.
-    let _ = loaded(&mut loading).await;
+    let _ = loading.end().await;
     received
 }
 
@@ -226,7 +241,7 @@ async fn receive_all(
     claim: &Claim,
     migration: &mut Migration,
     peer: &mut Peer,
-    loading: &mut Option<Loading>,
+    loading: &mut Loading,
 ) -> Result<()> {
     let record = claim.record();
     let folder = daemon.config.pod_state(&record.id);
@@ -250,6 +265,8 @@ async fn receive_all(
                 peer.send(&Message::Stored).await?;
             }
             Message::Files => {
+                // Files follow the rounds, and the pod still runs.
+                loading.end().await?;
                 let receiver = upper.take().ok_or_else(|| ApiError::failed("the writable layer is lost"))?;
                 upper = Some(receive_files(peer, receiver).await?);
                 peer.send(&Message::Stored).await?;
@@ -266,10 +283,12 @@ async fn receive_all(
                 open.clear();
                 rounds = number;
                 // Until then, CRIU reads in these folders.
-                let nursery = loaded(loading).await?;
+                loading.end().await?;
                 memory::unfold(&images, rounds).attempt("put the pod's memory in place")?;
                 let (daemon, record, images) = (daemon.clone(), record.clone(), images.clone());
-                *loading = Some(tokio::spawn(async move { load(&daemon, &record, &images, nursery, number).await }));
+                let nursery = loading.nursery.take();
+                loading.round =
+                    Some(tokio::spawn(async move { load(&daemon, &record, &images, nursery, number).await }));
                 peer.send(&Message::Stored).await?;
             }
             Message::Restore { files, clocks, timers } => break (files, clocks, timers),
@@ -280,6 +299,7 @@ async fn receive_all(
     clocks::note(&images, ahead).attempt("store the image")?;
     note_timers(&images, &timers, Duration::ZERO).attempt("store the image")?;
     drop(open);
+    loading.end().await?;
     for (name, size) in &files {
         let have = memory::find(&images, safe_name(name)?).metadata().map_or(0, |m| m.len());
         if have != *size {
@@ -297,7 +317,7 @@ async fn receive_all(
         recorded.map_err(ApiError::from).and_then(|()| synced.map(drop).attempt("store the writable layer"))
     });
     let mode = Mode::Restore { images };
-    let by_nursery = match loaded(loading).await?.map(Nursery::go) {
+    let by_nursery = match loading.nursery.take().map(Nursery::go) {
         Some(Ok(())) => end_birth(daemon, &record, &mode).await.inspect_err(|e| {
             tracing::warn!(pod = record.spec.name, error = %e.message, "restoring it once more, by a CRIU that reads all memory");
         }).ok(),
@@ -311,14 +331,6 @@ async fn receive_all(
     restored?;
     peer.hasten();
     peer.send(&Message::Ready { restore_ms: milliseconds(begun) }).await
-}
-
-/// Waits until a round is loaded.
-async fn loaded(loading: &mut Option<Loading>) -> Result<Option<Nursery>> {
-    match loading.take() {
-        Some(loading) => loading.await.attempt("load the pod's memory")?,
-        None => Ok(None),
-    }
 }
 
 /// Has a CRIU load a round of memory that is in its place; it is started by the first one. None from then on if that fails: the

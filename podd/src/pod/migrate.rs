@@ -667,11 +667,17 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let mut ahead = std::mem::take(&mut self.ahead);
-        self.send_unanswered(&mut ahead, record, images).await?;
-        let is_little = ahead.is_worth_another();
+        let round = self.send_unanswered(&mut ahead, record, images).await?;
+        let is_little = round.left == 0 && ahead.is_worth_another();
+        if !is_little {
+            self.stored().await?;
+        }
+        if round.left > 0 {
+            self.send_pass(&mut ahead, record, images).await?;
+        }
         self.take_along(ahead);
         if !is_little {
-            return self.stored().await;
+            return Ok(());
         }
         self.unanswered += 1;
         self.peer.flush().await

@@ -22,8 +22,8 @@ const LITTLE: u64 = 16 << 20;
 const STILL_LIMIT: Duration = Duration::from_secs(5);
 /// Passes, at most.
 const PASSES: u32 = 24;
-/// No pass begins after so many rounds: a target takes 64, and while others stand still there may be one pass more.
-const ROUNDS: u32 = 40;
+/// None of these passes begins after so many rounds: a target takes 64, a pass has nine at most, and two may follow.
+const ROUNDS: u32 = 36;
 /// So many passes in a row that are no smaller than those before are enough.
 const IN_VAIN: u32 = 2;
 /// The target keeps all passes in memory: together they should be no more than so many times the first one, and no longer.
@@ -125,7 +125,7 @@ impl Run<'_> {
             ahead.room = most.0.saturating_sub(ahead.bytes);
             // It was written while the pass before went over.
             let written = (bytes as f64 / before.1.as_secs_f64()) as u64;
-            ahead.too_fast = Some(written).filter(|_| ahead.passes > 1 && bytes > LITTLE);
+            ahead.too_fast = Some(written).filter(|_| in_vain == IN_VAIN && bytes > LITTLE);
             before = (Instant::now(), before.0.elapsed());
             if bytes < SETTLED || in_vain == IN_VAIN || bytes > ahead.room || took > most.1 {
                 break;
@@ -134,7 +134,11 @@ impl Run<'_> {
         Ok(ahead)
     }
 
-    /// Sends all that was written since the last pass.
+    /// Sends all that was written since the last pass, or what is left of it. A dump must not begin in the middle: what was found
+    /// counts as unwritten from then on.
+    ///
+    /// # Errors
+    /// The connection broke.
     pub(super) async fn send_pass(&mut self, ahead: &mut Ahead, record: &PodRecord, images: &Path) -> Result<()> {
         let mut bytes = 0;
         loop {

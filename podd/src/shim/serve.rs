@@ -90,7 +90,9 @@ impl Shim {
         let ended = waitpid(Pid::from_raw(init.pid), None).ok().and_then(exit_of);
         // An adopted init is reaped by somebody else.
         let ended = ended.or_else(|| exit_file(&self.config.writable.join("upper"), false).map(|e| (e.code, e.signal)));
-        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|s| s.pid().is_some()) {}
+        // (Not what other threads trace: a CRIU that gives its memory back reports to one.)
+        let own = WaitPidFlag::WNOHANG | WaitPidFlag::__WNOTHREAD;
+        while waitpid(None, Some(own)).is_ok_and(|s| s.pid().is_some()) {}
         self.set(match ended {
             Some((code, signal)) => Status::Ended { init, code, signal },
             None => Status::Failed { reason: "nobody saw its exit code".into() },
