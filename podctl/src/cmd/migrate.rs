@@ -116,8 +116,10 @@ fn in_words(report: &MigrateReport) -> String {
         packed => format!(", {} of it compressed: {} over the wire", words::bytes(packed), words::bytes(bytes.wire)),
     };
     let how = if mode == "pre-copy" { format!("{mode} in {}", words::count(*rounds, "round")) } else { mode.clone() };
+    // Moves of an earlier podd do not say.
+    let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
     format!(
-        "{pod} moved from {from} to {to} in {:.1} s: {} ms blackout{expected} ({}); {how} ({why}): {} memory ({} in the freeze), {} files{wire}",
+        "{pod} moved from {from} to {to} in {:.1} s: {} ms blackout{expected} ({}); {how}{why}: {} memory ({} in the freeze), {} files{wire}",
         total_ms / 1000.0,
         words::ms(*blackout_ms),
         parts.map(|(phase, ms)| format!("{phase} {}", words::ms(ms))).join(", "),

@@ -82,7 +82,7 @@ pub fn pod(name: &str) -> Value {
 
 pub fn report() -> Value {
     json!({
-        "pod": "web", "from": "a", "to": "b", "mode": "stop-copy", "tracker": "soft-dirty", "total_ms": 1840.0,
+        "pod": "web", "from": "a", "to": "b", "mode": "stop-copy", "why": "as asked for", "tracker": null, "total_ms": 1840.0,
         "predicted": { "expected": { "blackout_ms": 280.0, "total_ms": 2000.0 },
                        "model": { "blackout_ms": 300.0, "total_ms": 2100.0 } },
         "blackout_ms": 312.0,

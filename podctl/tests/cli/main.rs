@@ -125,10 +125,10 @@ fn migrate_reports_in_words_or_exactly() {
     assert_eq!(
         stdout(&output),
         "web moved from a to b in 1.8 s: 312 ms blackout, 280 expected (freeze 4, dump 150, transfer 60, restore 90, announce 8); \
-         268 MB memory (12 MB in the freeze), 4 MB files, 1 round\n"
+         stop-copy (as asked for): 268 MB memory (12 MB in the freeze), 4 MB files\n"
     );
     assert_eq!(stderr(&output), "", "no progress without a terminal");
-    assert_eq!(fake.seen()[0], "POST /v1/pods/web/migrate {\"to\":\"b\"}");
+    assert_eq!(fake.seen()[0], "POST /v1/pods/web/migrate {\"to\":\"b\",\"mode\":\"auto\"}");
     assert_eq!(json(&fake.run(&["migrate", "web", "--to", "b", "--json"])), fake::report());
 }
 
