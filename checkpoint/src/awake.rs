@@ -14,14 +14,14 @@ const LATENCY: i32 = 0;
 
 /// No processor of this host sleeps until this is dropped, or whoever has it dies.
 #[derive(Debug)]
-pub struct Awake {
+pub(crate) struct Awake {
     _held: Option<File>,
 }
 
 impl Awake {
     /// Where the kernel has no such device, they sleep as they like.
     #[must_use]
-    pub fn keep() -> Self {
+    pub(crate) fn keep() -> Self {
         let ask = || -> io::Result<File> {
             let mut device = File::options().write(true).open(DEVICE)?;
             device.write_all(&LATENCY.to_ne_bytes())?;

@@ -58,11 +58,34 @@ pub(crate) fn exit() -> u64 {
     instruction(0x95, 0, 0, 0, 0)
 }
 
+/// The object of an [iterator's](for_each) program, and where it prints.
+pub(crate) const OBJECT: u8 = 6;
+const OUTPUT: u8 = 7;
+
+/// The program of an iterator: for the object to which the context has a pointer at this place in bytes, it puts words at the end of
+/// the stack, by `body`, and [prints](print) them.
+pub(crate) fn for_each(object: i16, body: &[u64], format: &str, words: usize) -> Vec<u64> {
+    let print = print(format, words);
+    // Last of all comes one call without an object: to `r0 = 0; exit`.
+    let rest = (body.len() + print.len() + 2) as i16;
+    let mut code = vec![
+        load(DOUBLE, OBJECT, 1, object),
+        if_equal(OBJECT, 0, rest),
+        // `meta->seq`
+        load(DOUBLE, OUTPUT, 1, 0),
+        load(DOUBLE, OUTPUT, OUTPUT, 0),
+    ];
+    code.extend(body);
+    code.extend(print);
+    code.extend([set(0, 0), exit()]);
+    code
+}
+
 /// The end of the stack.
 pub(crate) const FRAME: u8 = 10;
 
-/// Prints words that lie at the end of the stack into the `struct seq_file` of an iterator, in `register` (`bpf_seq_printf()`).
-pub(crate) fn print(register: u8, format: &str, words: usize) -> Vec<u64> {
+/// Prints words that lie at the end of the stack (`bpf_seq_printf()`).
+fn print(format: &str, words: usize) -> Vec<u64> {
     const SEQ_PRINTF: i32 = 126;
     let mut format = format!("{format}\0").into_bytes();
     let format_size = format.len() as i32;
@@ -73,7 +96,7 @@ pub(crate) fn print(register: u8, format: &str, words: usize) -> Vec<u64> {
     let parts = parts.iter().zip((format_at..).step_by(4));
     let mut code: Vec<u64> = parts.map(|(part, at)| store_value(FRAME, at, i32::from_ne_bytes(*part))).collect();
     code.extend([
-        copy(1, register),
+        copy(1, OUTPUT),
         copy(2, FRAME),
         add(2, i32::from(format_at)),
         set(3, format_size),

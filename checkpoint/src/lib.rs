@@ -3,7 +3,7 @@
 //! This crate knows nothing of pods' names, networks or policies: it drives CRIU, describes hosts and
 //! processes, and moves bytes in formats that check themselves. `podd` decides; this crate does.
 
-pub mod awake;
+mod awake;
 pub mod baseline;
 mod bpf;
 mod btf;

@@ -19,7 +19,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::bpf::{DOUBLE, FRAME, exit, if_equal, load, print, set, store};
+use crate::bpf::{DOUBLE, FRAME, OBJECT, for_each, load, store};
 use crate::btf::Btf;
 use crate::sys;
 
@@ -157,22 +157,14 @@ fn program() -> Option<&'static OwnedFd> {
             let btf = Btf::parse(&types)?;
             let place = |name| btf.offset("vm_area_struct", &[name]).and_then(|at| i16::try_from(at).ok());
             let (start, flags) = (place("vm_start")?, place("vm_flags")?);
-            let [meta, vma] = [0, 16];
-            let mut code = vec![
-                load(DOUBLE, 6, 1, vma),
-                // Last of all comes one call without a mapping.
-                if_equal(6, 0, 0),
-                load(DOUBLE, 7, 1, meta),
-                load(DOUBLE, 7, 7, 0),
-                load(DOUBLE, 1, 6, start),
+            let vma = 16;
+            let body = [
+                load(DOUBLE, 1, OBJECT, start),
                 store(FRAME, -16, 1),
-                load(DOUBLE, 1, 6, flags),
+                load(DOUBLE, 1, OBJECT, flags),
                 store(FRAME, -8, 1),
             ];
-            code.extend(print(7, "%llx %llx\n", 2));
-            // To `r0 = 0; exit`.
-            code[1] = if_equal(6, 0, code.len() as i16 - 2);
-            code.extend([set(0, 0), exit()]);
+            let code = for_each(vma, &body, "%llx %llx\n", 2);
             let program = sys::bpf_iterator_program(&code, btf.function("bpf_iter_task_vma")?);
             program.inspect_err(|e| tracing::debug!(error = %e, "no BPF iterators of mappings")).ok()
         })

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
-use crate::bpf::{DOUBLE, FRAME, WORD, add, call, copy, exit, if_equal, load, print, set, store};
+use crate::bpf::{FRAME, OBJECT, WORD, add, call, copy, for_each, load, set, store};
 use crate::btf::Btf;
 use crate::sys;
 
@@ -95,29 +95,18 @@ impl Places {
             (0..self.words).map(|word| if word == self.function { "%ps" } else { "%llx" }).collect();
         let data_size = 8 * (1 + self.words as i32);
         let data = -data_size as i16;
-        let [meta, task] = [0, 8];
-
-        let mut code = vec![
-            load(DOUBLE, 6, 1, task),
-            // Last of all comes one call without a task.
-            if_equal(6, 0, 0),
-            load(DOUBLE, 7, 1, meta),
-            load(DOUBLE, 7, 7, 0),
-            load(WORD, 1, 6, self.pid as i16),
+        let task = 8;
+        let body = [
+            load(WORD, 1, OBJECT, self.pid as i16),
             store(FRAME, data, 1),
             copy(1, FRAME),
             add(1, i32::from(data) + 8),
             set(2, data_size - 8),
-            copy(3, 6),
+            copy(3, OBJECT),
             add(3, self.block as i32),
             call(PROBE_READ_KERNEL),
         ];
-        code.extend(print(7, &format!("%d {}\n", numbers.join(" ")), 1 + self.words));
-        // To `r0 = 0; exit`.
-        let end = code.len() as i16 - 2;
-        code[1] = if_equal(6, 0, end);
-        code.extend([set(0, 0), exit()]);
-        code
+        for_each(task, &body, &format!("%d {}\n", numbers.join(" ")), 1 + self.words)
     }
 
     /// A line that the program has printed.

@@ -33,11 +33,8 @@ pub async fn run(args: Args, ctl: &Podctl<'_>) -> Outcome {
 pub(super) async fn rehearse(name: &str, to: &str, ctl: &Podctl<'_>) -> Result<RehearsalReport, podd::api::ApiError> {
     let progress = ctl.out.progress(&format!("rehearsing {name} to {to}"));
     let url = path(&["pods", name, "rehearse"]);
-    ctl.daemon
-        .stream(&url, &MigrateRequest { to: to.to_owned(), mode: MemoryMode::Auto, notice_s: None }, |p| {
-            progress.update(&p)
-        })
-        .await
+    let request = MigrateRequest { to: to.to_owned(), mode: MemoryMode::Auto, notice_s: None };
+    ctl.daemon.stream(&url, &request, |p| progress.update(&p)).await
 }
 
 fn in_words(report: &RehearsalReport) -> String {
