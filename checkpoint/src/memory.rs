@@ -8,7 +8,7 @@
 //! is no such thing, but soft-dirty bits, these do (`soft_dirty`): the processes stand still for a moment in each round then.
 //!
 //! 1. [`Tracker::arm`] registers the larger mappings of processes. Only a process itself can make a userfaultfd, so each is
-//!    stopped for a moment and made to (`arm`); registering is then done from outside.
+//!    stopped for a moment and made to (`arm`); registering is then done from outside, while it stands still too.
 //! 2. [`Tracker::round`] copies what was written since the last round: first all, then less and less.
 //! 3. [`crate::criu::Dumper`] finds the rounds' page maps in the image folder (`pre1`, `pre2` ...), and, if the kernel tells that
 //!    a page has not been written since the last, refers to them (`in_parent`), as in CRIU's own incremental dumps. That takes
@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 
 use memchr::memmem;
 use nix::unistd::Pid;
-use procfs::process::{MMPermissions, MMapPath, Process};
+use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process};
 
 use crate::process::pod_pid;
 use crate::sys;
@@ -58,8 +58,6 @@ const PIECE: u64 = 1 << 20;
 const PART: u64 = 256 << 20;
 const PARTS: u64 = 8;
 const PAGE: u64 = 4096;
-/// Of programs that ask for no more (Documentation/arch/x86/x86_64/5level-paging.rst).
-const END_OF_MEMORY: u64 = (1 << 47) - PAGE;
 /// Told to CRIU in its environment.
 pub(crate) const TRACK_WRITTEN: &str = "CRIU_TRACK_WRITTEN";
 /// How a link begins by which CRIU finds pages in the middle of a file.
@@ -231,28 +229,13 @@ impl Tracker {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => new.insert(Tracked::start(&process, self.backend)?),
         };
-        if tracked.userfaultfd.is_none() {
+        if self.backend == Backend::SoftDirty {
             tracked.armed = Ranges::default();
-        }
-        tracked.files = Ranges::default();
-        for Mapping { range, room, anonymous } in wanted {
-            // A mapping that is gone meanwhile, or is of a kind that cannot be, stays unregistered.
-            let armed = match &tracked.userfaultfd {
-                Some(fd) => {
-                    // All of a mapping is, or nothing.
-                    let first = range.start..range.start + PAGE;
-                    let already = tracked.armed.contains(range.start)
-                        && sys::written_pages(&tracked.pagemap, first, anonymous, None).is_ok();
-                    already || sys::track(fd, &range, room).is_ok()
-                }
-                None => true,
-            };
-            if armed && !anonymous {
-                tracked.files.add(range.clone());
-            }
-            if armed {
-                tracked.armed.add(range);
-            }
+            tracked.note(&wanted);
+        } else if wanted.iter().all(|mapping| tracked.follows(mapping)) {
+            tracked.note(&wanted);
+        } else {
+            tracked.register(&process)?;
         }
         Ok(())
     }
@@ -357,7 +340,10 @@ impl Tracked {
         // Before the other one: should the process call exec(2) in between, this is of memory that is gone, and is empty.
         let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
         let userfaultfd = match backend {
-            Backend::WriteProtection => Some(arm::userfaultfd_of(Pid::from_raw(pid))?),
+            Backend::WriteProtection => {
+                let its = Pid::from_raw(pid);
+                Some(arm::still(its, |borrowed| arm::userfaultfd_of(its, borrowed))?)
+            }
             Backend::SoftDirty => None,
         };
         userfaultfd.as_ref().map_or(Ok(()), sys::start_tracking)?;
@@ -373,6 +359,38 @@ impl Tracked {
             waiting: Ranges::default(),
             seen: false,
         })
+    }
+
+    /// Whether all of a mapping is registered: all of it is, or nothing.
+    fn follows(&self, Mapping { range, anonymous }: &Mapping) -> bool {
+        let first = range.start..range.start + PAGE;
+        self.armed.contains(range.start) && sys::written_pages(&self.pagemap, first, *anonymous, None).is_ok()
+    }
+
+    /// Registers all mappings, while the process stands still: of one that grew or moved meanwhile a part would be registered, and it
+    /// would be two from then on, to which mremap(2) as a whole fails with EFAULT. What is of a kind that cannot be stays unregistered.
+    fn register(&mut self, process: &Process) -> io::Result<()> {
+        let userfaultfd = self.userfaultfd.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let (mut mappings, new) = arm::still(Pid::from_raw(self.pid), |_| {
+            let (known, new): (Vec<_>, Vec<_>) =
+                worthwhile(process)?.into_iter().partition(|mapping| self.follows(mapping));
+            Ok((known, new.into_iter().filter(|new| sys::track(userfaultfd, &new.range).is_ok()).collect::<Vec<_>>()))
+        })?;
+        // This takes its time, and does no harm to what has been moved meanwhile.
+        mappings.extend(new.into_iter().filter(|new| sys::count_as_written(userfaultfd, &new.range).is_ok()));
+        self.note(&mappings);
+        Ok(())
+    }
+
+    /// These are followed from now on.
+    fn note(&mut self, mappings: &[Mapping]) {
+        self.files = Ranges::default();
+        for Mapping { range, anonymous } in mappings {
+            self.armed.add(range.clone());
+            if !anonymous {
+                self.files.add(range.clone());
+            }
+        }
     }
 
     /// What was written since this was asked last; from now on only what is written later. A mapping that is not registered any
@@ -423,8 +441,6 @@ fn started(pid: i32) -> io::Result<u64> {
 /// A mapping that is to be followed.
 struct Mapping {
     range: Range<u64>,
-    /// Up to here, nothing else is mapped.
-    room: u64,
     anonymous: bool,
 }
 
@@ -444,16 +460,13 @@ fn worthwhile(process: &Process) -> io::Result<Vec<Mapping>> {
         MMapPath::Path(_) | MMapPath::Stack => WORTH_READING,
         _ => u64::MAX,
     };
-    let next = maps.iter().skip(1).map(|next| next.address.0).chain([u64::MAX]);
-    let maps = maps.iter().zip(next).filter(|(map, _)| map.perms.contains(wanted));
-    let maps = maps.filter(|(map, _)| map.address.1 - map.address.0 >= least(&map.pathname));
-    Ok(maps
-        .map(|(map, next)| Mapping {
-            range: map.address.0..map.address.1,
-            room: if next < END_OF_MEMORY { next } else { map.address.1 },
-            anonymous: !matches!(map.pathname, MMapPath::Path(_)),
-        })
-        .collect())
+    let maps = maps.iter().filter(|map| map.perms.contains(wanted));
+    let maps = maps.filter(|map| map.address.1 - map.address.0 >= least(&map.pathname));
+    let mapping = |map: &MemoryMap| Mapping {
+        range: map.address.0..map.address.1,
+        anonymous: !matches!(map.pathname, MMapPath::Path(_)),
+    };
+    Ok(maps.map(mapping).collect())
 }
 
 /// Whether a dump has only what was written after the last round.

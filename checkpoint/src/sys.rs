@@ -164,19 +164,22 @@ pub(crate) fn start_tracking(userfaultfd: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Has the kernel follow writes to a mapping of the process that the userfaultfd is of. All of it counts as written.
-///
-/// The mapping may have grown since somebody looked where it ends. Were only part of it registered, it would be two from then on, to
-/// which mremap(2) as a whole fails with EFAULT. So all is registered up to `room`, where there was nothing else.
-pub(crate) fn track(userfaultfd: &OwnedFd, mapping: &Range<u64>, room: u64) -> io::Result<()> {
+/// Has the kernel follow writes to a mapping of the process that the userfaultfd is of; it is to be the whole mapping.
+pub(crate) fn track(userfaultfd: &OwnedFd, mapping: &Range<u64>) -> io::Result<()> {
     const MODE_WP: u64 = 1 << 1;
     let (start, length) = (mapping.start, mapping.end - mapping.start);
-    let mut register = memory::Register { start, length: room - start, mode: MODE_WP, ioctls: 0 };
+    let mut register = memory::Register { start, length, mode: MODE_WP, ioctls: 0 };
     // SAFETY: the kernel reads and writes the structure that it expects; the memory itself stays as it is.
     unsafe { memory::register(userfaultfd.as_raw_fd(), &raw mut register) }?;
-    // Before Linux 6.13, mremap(2) leaves the marks of an earlier registration in place.
+    Ok(())
+}
+
+/// Has all of a [followed](track) mapping count as written: before Linux 6.13, mremap(2) leaves the marks of an earlier registration
+/// in place.
+pub(crate) fn count_as_written(userfaultfd: &OwnedFd, mapping: &Range<u64>) -> io::Result<()> {
+    let (start, length) = (mapping.start, mapping.end - mapping.start);
     let mut unprotect = memory::WriteProtect { start, length, mode: 0 };
-    // SAFETY: as above.
+    // SAFETY: the kernel reads and writes the structure that it expects; the memory itself stays as it is.
     unsafe { memory::write_protect(userfaultfd.as_raw_fd(), &raw mut unprotect) }?;
     Ok(())
 }

@@ -15,18 +15,20 @@ use super::PAGE;
 use crate::guard::{Borrowed, as_tracer};
 use crate::process::vdso;
 
-/// A userfaultfd for the memory of another process. All its threads stand still for the fraction of a millisecond in which one
-/// of them makes it and, once it is ours too, closes it: so no other thread and no child ever sees it.
-pub(super) fn userfaultfd_of(pid: Pid) -> io::Result<OwnedFd> {
+/// Does this while a process stands still: some ten microseconds a thread.
+pub(super) fn still<T: Send>(pid: Pid, work: impl FnOnce(&Borrowed) -> io::Result<T> + Send) -> io::Result<T> {
+    as_tracer(|| work(&Borrowed::of(pid)?))
+}
+
+/// A userfaultfd for the memory of another process, which stands still. One of its threads makes it and, once it is ours too, closes it:
+/// so no other thread and no child ever sees it.
+pub(super) fn userfaultfd_of(pid: Pid, borrowed: &Borrowed) -> io::Result<OwnedFd> {
     let gate = system_call_of_vdso(pid)?;
-    as_tracer(|| {
-        let borrowed = Borrowed::of(pid)?;
-        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY;
-        let fd = borrowed.call(gate, libc::SYS_userfaultfd, [flags as u64, 0])?;
-        let taken = take(pid, fd as i32);
-        borrowed.call(gate, libc::SYS_close, [fd as u64, 0])?;
-        taken
-    })
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY;
+    let fd = borrowed.call(gate, libc::SYS_userfaultfd, [flags as u64, 0])?;
+    let taken = take(pid, fd as i32);
+    borrowed.call(gate, libc::SYS_close, [fd as u64, 0])?;
+    taken
 }
 
 /// `UFFD_USER_MODE_ONLY`: needs no privilege. Writes of the kernel are followed as well, as no fault is ever handed to us.

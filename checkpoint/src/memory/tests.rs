@@ -86,6 +86,31 @@ fn victim() {
                     write(memory, 0..10, n as u8);
                 }
             }
+            ["swap", times] => {
+                // A large mapping comes, and goes, where `memory` can grow no further than to a small one.
+                let bytes = PAGES * PAGE as usize;
+                let place = mapping(3 * PAGES);
+                let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+                let moved = |from: *mut u8, length: usize, to: *mut u8| {
+                    // SAFETY: mappings of its own; what lies at the new place has nothing in it, and old addresses are not used again.
+                    let moved = unsafe { libc::mremap(from.cast(), length, length, flags, to) };
+                    assert_ne!(moved, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+                };
+                // SAFETY: within `place`, or right behind what lies there.
+                let [hole, small] = [PAGES, 2 * PAGES].map(|page| unsafe { place.add(page * PAGE as usize) });
+                moved(memory, bytes, place);
+                memory = place;
+                let (large, aside) = (mapping(2 * PAGES), mapping(2 * PAGES));
+                moved(large, 2 * bytes, aside);
+                for _ in 0..times.parse().unwrap() {
+                    moved(aside, 2 * bytes, hole);
+                    moved(hole, 2 * bytes, aside);
+                    let (access, kind) = (libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED);
+                    // SAFETY: nothing is there since the large one has gone.
+                    let new = unsafe { libc::mmap(small.cast(), PAGE as usize, access, kind, -1, 0) };
+                    assert_ne!(new, libc::MAP_FAILED);
+                }
+            }
             ["fork"] => {
                 // SAFETY: the child makes one call, which is safe after a fork.
                 let child = unsafe { libc::fork() };
@@ -346,9 +371,20 @@ fn unwritten_is_as_copied(part: u64) {
 /// A mapping that is registered while it grows must stay one mapping.
 #[test]
 fn a_process_that_resizes_its_memory_does_not_notice() {
+    does_not_notice("resize 30000");
+}
+
+/// So must one that comes into the room of another one.
+#[test]
+fn a_process_that_moves_its_memory_does_not_notice() {
+    does_not_notice("swap 30000");
+}
+
+/// It would end if a call failed.
+fn does_not_notice(what: &str) {
     let Some(backend) = Backend::of_kernel() else { return };
     let mut victim = Victim::start();
-    writeln!(victim.input, "resize 30000").unwrap();
+    writeln!(victim.input, "{what}").unwrap();
     let pid = victim.pid();
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
     let follow = std::thread::spawn(move || {
