@@ -22,6 +22,7 @@
 
 mod ahead;
 mod arm;
+pub mod lazy;
 mod pages;
 mod soft_dirty;
 #[cfg(test)]
@@ -171,6 +172,8 @@ pub struct Understood {
     pub loaded: bool,
     /// It restores pages out of the middle of a file.
     pub elsewhere: bool,
+    /// It leaves pages where they are, to be brought later.
+    pub lazy: bool,
 }
 
 impl Understood {
@@ -179,7 +182,12 @@ impl Understood {
     pub fn by(criu: &Path) -> Self {
         let program = fs::read(criu).unwrap_or_default();
         let mentions = |name: &str| memmem::find(&program, name.as_bytes()).is_some();
-        Self { written: mentions(TRACK_WRITTEN), loaded: mentions(ahead::PIPE), elsewhere: mentions(PAGES_ELSEWHERE) }
+        Self {
+            written: mentions(TRACK_WRITTEN),
+            loaded: mentions(ahead::PIPE),
+            elsewhere: mentions(PAGES_ELSEWHERE),
+            lazy: mentions(lazy::MARK),
+        }
     }
 }
 
@@ -469,10 +477,10 @@ fn worthwhile(process: &Process) -> io::Result<Vec<Mapping>> {
     Ok(maps.map(mapping).collect())
 }
 
-/// Whether a dump has only what was written after the last round.
+/// Whether a dump has only what was written after the last round, or not even that.
 #[must_use]
 pub fn is_partial(images: &Path) -> bool {
-    images.join(PARENT).is_symlink()
+    images.join(PARENT).is_symlink() || lazy::is_expected(images)
 }
 
 /// Has round `number` refer to the one before, and the dump to it.

@@ -34,7 +34,8 @@ pub use watch::watched_paths;
 use descriptor::{Scan, Terminal};
 
 /// What a process, or a thread, is called inside its pod.
-pub(crate) fn pod_pid(pid: i32) -> Option<i32> {
+#[must_use]
+pub fn pod_pid(pid: i32) -> Option<i32> {
     Process::new(pid).ok()?.status().ok()?.nspid?.last().copied()
 }
 

@@ -142,6 +142,90 @@ mod memory {
     nix::ioctl_readwrite!(register, 0xaa, 0x00, Register);
     nix::ioctl_readwrite!(write_protect, 0xaa, 0x06, WriteProtect);
     nix::ioctl_readwrite!(scan, b'f', 16, Scan);
+
+    #[repr(C)]
+    pub struct Copy {
+        pub to: __u64,
+        pub from: __u64,
+        pub length: __u64,
+        pub mode: __u64,
+        pub copied: i64,
+    }
+
+    #[repr(C)]
+    pub struct Zero {
+        pub start: __u64,
+        pub length: __u64,
+        pub mode: __u64,
+        pub zeroed: i64,
+    }
+
+    nix::ioctl_readwrite!(copy, 0xaa, 0x03, Copy);
+    nix::ioctl_readwrite!(zero, 0xaa, 0x04, Zero);
+}
+
+/// What a process does that has memory registered with a userfaultfd (userfaultfd(2), "Reading from the userfaultfd").
+#[derive(Debug)]
+pub(crate) enum MemoryEvent {
+    /// A thread waits for what is at this address.
+    Fault(u64),
+    /// It forked: the child's userfaultfd.
+    Forked(OwnedFd),
+    /// It moved this range there.
+    Moved { from: Range<u64>, to: u64 },
+    /// It unmapped this range, or gave its content up.
+    Removed(Range<u64>),
+}
+
+/// All that has happened since the last time; nothing, if that is so.
+pub(crate) fn memory_events(userfaultfd: &OwnedFd) -> io::Result<Vec<MemoryEvent>> {
+    const SIZE: usize = 32;
+    let mut bytes = [0; 16 * SIZE];
+    let length = match nix::unistd::read(userfaultfd, &mut bytes) {
+        Err(Errno::EAGAIN) => 0,
+        read => read?,
+    };
+    let message = |message: &[u8]| {
+        let word = |n: usize| message[8 * n..][..8].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        match message[0] {
+            0x12 => Some(MemoryEvent::Fault(word(2))),
+            0x13 => Some(MemoryEvent::Forked(received((word(1) & 0xffff_ffff) as i32))),
+            0x14 => Some(MemoryEvent::Moved { from: word(1)..word(1) + word(3), to: word(2) }),
+            0x15 | 0x16 => Some(MemoryEvent::Removed(word(1)..word(2))),
+            _ => None,
+        }
+    };
+    Ok(bytes[..length].chunks_exact(SIZE).filter_map(message).collect())
+}
+
+/// A descriptor that the kernel has just made for this process.
+pub(crate) fn received(fd: std::os::fd::RawFd) -> OwnedFd {
+    // SAFETY: it is new, and nobody else's.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Gives memory its content that is registered and has none; how many bytes of it.
+///
+/// # Errors
+/// EEXIST: it has content. ENOENT: it is not registered. EAGAIN: [events](memory_events) come first. ESRCH: the process is gone.
+pub(crate) fn copy_to(userfaultfd: &OwnedFd, to: u64, data: &[u8]) -> nix::Result<usize> {
+    let mut copy = memory::Copy { to, from: data.as_ptr() as u64, length: data.len() as u64, mode: 0, copied: 0 };
+    // SAFETY: the kernel reads as many bytes as it is told that there are, and the structure that it expects.
+    match unsafe { memory::copy(userfaultfd.as_raw_fd(), &raw mut copy) } {
+        Err(_) if copy.copied > 0 => Ok(copy.copied as usize),
+        copied => copied.map(|_| data.len()),
+    }
+}
+
+/// Has a page of zeros where there is none.
+///
+/// # Errors
+/// As [`copy_to`].
+pub(crate) fn zero(userfaultfd: &OwnedFd, page: u64) -> nix::Result<()> {
+    const PAGE: u64 = 4096;
+    let mut zero = memory::Zero { start: page, length: PAGE, mode: 0, zeroed: 0 };
+    // SAFETY: the kernel reads and writes the structure that it expects.
+    unsafe { memory::zero(userfaultfd.as_raw_fd(), &raw mut zero) }.map(drop)
 }
 
 /// A userfaultfd of this process.

@@ -320,6 +320,9 @@ pub enum MemoryMode {
     PreCopy,
     /// All of it while the pod stands still: less work in all, but the blackout grows with the memory.
     StopCopy,
+    /// Ahead, and what the pod has written meanwhile only after it runs on the target: a short blackout, however fast it writes. Until
+    /// all has come it depends on both hosts: should the source fail in that time, the pod ends as if it had crashed.
+    PostCopy,
 }
 
 /// Body of `migrate` and `rehearse`.
@@ -344,7 +347,8 @@ pub struct MigrateReport {
     pub from: String,
     /// Target host.
     pub to: String,
-    /// How the memory went: `pre-copy` (ahead, in rounds, while the pod ran) or `stop-copy` (all of it in the freeze).
+    /// How the memory went: `pre-copy` (ahead, in rounds, while the pod ran), `stop-copy` (all of it in the freeze) or `post-copy` (what
+    /// was written last, after the thaw).
     pub mode: String,
     /// Why so, and why no more of it went ahead.
     #[serde(default)]
@@ -354,9 +358,12 @@ pub struct MigrateReport {
     pub tracker: Option<String>,
     /// From freeze on the source to thaw on the target, in ms.
     pub blackout_ms: f64,
-    /// From the request to the pod's thaw on the target, in ms.
+    /// From the request to the pod's thaw on the target, and until all of its memory had come, in ms.
     #[serde(default)]
     pub total_ms: f64,
+    /// Of `post-copy`: from the pod's thaw until all of its memory had come, in ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resident_ms: Option<f64>,
     /// What was expected.
     #[serde(default)]
     pub predicted: Option<Prediction>,
@@ -440,6 +447,8 @@ pub struct Bytes {
     pub memory: u64,
     /// Those of them that went over while the pod stood still.
     pub frozen: u64,
+    /// Memory that went over after that (`post-copy`).
+    pub later: u64,
     /// Files of layers and writable layer.
     pub files: u64,
     /// Of memory, so much was compressed on its way, as the link was what took the time.

@@ -212,6 +212,28 @@ pub enum Message {
         /// Its size, in bytes.
         size: u32,
     },
+    /// Can you restore a pod whose memory comes later? A podd of before this question hangs up.
+    AskLater,
+    /// The answer: why not, if so.
+    Later {
+        /// One sentence.
+        cannot: Option<String>,
+    },
+    /// Some of the pod's memory stays here until it runs with you: fetch it.
+    Lent,
+    /// Memory of the pod, which stands still with you. The answer is [`Chunk`](Self::Chunk) or [`Packed`](Self::Packed).
+    AskPages {
+        /// The migration's id.
+        migration: String,
+        /// PID in the pod.
+        process: i32,
+        /// Where it begins.
+        address: u64,
+        /// Its size, in bytes.
+        length: u64,
+    },
+    /// It runs here, and still fetches memory from you: keep it. The answer to a commit, until all has come.
+    Borrows,
 }
 
 /// Pieces up to this many bytes together wait for what comes next.

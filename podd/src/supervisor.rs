@@ -19,6 +19,7 @@ use crate::patch::run::orders::Hand;
 use crate::patch::told::Told;
 use crate::patch::watch::Watch;
 use crate::pod::journal::Migration;
+use crate::pod::postcopy::Fetching;
 use crate::pod::state::{PodRecord, PodState};
 use crate::store::{self, Host, Store};
 use crate::sys::cgroup::{Cgroup, Hierarchies};
@@ -83,6 +84,8 @@ pub struct Pod {
     probing: AsyncMutex<()>,
     /// Held by whoever has the kernel tell what the pod writes: a second one would take that from the first.
     followed: Arc<AsyncMutex<()>>,
+    /// Brings memory that was left behind on its source.
+    fetching: AsyncMutex<Option<Fetching>>,
 }
 
 impl Pod {
@@ -118,6 +121,11 @@ impl Pod {
     /// The same, for a move: whoever has it returns it within a moment.
     pub async fn follow(&self) -> OwnedMutexGuard<()> {
         self.followed.clone().lock_owned().await
+    }
+
+    /// Who fetches its memory, if anybody does.
+    pub async fn fetching(&self) -> tokio::sync::MutexGuard<'_, Option<Fetching>> {
+        self.fetching.lock().await
     }
 
     /// The right to ask its health probe.
@@ -375,6 +383,7 @@ impl Daemon {
             health: Mutex::default(),
             probing: AsyncMutex::default(),
             followed: Arc::default(),
+            fetching: AsyncMutex::default(),
         });
         self.pods.write().unwrap_or_else(PoisonError::into_inner).insert(id, pod.clone());
         pod
@@ -469,6 +478,12 @@ impl Daemon {
     #[must_use]
     pub fn reads_elsewhere(&self) -> bool {
         self.understood().elsewhere
+    }
+
+    /// Whether CRIU can leave memory where it is, to be brought later.
+    #[must_use]
+    pub fn leaves_memory(&self) -> bool {
+        self.understood().lazy
     }
 
     fn criu_findings(&self) -> &CriuFindings {

@@ -92,12 +92,14 @@ fn it_is_right_in_six_moves() {
         eventually("it goes on", Duration::from_secs(20), || rounds(to) > before + 5);
     }
     // The other way on request, and back by the one that is usual here.
-    for (from, to, mode) in [("a", "b", "stop-copy"), ("b", "a", "pre-copy")] {
+    let modes = ["stop-copy", "pre-copy", "post-copy", "post-copy", "post-copy", "post-copy"];
+    for (mode, (from, to)) in modes.into_iter().zip([("a", "b"), ("b", "a")].into_iter().cycle()) {
         let before = rounds(from);
         let report = lab.json(from, &["migrate", "memory", "--to", to, "--mode", mode]);
         assert_eq!(report["mode"], mode, "{report}");
         let frozen = report["bytes"]["frozen"].as_u64();
         match mode {
+            "post-copy" => assert!(report["bytes"]["later"].as_u64() > Some(1 << 20), "{report}"),
             "stop-copy" => assert!(report["why"] == "as asked for" && frozen > Some(30 << 20), "{report}"),
             _ => assert!(report["why"].as_str().is_some_and(|why| why.starts_with("write-protection")), "{report}"),
         }

@@ -60,6 +60,13 @@ impl Memory {
         Ok(Self { pid: Pid::from_raw(pid), file: File::open(format!("/proc/{pid}/mem"))? })
     }
 
+    /// All of this range.
+    pub(super) fn read_exact(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
+        let mut data = vec![0; (range.end - range.start) as usize];
+        self.file.read_exact_at(&mut data, range.start)?;
+        Ok(data)
+    }
+
     /// All of these ranges of whole pages, at most 1024 (`IOV_MAX`), one after the other. What is not mapped any more is zero: nobody will
     /// ask for it.
     pub(super) fn read(&self, ranges: &[Range<u64>]) -> Vec<u8> {

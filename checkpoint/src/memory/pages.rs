@@ -1,6 +1,9 @@
 //! Ranges of pages, and CRIU's page maps (`images/pagemap.proto`).
 
+use std::io;
 use std::ops::Range;
+
+use protobuf::CodedInputStream;
 
 use super::PAGE;
 
@@ -101,8 +104,9 @@ impl Ranges {
     }
 }
 
-/// `PE_PARENT` and `PE_PRESENT` (criu/include/pagemap.h).
+/// `PE_PARENT`, `PE_LAZY` and `PE_PRESENT` (criu/include/pagemap.h).
 const IN_PARENT: u64 = 1;
+const LAZY: u64 = 1 << 1;
 const PRESENT: u64 = 1 << 2;
 
 /// The page map of a process: `written` is in the page file `id`, one range after the other, the rest of `copied` in earlier
@@ -134,6 +138,32 @@ fn message(image: &mut Vec<u8>, fields: &[(u8, u64)]) {
     }
     image.extend((bytes.len() as u32).to_le_bytes());
     image.append(&mut bytes);
+}
+
+/// What is neither in a page map's own files nor in earlier ones: it stays where it is, and comes later.
+pub(super) fn lazy(image: &[u8]) -> io::Result<Ranges> {
+    let mut lazy = Ranges::default();
+    let mut rest = image.get(8..).ok_or(io::ErrorKind::UnexpectedEof)?;
+    while let Some((length, after)) = rest.split_first_chunk::<4>() {
+        let (bytes, after) =
+            after.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or(io::ErrorKind::UnexpectedEof)?;
+        rest = after;
+        let (mut address, mut flags, mut pages) = (0, 0, 0);
+        let mut fields = CodedInputStream::from_bytes(bytes);
+        while let Some(tag) = fields.read_raw_tag_or_eof()? {
+            let value = fields.read_uint64()?;
+            match tag >> 3 {
+                1 => address = value,
+                4 => flags = value,
+                5 => pages = value,
+                _ => {}
+            }
+        }
+        if flags & (LAZY | PRESENT | IN_PARENT) == LAZY {
+            lazy.add(address..address + pages * PAGE);
+        }
+    }
+    Ok(lazy)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ Examples:
   podctl migrate web --to b --json | jq .blackout_ms
   podctl migrate --all --to b   all that run here, some at a time
   podctl migrate web --to b --mode stop-copy   no memory goes ahead: less work in all, a longer blackout
+  podctl migrate web --to b --mode post-copy   it runs there before all memory has come: for one that writes fast
 
 Exit code 3 means that preflight refused: nothing was frozen and the pod runs on as before.")]
 pub struct Args {
@@ -101,7 +102,7 @@ async fn migrate(
 }
 
 fn in_words(report: &MigrateReport) -> String {
-    let MigrateReport { pod, from, to, mode, why, blackout_ms, total_ms, predicted, phases, bytes, rounds, tracker: _ } =
+    let MigrateReport { pod, from, to, mode, why, blackout_ms, total_ms, predicted, phases, bytes, rounds, .. } =
         report;
     let parts = [
         ("freeze", phases.freeze_ms),
@@ -115,11 +116,15 @@ fn in_words(report: &MigrateReport) -> String {
         0 => String::new(),
         packed => format!(", {} of it compressed: {} over the wire", words::bytes(packed), words::bytes(bytes.wire)),
     };
+    let later = match report.resident_ms {
+        Some(ms) => format!(", {} within {} ms after it)", words::bytes(bytes.later), words::ms(ms)),
+        None => ")".to_owned(),
+    };
     let how = if mode == "pre-copy" { format!("{mode} in {}", words::count(*rounds, "round")) } else { mode.clone() };
     // Moves of an earlier podd do not say.
     let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
     format!(
-        "{pod} moved from {from} to {to} in {:.1} s: {} ms blackout{expected} ({}); {how}{why}: {} memory ({} in the freeze), {} files{wire}",
+        "{pod} moved from {from} to {to} in {:.1} s: {} ms blackout{expected} ({}); {how}{why}: {} memory ({} in the freeze{later}, {} files{wire}",
         total_ms / 1000.0,
         words::ms(*blackout_ms),
         parts.map(|(phase, ms)| format!("{phase} {}", words::ms(ms))).join(", "),
@@ -145,6 +150,7 @@ mod tests {
             mode: "pre-copy".into(),
             why: "write-protection".into(),
             tracker: Some("write-protection".into()),
+            resident_ms: None,
             blackout_ms: 312.3,
             total_ms: 1840.0,
             predicted: Some(Prediction { expected: times(280.0), model: times(300.0) }),
@@ -160,6 +166,7 @@ mod tests {
             bytes: Bytes {
                 memory: 268_435_456,
                 frozen: 12_000_000,
+                later: 0,
                 files: 4_000_000,
                 packed: 200_000_000,
                 wire: 120_500_000,
@@ -174,5 +181,12 @@ mod tests {
         );
         let report = MigrateReport { mode: "stop-copy".into(), why: "as asked for".into(), ..report };
         assert!(in_words(&report).contains("; stop-copy (as asked for): 268 MB memory"), "{}", in_words(&report));
+        let bytes = Bytes { later: 30_000_000, ..report.bytes.clone() };
+        let report = MigrateReport { mode: "post-copy".into(), resident_ms: Some(120.4), bytes, ..report };
+        let said = in_words(&report);
+        assert!(
+            said.contains("268 MB memory (12 MB in the freeze, 30 MB within 120 ms after it), 4 MB files"),
+            "{said}"
+        );
     }
 }

@@ -18,9 +18,10 @@ use tokio::task::JoinHandle;
 use super::freeze::{milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
 use super::migrate::forsaken;
+use super::postcopy;
 use super::preflight::{TargetFacts, host_facts};
 use super::rehearse;
-use super::start::{begin_birth, clear_up, end_birth, ended, give_birth, restart_later, watch};
+use super::start::{begin_birth, clear_up, end_birth, ended, restart_later, watch};
 use super::state::{PodRecord, PodState};
 use super::stop::delete;
 use crate::api::ApiError;
@@ -87,6 +88,14 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
                 peer.send(&told(answer)).await?;
             }
             Message::Patch { json } => peer.send(&told(orders::answer(daemon, &json, from).await)).await?,
+            Message::AskLater => peer.send(&Message::Later { cannot: postcopy::cannot(daemon) }).await?,
+            Message::AskPages { migration, process, address, length } => {
+                match postcopy::pages(daemon, from, &migration, process, address, length) {
+                    Ok(data) => peer.queue_chunk("", address, &data).await?,
+                    Err(e) => peer.queue(&refused(&e)).await?,
+                }
+                peer.flush().await?;
+            }
             Message::AskHosts => peer.send(&Message::Hosts { hosts: daemon.store.hosts()? }).await?,
             other => return Err(unexpected(&other)),
         }
@@ -185,14 +194,21 @@ async fn arrive(daemon: &Arc<Daemon>, claim: Claim, mut migration: Migration, mu
             let link = outer_name(&claim.record().id);
             // The pod runs: the source need not wait for the rest.
             let sent = peer.send(&answer).await;
-            settle_in(daemon, &claim, &mut migration)?;
-            drop(claim);
-            sent?;
-            // Until the neighbours have learnt the new place, some packets still go to the old one.
-            if let Ok(Message::Late { frames }) = peer.receive_within(Duration::from_secs(5)).await {
-                deliver(&link, &frames).attempt("deliver late packets")?;
-            }
-            Ok(())
+            let settled = async {
+                settle_in(daemon, &claim, &mut migration).await?;
+                drop(claim);
+                Ok(())
+            };
+            let late = async {
+                sent?;
+                // Until the neighbours have learnt the new place, some packets still go to the old one.
+                if let Ok(Message::Late { frames }) = peer.receive_within(Duration::from_secs(5)).await {
+                    deliver(&link, &frames).attempt("deliver late packets")?;
+                }
+                Ok(())
+            };
+            let (settled, delivered) = tokio::join!(settled, late);
+            settled.and(delivered)
         }
         // The source has recorded that the pod is not given.
         Ok(Message::Rehearse) => {
@@ -291,6 +307,10 @@ async fn receive_all(
                     Some(tokio::spawn(async move { load(&daemon, &record, &images, nursery, number).await }));
                 peer.send(&Message::Stored).await?;
             }
+            Message::Lent => {
+                let bundle = daemon.config.bundle(&record.id);
+                memory::lazy::expect(&images, &bundle).attempt("store the image")?;
+            }
             Message::Restore { files, clocks, timers } => break (files, clocks, timers),
             other => return Err(unexpected(&other)),
         }
@@ -316,21 +336,52 @@ async fn receive_all(
         let synced = upper.map(|mut upper| upper.finish(true)).transpose();
         recorded.map_err(ApiError::from).and_then(|()| synced.map(drop).attempt("store the writable layer"))
     });
-    let mode = Mode::Restore { images };
-    let by_nursery = match loading.nursery.take().map(Nursery::go) {
-        Some(Ok(())) => end_birth(daemon, &record, &mode).await.inspect_err(|e| {
+    let by_nursery = match loading.nursery.take() {
+        Some(nursery) => go_on(daemon, &record, migration, nursery, &images).await.inspect_err(|e| {
             tracing::warn!(pod = record.spec.name, error = %e.message, "restoring it once more, by a CRIU that reads all memory");
         }).ok(),
-        None | Some(Err(_)) => None,
+        None => None,
     };
     let restored = match by_nursery {
         Some(init) => Ok(init),
-        None => give_birth(daemon, &record, mode).await,
+        None => restore(daemon, &record, migration, images).await,
     };
     stored.await.attempt("store the writable layer")??;
     restored?;
     peer.hasten();
     peer.send(&Message::Ready { restore_ms: milliseconds(begun) }).await
+}
+
+/// Has the CRIU that has loaded memory ahead restore the pod.
+async fn go_on(
+    daemon: &Arc<Daemon>,
+    record: &PodRecord,
+    migration: &Migration,
+    nursery: Nursery,
+    images: &Path,
+) -> Result<ProcessId> {
+    if memory::lazy::is_expected(images) {
+        postcopy::begin(daemon, migration).await;
+    }
+    nursery.go().attempt("have CRIU restore the pod")?;
+    end_birth(daemon, record, &Mode::Restore { images: images.to_owned() }).await
+}
+
+/// Has a new CRIU restore it.
+async fn restore(
+    daemon: &Arc<Daemon>,
+    record: &PodRecord,
+    migration: &Migration,
+    images: PathBuf,
+) -> Result<ProcessId> {
+    postcopy::stop(daemon, migration).await;
+    let is_lazy = memory::lazy::is_expected(&images);
+    let mode = Mode::Restore { images };
+    begin_birth(daemon, record, mode.clone()).await?;
+    if is_lazy {
+        postcopy::begin(daemon, migration).await;
+    }
+    end_birth(daemon, record, &mode).await
 }
 
 /// Has a CRIU load a round of memory that is in its place; it is started by the first one. None from then on if that fails: the
@@ -529,8 +580,9 @@ pub async fn commit(
     frames: &[Vec<u8>],
 ) -> Result<Message> {
     let answer = take_in(daemon, claim, migration, frames).await?;
-    settle_in(daemon, claim, migration)?;
-    Ok(answer)
+    settle_in(daemon, claim, migration).await?;
+    // By now, all of it is here.
+    Ok(if matches!(answer, Message::Borrows) { came(migration) } else { answer })
 }
 
 async fn take_in(
@@ -552,13 +604,7 @@ async fn take_in(
         Err(e) if migration.step == Step::Committed => {
             // It is ours, and it may have run and answered clients: its end is that of a pod of this host. The source
             // must not go on from an older state.
-            tracing::error!(pod = migration.pod, error = %e, "the pod ended just after it had come");
-            migration.step = Step::Running;
-            migration.error = Some(e.message);
-            daemon.journal(migration, None)?;
-            ended(daemon, claim, false).await?;
-            restart_later(daemon, &migration.pod_id);
-            let _ = std::fs::remove_dir_all(flight(daemon, &migration.id));
+            died(daemon, claim, migration, e).await?;
             return Ok(came(migration));
         }
         Err(e) => {
@@ -575,13 +621,32 @@ async fn take_in(
     daemon.journal(migration, Some(&record))?;
     claim.publish(record.clone());
     thaw(daemon, &record, frames)?;
-    Ok(Message::Thawed)
+    let borrows = memory::lazy::is_expected(&flight(daemon, &migration.id));
+    Ok(if borrows { Message::Borrows } else { Message::Thawed })
 }
 
-/// What is left to do for a pod that runs; a podd that dies before it has done so thaws the pod once more.
-fn settle_in(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration) -> Result<()> {
+/// It is ours, and has died just after it had come.
+async fn died(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration, error: ApiError) -> Result<()> {
+    tracing::error!(pod = migration.pod, %error, "the pod ended just after it had come");
+    migration.step = Step::Running;
+    migration.error = Some(error.message);
+    daemon.journal(migration, None)?;
+    ended(daemon, claim, false).await?;
+    restart_later(daemon, &migration.pod_id);
+    let _ = std::fs::remove_dir_all(flight(daemon, &migration.id));
+    Ok(())
+}
+
+/// What is left to do for a pod that runs: the rest of its memory, if some was left behind. A podd that dies before it has done so
+/// thaws the pod once more.
+async fn settle_in(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migration) -> Result<()> {
     if migration.step != Step::Committed {
         return Ok(());
+    }
+    if memory::lazy::is_expected(&flight(daemon, &migration.id))
+        && let Err(e) = postcopy::end(daemon, migration).await
+    {
+        return died(daemon, claim, migration, e).await;
     }
     let record = claim.record();
     if let PodState::Running { init, .. } = record.state {
@@ -617,7 +682,7 @@ async fn held(daemon: &Arc<Daemon>, claim: &Claim, migration: &Migration) -> Res
     if !images.exists() {
         return Err(ApiError::failed("the target lost the pod's memory (it was rebooted)"));
     }
-    give_birth(daemon, &record, Mode::Restore { images }).await
+    restore(daemon, &record, migration, images).await
 }
 
 /// Records that the pod will never run here under this epoch, then removes every trace of it.
@@ -636,5 +701,6 @@ pub async fn discard(
     let record = claim.record();
     let _ = std::fs::remove_dir_all(flight(daemon, &migration.id));
     clear_up(daemon, &record).await.attempt("clear up after a move that was given up")?;
+    postcopy::stop(daemon, migration).await;
     delete(daemon, &record).await
 }

@@ -21,6 +21,7 @@ use super::checkpoint::save;
 use super::elsewhere::refuse_unless_nowhere;
 use super::freeze::{Dumper, Flight, Frozen, NextKernel, freeze, hold, milliseconds, thaw};
 use super::journal::{Migration, Role, Step};
+use super::postcopy;
 use super::precopy::{Ahead, NOT_TOLD};
 use super::predict;
 use super::preflight::{TargetFacts, refuse_unless_go, towards};
@@ -163,7 +164,11 @@ pub async fn migrate(
     drop(turn);
     run.say("handover", 0, 0);
     let Run { begun, predicted, phases, bytes, rounds, watch, peer, hold, flight: _flight, ahead, turn, .. } = run;
-    let mode = if ahead.rounds > 0 { "pre-copy" } else { "stop-copy" };
+    let mode = match ahead.rounds {
+        _ if bytes.later > 0 => "post-copy",
+        0 => "stop-copy",
+        _ => "pre-copy",
+    };
     let why = ahead.why(wish.mode);
     let tracker = ahead.backend().map(|backend| backend.name().to_owned());
     let (sent, packed) = (peer.sent, peer.packed);
@@ -178,11 +183,15 @@ pub async fn migrate(
             tracker,
             blackout_ms: watch.total(),
             total_ms: milliseconds(begun),
+            resident_ms: None,
             predicted: Some(predicted),
             phases: Phases { announce_ms: watch.clone().lap(), ..phases.clone() },
             bytes: Bytes { wire: sent, packed, ..bytes.clone() },
             rounds,
         };
+        if report.bytes.later > 0 {
+            let _ = tell.send(Progress { phase: "fetch".into(), done: 0, total: 0, expected: None });
+        }
         m.report = Some(report);
     })
     .await;
@@ -237,10 +246,12 @@ pub async fn conclude(
     claim: &Claim,
     migration: &mut Migration,
     mut peer: Option<Peer>,
-    hold: Option<Hold>,
+    mut hold: Option<Hold>,
     report: impl FnOnce(&mut Migration),
 ) -> Result<()> {
     let mut frames = Vec::new();
+    let mut report = Some(report);
+    let mut lent = None;
     let mut pause = Duration::from_millis(50);
     let answer = loop {
         let connected = match peer.take() {
@@ -259,6 +270,13 @@ pub async fn conclude(
         };
         match answer {
             Ok(answer @ (Message::Thawed | Message::Ended { .. } | Message::Lost { .. })) => break answer,
+            Ok(Message::Borrows) => {
+                // It runs. The same question on another connection is answered when it needs this host no more.
+                lent = Some(Instant::now());
+                runs_there(migration, &mut report, peer.take(), hold.take()).await;
+                frames.clear();
+                continue;
+            }
             Ok(other) => tracing::warn!(pod = migration.pod, error = %unexpected(&other), "commit not answered"),
             Err(e) => {
                 tracing::warn!(pod = migration.pod, host = migration.peer, error = %e, "commit not answered; asking again")
@@ -279,10 +297,13 @@ pub async fn conclude(
     let record = claim.record();
     let well = match answer {
         Message::Thawed => {
-            report(migration);
-            let late = hold.as_ref().map(Hold::take).unwrap_or_default();
-            if let Some(mut peer) = peer {
-                let _ = peer.send(&Message::Late { frames: late }).await;
+            match (lent, &mut migration.report) {
+                (Some(since), Some(report)) => {
+                    let resident_ms = milliseconds(since);
+                    report.resident_ms = Some(resident_ms);
+                    report.total_ms += resident_ms;
+                }
+                _ => runs_there(migration, &mut report, peer.take(), hold.take()).await,
             }
             confirm(daemon, &record, &migration.peer).await.map_err(|reason| format!("is not healthy there: {reason}"))
         }
@@ -309,6 +330,22 @@ pub async fn conclude(
     migration.step = Step::Done;
     daemon.journal(migration, None)?;
     unwell.map_or(Ok(()), Err)
+}
+
+/// The target has thawed the pod: how that went is noted, and what came for it since goes after it.
+async fn runs_there(
+    migration: &mut Migration,
+    report: &mut Option<impl FnOnce(&mut Migration)>,
+    peer: Option<Peer>,
+    hold: Option<Hold>,
+) {
+    if let Some(report) = report.take() {
+        report(migration);
+    }
+    if let Some(mut peer) = peer {
+        let late = hold.as_ref().map(Hold::take).unwrap_or_default();
+        let _ = peer.send(&Message::Late { frames: late }).await;
+    }
 }
 
 /// Why a pod whose move is in doubt goes on here; none: nobody has said so.
@@ -547,6 +584,9 @@ impl<'a> Run<'a> {
         if to == daemon.config.host {
             return Err(ApiError::usage(format!("{} is on {to} already", record.spec.name)));
         }
+        if mode == MemoryMode::PostCopy {
+            postcopy::refuse_unless_possible(daemon, to).await?;
+        }
         let begun = Instant::now();
         claim.quiet().await;
         let mut peer = Peer::call(daemon, to).await?;
@@ -627,6 +667,9 @@ impl<'a> Run<'a> {
         let flight = Flight::new(self.daemon, &format!("{}-out", migration.id))?;
         let images = flight.path().to_owned();
         self.flight = Some(flight);
+        if self.mode == MemoryMode::PostCopy {
+            memory::lazy::expect(&images, &self.daemon.config.bundle(&record.id)).attempt("begin a dump")?;
+        }
         let ahead = self.send_memory_ahead(record, &images).await?;
         self.take_along(ahead);
         if self.ahead.rounds > 0 {
@@ -725,6 +768,10 @@ impl<'a> Run<'a> {
         files.extend(self.ahead.files.clone());
         let timers = timers(&self.daemon.cgroup(&record.id).pids());
         let clocks = Clocks::of(init.pid).attempt("read the pod's clocks")?;
+        self.bytes.later = memory::lazy::left(images).attempt("read the dump")?;
+        if self.bytes.later > 0 {
+            self.peer.queue(&Message::Lent).await?;
+        }
         let restore = Message::Restore { files, clocks, timers };
         self.peer.send(&restore).await?;
         match self.peer.receive().await? {

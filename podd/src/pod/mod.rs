@@ -13,6 +13,7 @@ pub mod inspect;
 pub mod journal;
 pub mod logs;
 pub mod migrate;
+pub mod postcopy;
 pub mod precopy;
 pub mod predict;
 pub mod preflight;

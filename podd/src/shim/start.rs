@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use checkpoint::criu;
+use checkpoint::memory::lazy::Pager;
 use checkpoint::process::correct_timers;
 use checkpoint::waits::Waits;
 use nix::fcntl::OFlag;
@@ -96,6 +97,9 @@ fn prepare(config: &ShimConfig, cgroup: &Cgroup, pid: Pid) -> io::Result<()> {
 /// With CRIU's reason; nothing of the pod is left.
 pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
     let root = root::place(config)?;
+    // If all memory is there, it never hears of anybody.
+    let pager = step("listen for memory that comes later", Pager::listen(&config.bundle, images))?;
+    std::thread::spawn(|| pager.run());
     let hierarchies = Hierarchies::detect()?;
     let cgroup = step("make the cgroup", hierarchies.create(&config.cgroup, &config.limits))?;
     // As above; here it would hold CRIU itself.

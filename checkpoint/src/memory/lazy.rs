@@ -1,0 +1,525 @@
+//! Memory that stays behind (post-copy): a pod goes on while a part of its memory is still on its source, where its frozen processes
+//! keep it, and comes when it is touched, or by and by.
+//!
+//! 1. CRIU leaves what has not gone ahead where it is (`scripts/patches/criu-yet-to-come.patch`), if that was [expected](expect) of the folder that
+//!    it dumps into: page maps name it, as lazy.
+//! 2. If it is expected of the folder that it restores from, CRIU registers the mappings concerned with userfaultfd(2), and hands that to
+//!    a [`Pager`].
+//! 3. The [`Pager`] lives in the process that the pod is a child of. It asks whoever has connected to it for pages, those first that
+//!    somebody waits for, and puts them in place. What the pod does to its mappings meanwhile, forks included, the kernel tells.
+//!
+//! A userfaultfd that nobody has open any more lets go of the memory: what has not come would be *zero*. So there are always two who have
+//! each of them, the pager and whoever asks for it ([`Request::Hold`]), and the second one ends the pod before it lets go.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{self, IoSliceMut, Read, Write};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+use super::PAGE;
+use super::arm::Memory;
+use super::pages::{self, Ranges};
+use crate::sys;
+
+/// In a folder of images: some of the memory stays where it is, and who brings it listens there.
+pub(super) const MARK: &str = "memory-later";
+/// In the pager's folder: for CRIU, and for the one whom pages are asked of.
+const FOR_CRIU: &str = "uffd.sock";
+const FOR_PAGES: &str = "pages.sock";
+/// `LAZY_PAGES_RESTORE_FINISHED` (criu/uffd.c).
+const RESTORED: i32 = 0x5253_5446;
+/// Asked for at once if somebody waits for the first page of it, and if nobody does, in bytes.
+const READ_AHEAD: u64 = 64 << 10;
+const PIECE: u64 = 256 << 10;
+/// Between two tries to do what the kernel cannot do while the process changes its mappings.
+const A_MOMENT: Duration = Duration::from_micros(20);
+
+/// Whether this host can restore pods whose memory comes later.
+#[must_use]
+pub fn is_possible() -> bool {
+    Path::new("/dev/userfaultfd").exists()
+}
+
+/// Notes in a folder of images that some of the memory stays where it is: in a restore, the pager of this folder brings it.
+///
+/// # Errors
+/// I/O errors.
+pub fn expect(images: &Path, pager: &Path) -> io::Result<()> {
+    let mark = images.join(MARK);
+    super::remove(&mark)?;
+    symlink(pager.join(FOR_CRIU), mark)
+}
+
+/// Whether that was [noted](expect).
+#[must_use]
+pub fn is_expected(images: &Path) -> bool {
+    images.join(MARK).is_symlink()
+}
+
+/// How much a dump has left behind, in bytes.
+///
+/// # Errors
+/// I/O errors, or a damaged page map.
+pub fn left(images: &Path) -> io::Result<u64> {
+    if !is_expected(images) {
+        return Ok(0);
+    }
+    let mut bytes = 0;
+    for entry in fs::read_dir(images)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("pagemap-") {
+            bytes += pages::lazy(&fs::read(entry.path())?)?.bytes();
+        }
+    }
+    Ok(bytes)
+}
+
+/// Where a pager of this folder waits for the one whom it can ask for pages.
+#[must_use]
+pub fn socket(folder: &Path) -> PathBuf {
+    folder.join(FOR_PAGES)
+}
+
+/// Memory of a process that stands still, all of it or an error.
+///
+/// # Errors
+/// The process is gone, or has no such memory.
+pub fn read(pid: i32, range: Range<u64>) -> io::Result<Vec<u8>> {
+    Memory::of(pid)?.read_exact(range)
+}
+
+/// What a pager asks for: one at a time, each answered by bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Pages of a process, by its PID in the pod; the answer is what they contain, as many bytes.
+    Pages {
+        /// PID.
+        process: i32,
+        /// Address in that process, and on its source.
+        address: u64,
+        /// Bytes: at most 1 MiB.
+        length: u64,
+    },
+    /// To hold a descriptor of the pager's; the answer is one byte.
+    Hold {
+        /// Its number.
+        descriptor: RawFd,
+    },
+    /// Nothing more: all memory has come.
+    Nothing,
+}
+
+impl Request {
+    /// Size of one, in bytes.
+    pub const SIZE: usize = 24;
+
+    /// What was read of the pager's socket.
+    ///
+    /// # Errors
+    /// It is no request.
+    pub fn decode(bytes: [u8; Self::SIZE]) -> io::Result<Self> {
+        let word = |n: usize| bytes[8 * n..][..8].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        let small = |word: u64| i32::try_from(word).map_err(io::Error::other);
+        match [word(0), word(1), word(2)] {
+            [0, 0, 0] => Ok(Self::Nothing),
+            [0, descriptor, 0] => Ok(Self::Hold { descriptor: small(descriptor)? }),
+            [process, address, length] if length > 0 && length <= super::PIECE => {
+                Ok(Self::Pages { process: small(process)?, address, length })
+            }
+            _ => Err(io::Error::other("no request of a pager")),
+        }
+    }
+
+    fn encode(self) -> Vec<u8> {
+        let words = match self {
+            Self::Pages { process, address, length } => [process.cast_unsigned().into(), address, length],
+            Self::Hold { descriptor } => [0, descriptor.cast_unsigned().into(), 0],
+            Self::Nothing => [0; 3],
+        };
+        words.iter().flat_map(|word: &u64| word.to_le_bytes()).collect()
+    }
+
+    fn answer_size(self) -> usize {
+        match self {
+            Self::Pages { length, .. } => length as usize,
+            Self::Hold { .. } => 1,
+            Self::Nothing => 0,
+        }
+    }
+}
+
+/// A descriptor of another process, also ours.
+///
+/// # Errors
+/// The process is gone, or has no such descriptor.
+pub fn hold(pid: i32, descriptor: RawFd) -> io::Result<OwnedFd> {
+    let process = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
+    Ok(pidfd_getfd(pidfd_open(process, PidfdFlags::empty())?, descriptor, PidfdGetfdFlags::empty())?)
+}
+
+/// Brings memory of a pod that is restored, or was.
+#[derive(Debug)]
+pub struct Pager {
+    images: PathBuf,
+    /// CRIU connects here, and hands processes in.
+    for_criu: UnixListener,
+    criu: Option<UnixStream>,
+    restored: bool,
+    /// Whoever can be asked connects here. The last one counts.
+    for_pages: UnixListener,
+    asked: Option<UnixStream>,
+    under_way: Option<Request>,
+    processes: Vec<Paged>,
+}
+
+/// A process whose memory has not come yet.
+#[derive(Debug)]
+struct Paged {
+    userfaultfd: OwnedFd,
+    /// Whose memory it was on the source, by PID in the pod.
+    source: i32,
+    missing: Vec<Part>,
+    /// Pages that its threads wait for.
+    wanted: VecDeque<u64>,
+    is_held: bool,
+}
+
+/// Memory that has not come yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Part {
+    /// Where it is, by now.
+    at: Range<u64>,
+    /// Where it began in the process on the source.
+    source: u64,
+}
+
+impl Pager {
+    /// One that listens in `folder`, for a restore from the folder `images`.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn listen(folder: &Path, images: &Path) -> io::Result<Self> {
+        let bind = |name: &str| {
+            super::remove(&folder.join(name))?;
+            UnixListener::bind(folder.join(name))
+        };
+        Ok(Self {
+            images: images.to_owned(),
+            for_criu: bind(FOR_CRIU)?,
+            criu: None,
+            restored: false,
+            for_pages: bind(FOR_PAGES)?,
+            asked: None,
+            under_way: None,
+            processes: Vec::new(),
+        })
+    }
+
+    /// Does its work for as long as this process lives.
+    ///
+    /// # Errors
+    /// Those of poll(2).
+    pub fn run(mut self) -> io::Result<()> {
+        let mut all_done = true;
+        loop {
+            self.serve(if all_done { PollTimeout::NONE } else { PollTimeout::from(1u8) })?;
+            all_done = self.processes.iter_mut().map(Paged::put_zeros).min().unwrap_or(true);
+            // Whose memory has all come is let go of: from then on it is like any other.
+            self.processes.retain(|process| !self.restored || !process.missing.is_empty());
+            if self.under_way.is_none() {
+                self.ask();
+            }
+        }
+    }
+
+    /// Waits until something happens, or for so long, and sees to it.
+    fn serve(&mut self, limit: PollTimeout) -> io::Result<()> {
+        let streams = [&self.criu, &self.asked].map(|stream| stream.as_ref().map(AsFd::as_fd));
+        let mut fds = vec![Some(self.for_criu.as_fd()), Some(self.for_pages.as_fd())];
+        fds.extend(streams);
+        fds.extend(self.processes.iter().map(|process| Some(process.userfaultfd.as_fd())));
+        let ready = readable(&fds, limit)?;
+        // Faults and changes first: what comes in this round may be for them.
+        for index in (0..self.processes.len()).filter(|index| ready[4 + index]) {
+            self.hear(index);
+        }
+        if ready[0] {
+            self.criu = self.for_criu.accept().ok().map(|(stream, _)| stream);
+        } else if ready[2] && self.take_process().is_err() {
+            self.criu = None;
+        }
+        if ready[1] {
+            self.asked = self.for_pages.accept().ok().map(|(stream, _)| stream);
+            // Whoever was asked before holds nothing any more.
+            self.processes.iter_mut().for_each(|process| process.is_held = false);
+            self.under_way = None;
+        } else if ready[3] && self.take_answer().is_err() {
+            self.asked = None;
+            self.under_way = None;
+        }
+        Ok(())
+    }
+
+    /// CRIU hands a process in, or says that it has restored all.
+    fn take_process(&mut self) -> io::Result<()> {
+        let mut stream = self.criu.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let mut source = [0; size_of::<i32>()];
+        stream.read_exact(&mut source)?;
+        match i32::from_ne_bytes(source) {
+            RESTORED => self.restored = true,
+            // A zombie has no memory.
+            source if source <= 0 => {}
+            source => {
+                let parts = left_behind(&self.images, source)?.iter().map(|at| Part { source: at.start, at }).collect();
+                self.processes.push(Paged::new(receive_descriptor(stream)?, source, parts));
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for what is needed most. Without anybody to ask, whoever waits goes on waiting.
+    fn ask(&mut self) {
+        let Some(request) = self.asked.is_some().then(|| self.next()).flatten() else { return };
+        let asked = self.asked.as_mut().map(|stream| stream.write_all(&request.encode()));
+        if !matches!(asked, Some(Ok(()))) {
+            self.asked = None;
+            return;
+        }
+        self.under_way = Some(request);
+    }
+
+    fn next(&mut self) -> Option<Request> {
+        if let Some(process) = self.processes.iter_mut().find(|process| !process.is_held && !process.missing.is_empty())
+        {
+            process.is_held = true;
+            return Some(Request::Hold { descriptor: process.userfaultfd.as_raw_fd() });
+        }
+        if let Some(wanted) = self.processes.iter_mut().find_map(Paged::next_wanted) {
+            return Some(wanted);
+        }
+        if !self.restored {
+            // Nothing of the pod runs before that, and memory that comes takes time from the restore.
+            return None;
+        }
+        let next = self.processes.iter().find_map(|process| process.pages(process.missing.first()?, 0, PIECE));
+        Some(next.unwrap_or(Request::Nothing))
+    }
+
+    /// What was asked for comes.
+    fn take_answer(&mut self) -> io::Result<()> {
+        let request = self.under_way.ok_or(io::ErrorKind::InvalidData)?;
+        let mut stream = self.asked.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let mut answer = vec![0; request.answer_size()];
+        stream.read_exact(&mut answer)?;
+        self.under_way = None;
+        if let Request::Pages { process, address, .. } = request {
+            self.put(process, address, &answer);
+        } else if request == Request::Nothing {
+            // Nobody says more after that.
+            self.asked = None;
+        }
+        Ok(())
+    }
+
+    /// Puts memory of a source process wherever it is missing: also in forks.
+    fn put(&mut self, source: i32, address: u64, data: &[u8]) {
+        let mut index = 0;
+        while index < self.processes.len() {
+            let range = address..address + data.len() as u64;
+            let process = &mut self.processes[index];
+            let part = Some(process.source).filter(|its| *its == source).and_then(|_| process.part_of(&range));
+            let Some(Part { at, source: from }) = part else {
+                index += 1;
+                continue;
+            };
+            let from = (from - address) as usize;
+            let length = (at.end - at.start) as usize;
+            match sys::copy_to(&process.userfaultfd, at.start, &data[from..from + length]) {
+                Ok(copied) => process.forget(&(at.start..at.start + copied as u64)),
+                // In the midst of a change that the kernel tells of, if not yet.
+                Err(Errno::EAGAIN) => {
+                    if !self.hear(index) {
+                        std::thread::sleep(A_MOMENT);
+                    }
+                }
+                // It is there already; or is not mapped any more, of which the kernel tells too late.
+                Err(Errno::EEXIST | Errno::ENOENT) => process.forget(&(at.start..at.start + PAGE)),
+                // The process is gone.
+                Err(_) => process.missing.clear(),
+            }
+        }
+    }
+
+    /// Hears what a process waits for, and what it has done to its mappings; whether that was anything.
+    fn hear(&mut self, index: usize) -> bool {
+        let Ok(events) = sys::memory_events(&self.processes[index].userfaultfd) else { return false };
+        let any = !events.is_empty();
+        for event in events {
+            let process = &mut self.processes[index];
+            match event {
+                sys::MemoryEvent::Fault(address) => process.wanted.push_back(address / PAGE * PAGE),
+                sys::MemoryEvent::Removed(range) => process.forget(&range),
+                sys::MemoryEvent::Moved { from, to } => process.moved(&from, to),
+                sys::MemoryEvent::Forked(userfaultfd) => {
+                    let child = Paged::new(userfaultfd, process.source, process.missing.clone());
+                    self.processes.push(child);
+                }
+            }
+        }
+        any
+    }
+}
+
+impl Paged {
+    fn new(userfaultfd: OwnedFd, source: i32, missing: Vec<Part>) -> Self {
+        Self { userfaultfd, source, missing, wanted: VecDeque::new(), is_held: false }
+    }
+
+    /// What threads wait for and never had content, or gave it up, is zero. Whether that could be done.
+    fn put_zeros(&mut self) -> bool {
+        let is_missing = |page: &u64| self.missing.iter().any(|part| part.at.contains(page));
+        let done = |page: &u64| !is_missing(page) && sys::zero(&self.userfaultfd, *page) != Err(Errno::EAGAIN);
+        let left: VecDeque<u64> = self.wanted.iter().copied().filter(|page| !done(page)).collect();
+        let all_done = left.iter().all(is_missing);
+        self.wanted = left;
+        all_done
+    }
+
+    /// What a thread waits for.
+    fn next_wanted(&mut self) -> Option<Request> {
+        let part_of = |page: &u64| self.missing.iter().find(|part| part.at.contains(page));
+        let (index, page, part) =
+            self.wanted.iter().enumerate().find_map(|(index, page)| Some((index, *page, part_of(page)?)))?;
+        let request = self.pages(part, page - part.at.start, READ_AHEAD);
+        self.wanted.remove(index);
+        request
+    }
+
+    /// A request for pages of a part from an offset on.
+    fn pages(&self, part: &Part, offset: u64, most: u64) -> Option<Request> {
+        let length = (part.at.end - part.at.start - offset).min(most);
+        Some(Request::Pages { process: self.source, address: part.source + offset, length })
+    }
+
+    /// The first of what is missing that lies in this range on the source.
+    fn part_of(&self, range: &Range<u64>) -> Option<Part> {
+        self.missing.iter().find_map(|part| {
+            let start = part.source.max(range.start);
+            let end = (part.source + (part.at.end - part.at.start)).min(range.end);
+            let at = |source| part.at.start + (source - part.source);
+            (start < end).then(|| Part { at: at(start)..at(end), source: start })
+        })
+    }
+
+    /// What lies in this range has come, or is not wanted any more.
+    fn forget(&mut self, range: &Range<u64>) {
+        self.missing = self.missing.iter().flat_map(|part| part.without(range)).collect();
+    }
+
+    /// What lies in this range is elsewhere now.
+    fn moved(&mut self, from: &Range<u64>, to: u64) {
+        let inside = self.missing.iter().filter_map(|part| part.within(from));
+        let moved: Vec<Part> = inside
+            .map(|part| {
+                let start = part.at.start - from.start + to;
+                Part { at: start..start + (part.at.end - part.at.start), ..part }
+            })
+            .collect();
+        self.forget(from);
+        self.missing.extend(moved);
+    }
+}
+
+impl Part {
+    fn within(&self, range: &Range<u64>) -> Option<Self> {
+        let at = self.at.start.max(range.start)..self.at.end.min(range.end);
+        (at.start < at.end).then(|| Self { source: self.source + (at.start - self.at.start), at })
+    }
+
+    fn without(&self, range: &Range<u64>) -> impl Iterator<Item = Self> {
+        [0..range.start, range.end..u64::MAX].into_iter().filter_map(|rest| self.within(&rest))
+    }
+}
+
+/// What a dump has left behind of the memory of a process, by its page map.
+fn left_behind(images: &Path, process: i32) -> io::Result<Ranges> {
+    let map = images.join(format!("pagemap-{process}.img"));
+    // One that has none has no memory of its own.
+    if map.exists() { pages::lazy(&fs::read(map)?) } else { Ok(Ranges::default()) }
+}
+
+/// Which of them can be read, or have ended.
+fn readable(of: &[Option<BorrowedFd<'_>>], limit: PollTimeout) -> io::Result<Vec<bool>> {
+    let mut fds: Vec<_> = of.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+    match poll(&mut fds, limit) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let mut fds = fds.into_iter();
+    Ok(of.iter().map(|fd| fd.and_then(|_| fds.next()).and_then(|fd| fd.any()).unwrap_or(false)).collect())
+}
+
+/// CRIU sends one with a byte.
+fn receive_descriptor(stream: &UnixStream) -> io::Result<OwnedFd> {
+    let (mut byte, mut space) = ([0], nix::cmsg_space!(RawFd));
+    let mut data = [IoSliceMut::new(&mut byte)];
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut data, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let rights = message.cmsgs()?.find_map(|message| match message {
+        ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
+        _ => None,
+    });
+    rights.map(sys::received).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paged(parts: &[(Range<u64>, u64)]) -> Paged {
+        let parts = parts.iter().map(|(at, source)| Part { at: at.clone(), source: *source }).collect();
+        Paged::new(std::fs::File::open("/dev/null").unwrap().into(), 7, parts)
+    }
+
+    fn missing(process: &Paged) -> Vec<(Range<u64>, u64)> {
+        process.missing.iter().map(|part| (part.at.clone(), part.source)).collect()
+    }
+
+    #[test]
+    fn what_is_moved_still_comes_from_where_it_was() {
+        let mut process = paged(&[(100..200, 100), (300..310, 300)]);
+        process.forget(&(120..130));
+        process.moved(&(90..150), 1090);
+        let mut now = missing(&process);
+        now.sort_by_key(|(at, _)| at.start);
+        assert_eq!(now, [(150..200, 150), (300..310, 300), (1100..1120, 100), (1130..1150, 130)]);
+        // Moved once more, in part.
+        process.moved(&(1110..1135), 5010);
+        assert_eq!(process.part_of(&(131..133)), Some(Part { at: 5031..5033, source: 131 }));
+        assert_eq!(process.part_of(&(120..130)), None);
+        assert_eq!(process.part_of(&(0..105)), Some(Part { at: 1100..1105, source: 100 }));
+    }
+
+    #[test]
+    fn requests_are_what_they_were() {
+        for request in [
+            Request::Pages { process: 4711, address: 0x7fff_0000_1000, length: 4096 },
+            Request::Hold { descriptor: 12 },
+            Request::Nothing,
+        ] {
+            let bytes: [u8; Request::SIZE] = request.encode().try_into().unwrap();
+            assert_eq!(Request::decode(bytes).unwrap(), request);
+        }
+        let too_much = Request::Pages { process: 1, address: 0, length: (1 << 20) + 1 };
+        assert!(Request::decode(too_much.encode().try_into().unwrap()).is_err());
+    }
+}
