@@ -109,6 +109,38 @@ impl Drop for Writer {
     }
 }
 
+/// A client that has redis write to random places of a large value, all the time, until dropped.
+#[derive(Debug)]
+pub struct Churn(Arc<AtomicBool>);
+
+impl Churn {
+    /// Starts writing; some megabytes are written to anew within some milliseconds.
+    #[must_use]
+    pub fn start(lab: &Lab, address: &str) -> Self {
+        const WRITE: &str =
+            "EVAL \"for i = 1, 2000 do redis.call('SETRANGE', 'large', math.random(8000) * 4096, ARGV[1]) end\" 0";
+        let mut stream =
+            BufReader::new(connect(lab, address, Duration::from_secs(60)).expect("redis accepts a connection"));
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        std::thread::spawn(move || {
+            for n in 0_u64.. {
+                if stopped.load(Ordering::Relaxed) || command(&mut stream, &format!("{WRITE} {n}")).is_err() {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        });
+        Self(stop)
+    }
+}
+
+impl Drop for Churn {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A pod that moves between two hosts, a client that writes to it, and how the hosts look when all is well.
 pub struct Subject<'a> {
     lab: &'a Lab,
@@ -116,6 +148,8 @@ pub struct Subject<'a> {
     id: String,
     address: String,
     writer: Writer,
+    /// How its memory goes.
+    mode: &'static str,
     /// Traces of `a` and `b`: with the pod, and without it.
     with: [Vec<String>; 2],
     without: [Vec<String>; 2],
@@ -138,6 +172,7 @@ impl<'a> Subject<'a> {
             id,
             address: address.to_owned(),
             writer,
+            mode: "auto",
             with: Default::default(),
             without: Default::default(),
             begun: Instant::now(),
@@ -150,6 +185,12 @@ impl<'a> Subject<'a> {
         subject.without[1] = subject.steady("b");
         subject.settled(Duration::from_secs(25));
         subject
+    }
+
+    /// Has its memory go this way.
+    #[must_use]
+    pub fn by(self, mode: &'static str) -> Self {
+        Self { mode, ..self }
     }
 
     /// Traces that no short-lived process disturbs: the same three times in a row.
@@ -313,7 +354,7 @@ impl<'a> Subject<'a> {
     /// Begins a move, and returns at once.
     #[must_use]
     pub fn begin_move(&self, from: &str, to: &str) -> Child {
-        let mut command = self.lab.podctl_command(from, &["migrate", &self.pod, "--to", to]);
+        let mut command = self.lab.podctl_command(from, &["migrate", &self.pod, "--to", to, "--mode", self.mode]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("podctl starts")
     }
 

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use tests::invariants::{HOSTS, Subject, end_of, kill_podd, start_podds};
+use tests::invariants::{Churn, HOSTS, Subject, end_of, kill_podd, start_podds};
 use tests::lab::eventually;
 use tests::traces::inside;
 use tests::{Lab, workload};
@@ -22,6 +22,9 @@ const STEPS: [(&str, &str); 8] = [
     ("target", "running"),
     ("source", "done"),
 ];
+
+/// The same while memory that was left behind is fetched (`podd/src/fault.rs`): the pod runs on the target.
+const STEPS_OF_POST_COPY: [(&str, &str); 2] = [("target", "borrows"), ("source", "lent")];
 
 /// What dies.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -81,8 +84,8 @@ fn case(lab: &Lab, subject: &Subject<'_>, (role, step): (&str, &str), dies: Dies
     assert!(code.is_some(), "podctl migrate did not end ({role} {step}, {dies:?})");
     let host = subject.settled(LIMIT);
     // The handover is where it is said to be.
-    let given = STEPS.iter().position(|s| *s == ("source", "given")).unwrap();
-    let now = STEPS.iter().position(|s| *s == (role, step)).unwrap();
+    let position = |step| STEPS.iter().position(|s| *s == step).unwrap_or(STEPS.len());
+    let (given, now) = (position(("source", "given")), position((role, step)));
     if matches!(dies, Dies::SourcePodd | Dies::BothPodds) {
         assert_eq!(host, if now < given { "a" } else { "b" }, "{role} {step}, {dies:?}");
     }
@@ -103,6 +106,25 @@ fn all_steps(kinds: &[Dies]) {
             case(&lab, &subject, step, *dies);
         }
     }
+}
+
+/// Nothing is lost by post-copy either, as long as the source has the pod's processes.
+#[test]
+fn podds_and_cables_at_every_step_of_post_copy() {
+    let lab = Lab::up(2);
+    workload::redis(&lab, "a", "redis", "10.77.1.6");
+    let subject = Subject::new(&lab, "redis", "10.77.1.6").by("post-copy");
+    let _churn = Churn::start(&lab, "10.77.1.6");
+    for step in STEPS.into_iter().skip(3).chain(STEPS_OF_POST_COPY) {
+        for dies in [Dies::SourcePodd, Dies::TargetPodd, Dies::SourceCable] {
+            case(&lab, &subject, step, dies);
+        }
+    }
+    for dies in [Dies::BothPodds, Dies::TargetCable] {
+        STEPS_OF_POST_COPY.into_iter().for_each(|step| case(&lab, &subject, step, dies));
+    }
+    // Before it runs on the target, that can restore it anew.
+    case(&lab, &subject, ("target", "held"), Dies::TargetShim);
 }
 
 #[test]

@@ -1,9 +1,16 @@
 //! Memory that changes in every way while it goes ahead is what it was after each move.
 
+#![allow(clippy::unwrap_used)]
+
+use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tests::Lab;
+use tests::invariants::api;
 use tests::lab::{eventually, rootfs};
+use tests::traces::{cgroups, inside};
 use tests::workload::migrate;
 
 /// Checks all of its memory in each round, then changes some: writes, discards, grows and shrinks, makes parts unreadable for a
@@ -113,4 +120,69 @@ fn it_is_right_in_six_moves() {
     lab.ok("a", &["resume", "memory"]);
     let before = rounds("a");
     eventually("it goes on", Duration::from_secs(20), || rounds("a") > before + 5);
+}
+
+/// While memory that was left behind comes, the source loses it, or the shim dies that puts it in place: the pod ends, and never sees a
+/// page that is not right. As long as the source has it, it is kept there as it was.
+#[test]
+fn what_cannot_come_any_more_ends_the_pod() {
+    let lab = Lab::up(2);
+    let root = rootfs("shell");
+    for (pod, source_loses_it) in [("one", true), ("two", false)] {
+        lab.ok("a", &["run", "--name", pod, "--rootfs", &root, "--", "python3", "-c", SCRIPT]);
+        eventually("it works", Duration::from_secs(20), || lab.ok("a", &["logs", pod]).matches("ok").count() > 3);
+        let id = api(&lab, "a", &format!("/v1/pods/{pod}")).unwrap()["id"].as_str().unwrap().to_owned();
+        lab.fault("a", "source lent pause 1500");
+        let fault = inside(&lab, "a", "/run/podd/fault");
+        let mut command = lab.podctl_command("a", &["migrate", pod, "--to", "b", "--mode", "post-copy"]);
+        let mover = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        eventually("it runs there", Duration::from_secs(30), || {
+            std::fs::read_to_string(&fault).is_ok_and(|text| !text.contains("lent"))
+        });
+        let victims = match source_loses_it {
+            true => processes(&lab, "a", &id),
+            false => vec![shim(&lab, "b", &id)],
+        };
+        // (With its init, the others of a pod die.)
+        assert!(victims.into_iter().any(|pid| kill(pid, Signal::SIGKILL).is_ok()));
+        let said = mover.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        let reason = if source_loses_it { "lost the pod's processes" } else { "its shim died" };
+        assert!(said.contains(reason), "{said}");
+        eventually("it has ended", Duration::from_secs(10), || {
+            lab.state("b", pod).is_some_and(|state| state != "running")
+        });
+        assert_eq!(lab.state("a", pod), None);
+        let log = lab.ok("b", &["logs", pod]);
+        assert!(!log.contains("FAIL"), "{log}");
+        if !source_loses_it {
+            // Its words name the image.
+            let image = said.split_whitespace().find(|word| word.ends_with(".img")).expect("an image").to_owned();
+            lab.ok("b", &["rm", pod]);
+            lab.ok("a", &["restore", &image]);
+            let rounds = || lab.ok("a", &["logs", pod]).matches("ok").count();
+            let before = rounds();
+            eventually("it goes on", Duration::from_secs(20), || rounds() > before + 5);
+            assert!(!lab.ok("a", &["logs", pod]).contains("FAIL"));
+        }
+    }
+}
+
+/// The pod's processes on a host.
+fn processes(lab: &Lab, host: &str, id: &str) -> Vec<Pid> {
+    let of_pod = cgroups(lab, host).into_iter().filter(|group| group.ends_with(id));
+    let pids = of_pod.flat_map(|group| {
+        std::fs::read_to_string(group.join("cgroup.procs"))
+            .unwrap_or_default()
+            .lines()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    });
+    pids.filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
+}
+
+fn shim(lab: &Lab, host: &str, id: &str) -> Pid {
+    let text = std::fs::read_to_string(inside(lab, host, "/run/podd/pods").join(id).join("shim.pid")).unwrap();
+    let shim: serde_json::Value = serde_json::from_str(&text).unwrap();
+    Pid::from_raw(shim["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).unwrap())
 }

@@ -643,10 +643,11 @@ async fn settle_in(daemon: &Arc<Daemon>, claim: &Claim, migration: &mut Migratio
     if migration.step != Step::Committed {
         return Ok(());
     }
-    if memory::lazy::is_expected(&flight(daemon, &migration.id))
-        && let Err(e) = postcopy::end(daemon, migration).await
-    {
-        return died(daemon, claim, migration, e).await;
+    if memory::lazy::is_expected(&flight(daemon, &migration.id)) {
+        tokio::task::block_in_place(|| crate::fault::point(&daemon.config.run, "target", "borrows"));
+        if let Err(e) = postcopy::end(daemon, migration).await {
+            return died(daemon, claim, migration, e).await;
+        }
     }
     let record = claim.record();
     if let PodState::Running { init, .. } = record.state {

@@ -69,6 +69,9 @@ pub fn pages(daemon: &Daemon, from: &str, id: &str, process: i32, address: u64, 
         .filter(|m| m.role == Role::Source && m.peer == from && matches!(m.step, Step::Freezing | Step::Given));
     let migration = migration.ok_or_else(|| ApiError::failed("this host has no memory of such a move"))?;
     tokio::task::block_in_place(|| {
+        if migration.step == Step::Given {
+            crate::fault::point(&daemon.config.run, "source", "lent");
+        }
         let pids = daemon.cgroup(&migration.pod_id).pids();
         let pid = pids.into_iter().find(|pid| pod_pid(*pid) == Some(process));
         let pid =

@@ -34,6 +34,8 @@ pub struct Facts {
     pub left: u64,
     /// Files to be sent, in bytes.
     pub files: u64,
+    /// What it writes last goes when it runs there (post-copy).
+    pub later: bool,
 }
 
 /// What a move of this pod to `host` will take, if so many bytes of files go along.
@@ -56,6 +58,7 @@ pub fn expected_by(
     mode: MemoryMode,
 ) -> Result<Prediction> {
     let mut facts = tokio::task::block_in_place(|| look_at(daemon, record, files));
+    facts.later = mode == MemoryMode::PostCopy;
     if mode == MemoryMode::StopCopy {
         facts.left += std::mem::take(&mut facts.ahead).bytes;
     }
@@ -78,7 +81,7 @@ fn look_at(daemon: &Daemon, record: &PodRecord, files: u64) -> Facts {
     let ahead = backend.map(|backend| Tracker::look_on(backend, &pids, LOOK)).unwrap_or_default();
     let resident = memory(&pids);
     let huge = pids.iter().filter_map(|pid| huge(*pid)).sum();
-    Facts { processes: pids.len(), ahead, huge, left: resident.saturating_sub(ahead.bytes), files }
+    Facts { processes: pids.len(), ahead, huge, left: resident.saturating_sub(ahead.bytes), files, later: false }
 }
 
 /// Memory of these processes that no file has, in bytes; what they share counts for each.
@@ -120,7 +123,8 @@ fn model(facts: &Facts) -> Times {
     let (memory, left, files) = (facts.ahead.bytes as f64, facts.left as f64, facts.files as f64);
     // Namespaces, mounts, descriptors; each process; page tables; what is dumped, sent and read while the pod stands still.
     // The last round takes some 50 ms, however small it is.
-    let late = left + facts.ahead.written_per_s as f64 * 0.05;
+    let last = facts.ahead.written_per_s as f64 * 0.05;
+    let late = if facts.later { left } else { left + last };
     let small = (memory - facts.huge as f64).max(0.0);
     let blackout_ms = 45.0 + 2.0 * facts.processes as f64 + 60.0 * small / GB + 1000.0 * late / (2.0 * SENT);
     // Each round sends what was written during the one before; all of them together no more than this.
@@ -135,7 +139,7 @@ mod tests {
     use super::*;
 
     fn facts(memory: u64, written_per_s: u64, left: u64) -> Facts {
-        Facts { processes: 2, ahead: Activity { bytes: memory, written_per_s }, huge: 0, left, files: 0 }
+        Facts { processes: 2, ahead: Activity { bytes: memory, written_per_s }, left, ..Facts::default() }
     }
 
     #[test]
@@ -145,6 +149,10 @@ mod tests {
             let more = model(&more);
             assert!(more.blackout_ms > small.blackout_ms && more.total_ms > small.total_ms, "{more:?} {small:?}");
         }
+        // What it writes last is not waited for.
+        let writes = facts(10 << 20, 100 << 20, 0);
+        let later = Facts { later: true, ..facts(10 << 20, 100 << 20, 0) };
+        assert!(model(&later).blackout_ms < model(&writes).blackout_ms);
         // However fast it writes, this comes to an end.
         assert!(model(&facts(1 << 30, u64::MAX, 0)).total_ms.is_finite());
     }
