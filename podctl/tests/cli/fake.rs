@@ -88,7 +88,7 @@ pub fn report() -> Value {
         "blackout_ms": 312.0,
         "phases": { "preflight_ms": 1.0, "prepare_ms": 2.0, "freeze_ms": 4.0, "dump_ms": 150.0, "transfer_ms": 60.0,
                     "restore_ms": 90.0, "announce_ms": 8.0 },
-        "bytes": { "memory": 268_000_000, "frozen": 12_000_000, "files": 4_000_000, "packed": 0, "wire": 272_000_000 }, "rounds": 1,
+        "bytes": { "memory": 268_000_000, "frozen": 12_000_000, "later": 0, "files": 4_000_000, "packed": 0, "wire": 272_000_000 }, "rounds": 1,
     })
 }
 

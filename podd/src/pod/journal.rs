@@ -15,7 +15,8 @@
 //! The double line is the handover. Before the source records `given`, every failure ends in `aborted`: the source
 //! thaws, the target discards. From then on the source never thaws by itself; it asks the target until the answer is
 //! *thawed* or *lost*. The target says *lost* only after it has durably recorded `discarded`, which it may do only
-//! while it has not recorded `committed`; then the source takes the pod back (`returned`).
+//! while it has not recorded `committed`; then the source takes the pod back (`returned`). With memory that comes later
+//! (`pod::postcopy`), it says *borrows* first, and *thawed* when it needs the source no more.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

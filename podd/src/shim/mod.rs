@@ -1,4 +1,4 @@
-//! The shim: one small single-threaded process that parents a pod, so that `podd` may die or be upgraded.
+//! The shim: one small process that parents a pod, so that `podd` may die or be upgraded.
 //!
 //! It builds the pod's root, makes its namespaces, starts its init or has CRIU restore it, runs CRIU for dumps, and
 //! keeps the exit code. It decides nothing. Freezing, thawing and plugging are podd's, directly on cgroup and link.
