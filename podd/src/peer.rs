@@ -3,6 +3,7 @@
 mod packing;
 
 use std::io;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use checkpoint::baseline::Baseline;
@@ -227,10 +228,8 @@ pub enum Message {
         migration: String,
         /// PID in the pod.
         process: i32,
-        /// Where it begins.
-        address: u64,
-        /// Its size, in bytes.
-        length: u64,
+        /// Where it begins and ends in that process, a range after the other.
+        ranges: Vec<Range<u64>>,
     },
     /// It runs here, and still fetches memory from you: keep it. The answer to a commit, until all has come.
     Borrows,

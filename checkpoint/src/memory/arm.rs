@@ -60,10 +60,14 @@ impl Memory {
         Ok(Self { pid: Pid::from_raw(pid), file: File::open(format!("/proc/{pid}/mem"))? })
     }
 
-    /// All of this range.
-    pub(super) fn read_exact(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
-        let mut data = vec![0; (range.end - range.start) as usize];
-        self.file.read_exact_at(&mut data, range.start)?;
+    /// All of these ranges, one after the other.
+    pub(super) fn read_exact(&self, ranges: &[Range<u64>]) -> io::Result<Vec<u8>> {
+        let mut data = Vec::new();
+        for range in ranges {
+            let from = data.len();
+            data.resize(from + (range.end - range.start) as usize, 0);
+            self.file.read_exact_at(&mut data[from..], range.start)?;
+        }
         Ok(data)
     }
 

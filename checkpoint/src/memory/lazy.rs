@@ -11,7 +11,7 @@
 //! A userfaultfd that nobody has open any more lets go of the memory: what has not come would be *zero*. So there are always two who have
 //! each of them, the pager and whoever asks for it ([`Request::Hold`]), and the second one ends the pod before it lets go.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io::{self, IoSliceMut, Read, Write};
 use std::ops::Range;
@@ -25,6 +25,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use serde::{Deserialize, Serialize};
 
 use super::PAGE;
 use super::arm::Memory;
@@ -41,6 +42,9 @@ const RESTORED: i32 = 0x5253_5446;
 /// Asked for at once if somebody waits for the first page of it, and if nobody does, in bytes.
 const READ_AHEAD: u64 = 64 << 10;
 const PIECE: u64 = 256 << 10;
+/// The most that is asked for at once: bytes, and ranges.
+const MOST: u64 = 1 << 20;
+const MOST_RANGES: usize = 256;
 /// Between two tries to do what the kernel cannot do while the process changes its mappings.
 const A_MOMENT: Duration = Duration::from_micros(20);
 
@@ -90,25 +94,27 @@ pub fn socket(folder: &Path) -> PathBuf {
     folder.join(FOR_PAGES)
 }
 
-/// Memory of a process that stands still, all of it or an error.
+/// Memory of a process that stands still, one range after the other: all of it or an error.
 ///
 /// # Errors
-/// The process is gone, or has no such memory.
-pub fn read(pid: i32, range: Range<u64>) -> io::Result<Vec<u8>> {
-    Memory::of(pid)?.read_exact(range)
+/// The process is gone, or has no such memory; or it is more than anybody asks for.
+pub fn read(pid: i32, ranges: &[Range<u64>]) -> io::Result<Vec<u8>> {
+    let bytes = ranges.iter().try_fold(0_u64, |sum, range| sum.checked_add(range.end.checked_sub(range.start)?));
+    if bytes.is_none_or(|bytes| bytes > MOST) || ranges.len() > MOST_RANGES {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Memory::of(pid)?.read_exact(ranges)
 }
 
-/// What a pager asks for: one at a time, each answered by bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a pager asks for: one at a time, each answered by bytes. It is sent as its size (u32, little-endian), and in bincode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Pages of a process, by its PID in the pod; the answer is what they contain, as many bytes.
+    /// Pages of a process on the source, by its PID in the pod; the answer is what they contain, one range after the other.
     Pages {
         /// PID.
         process: i32,
-        /// Address in that process, and on its source.
-        address: u64,
-        /// Bytes: at most 1 MiB.
-        length: u64,
+        /// Addresses in that process.
+        ranges: Vec<Range<u64>>,
     },
     /// To hold a descriptor of the pager's; the answer is one byte.
     Hold {
@@ -120,38 +126,29 @@ pub enum Request {
 }
 
 impl Request {
-    /// Size of one, in bytes.
-    pub const SIZE: usize = 24;
+    /// The largest one has this many bytes.
+    pub const MOST: usize = 16 << 10;
 
-    /// What was read of the pager's socket.
+    /// What was read of the pager's socket, without the size.
     ///
     /// # Errors
     /// It is no request.
-    pub fn decode(bytes: [u8; Self::SIZE]) -> io::Result<Self> {
-        let word = |n: usize| bytes[8 * n..][..8].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
-        let small = |word: u64| i32::try_from(word).map_err(io::Error::other);
-        match [word(0), word(1), word(2)] {
-            [0, 0, 0] => Ok(Self::Nothing),
-            [0, descriptor, 0] => Ok(Self::Hold { descriptor: small(descriptor)? }),
-            [process, address, length] if length > 0 && length <= super::PIECE => {
-                Ok(Self::Pages { process: small(process)?, address, length })
-            }
-            _ => Err(io::Error::other("no request of a pager")),
-        }
+    pub fn decode(bytes: &[u8]) -> io::Result<Self> {
+        let decoded = bincode::serde::decode_from_slice(bytes, bincode::config::standard());
+        decoded.map(|(request, _)| request).map_err(io::Error::other)
     }
 
-    fn encode(self) -> Vec<u8> {
-        let words = match self {
-            Self::Pages { process, address, length } => [process.cast_unsigned().into(), address, length],
-            Self::Hold { descriptor } => [0, descriptor.cast_unsigned().into(), 0],
-            Self::Nothing => [0; 3],
-        };
-        words.iter().flat_map(|word: &u64| word.to_le_bytes()).collect()
+    fn encode(&self) -> io::Result<Vec<u8>> {
+        let bytes = bincode::serde::encode_to_vec(self, bincode::config::standard()).map_err(io::Error::other)?;
+        let size = (bytes.len() as u32).to_le_bytes();
+        Ok([size.as_slice(), &bytes].concat())
     }
 
-    fn answer_size(self) -> usize {
+    /// How many bytes the answer has.
+    #[must_use]
+    pub fn answer_size(&self) -> usize {
         match self {
-            Self::Pages { length, .. } => length as usize,
+            Self::Pages { ranges, .. } => ranges.iter().map(|range| (range.end - range.start) as usize).sum(),
             Self::Hold { .. } => 1,
             Self::Nothing => 0,
         }
@@ -188,7 +185,8 @@ struct Paged {
     userfaultfd: OwnedFd,
     /// Whose memory it was on the source, by PID in the pod.
     source: i32,
-    missing: Vec<Part>,
+    /// By where it began in the process on the source.
+    missing: BTreeMap<u64, Part>,
     /// Pages that its threads wait for.
     wanted: VecDeque<u64>,
     is_held: bool,
@@ -280,7 +278,8 @@ impl Pager {
             // A zombie has no memory.
             source if source <= 0 => {}
             source => {
-                let parts = left_behind(&self.images, source)?.iter().map(|at| Part { source: at.start, at }).collect();
+                let parts = left_behind(&self.images, source)?;
+                let parts = parts.iter().map(|at| (at.start, Part { source: at.start, at })).collect();
                 self.processes.push(Paged::new(receive_descriptor(stream)?, source, parts));
             }
         }
@@ -290,12 +289,11 @@ impl Pager {
     /// Asks for what is needed most. Without anybody to ask, whoever waits goes on waiting.
     fn ask(&mut self) {
         let Some(request) = self.asked.is_some().then(|| self.next()).flatten() else { return };
-        let asked = self.asked.as_mut().map(|stream| stream.write_all(&request.encode()));
-        if !matches!(asked, Some(Ok(()))) {
-            self.asked = None;
-            return;
+        let asked = self.asked.as_mut().map(|stream| stream.write_all(&request.encode()?));
+        match asked {
+            Some(Ok(())) => self.under_way = Some(request),
+            _ => self.asked = None,
         }
-        self.under_way = Some(request);
     }
 
     fn next(&mut self) -> Option<Request> {
@@ -311,41 +309,46 @@ impl Pager {
             // Nothing of the pod runs before that, and memory that comes takes time from the restore.
             return None;
         }
-        let next = self.processes.iter().find_map(|process| process.pages(process.missing.first()?, 0, PIECE));
+        let next = self.processes.iter().find_map(|process| process.pages(*process.missing.keys().next()?, PIECE));
         Some(next.unwrap_or(Request::Nothing))
     }
 
     /// What was asked for comes.
     fn take_answer(&mut self) -> io::Result<()> {
-        let request = self.under_way.ok_or(io::ErrorKind::InvalidData)?;
+        let request = self.under_way.take().ok_or(io::ErrorKind::InvalidData)?;
         let mut stream = self.asked.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let mut answer = vec![0; request.answer_size()];
         stream.read_exact(&mut answer)?;
-        self.under_way = None;
-        if let Request::Pages { process, address, .. } = request {
-            self.put(process, address, &answer);
-        } else if request == Request::Nothing {
+        match request {
+            Request::Pages { process, ranges } => {
+                let mut data = answer.as_slice();
+                for range in ranges {
+                    let (its, rest) = data.split_at((range.end - range.start) as usize);
+                    self.put(process, range.start, its);
+                    data = rest;
+                }
+            }
+            Request::Hold { .. } => {}
             // Nobody says more after that.
-            self.asked = None;
+            Request::Nothing => self.asked = None,
         }
         Ok(())
     }
 
     /// Puts memory of a source process wherever it is missing: also in forks.
     fn put(&mut self, source: i32, address: u64, data: &[u8]) {
+        let range = address..address + data.len() as u64;
         let mut index = 0;
         while index < self.processes.len() {
-            let range = address..address + data.len() as u64;
             let process = &mut self.processes[index];
             let part = Some(process.source).filter(|its| *its == source).and_then(|_| process.part_of(&range));
             let Some(Part { at, source: from }) = part else {
                 index += 1;
                 continue;
             };
-            let from = (from - address) as usize;
-            let length = (at.end - at.start) as usize;
-            match sys::copy_to(&process.userfaultfd, at.start, &data[from..from + length]) {
-                Ok(copied) => process.forget(&(at.start..at.start + copied as u64)),
+            let length = at.end - at.start;
+            match sys::copy_to(&process.userfaultfd, at.start, &data[(from - address) as usize..][..length as usize]) {
+                Ok(copied) => process.came(&(from..from + copied as u64)),
                 // In the midst of a change that the kernel tells of, if not yet.
                 Err(Errno::EAGAIN) => {
                     if !self.hear(index) {
@@ -353,7 +356,7 @@ impl Pager {
                     }
                 }
                 // It is there already; or is not mapped any more, of which the kernel tells too late.
-                Err(Errno::EEXIST | Errno::ENOENT) => process.forget(&(at.start..at.start + PAGE)),
+                Err(Errno::EEXIST | Errno::ENOENT) => process.came(&(from..from + PAGE)),
                 // The process is gone.
                 Err(_) => process.missing.clear(),
             }
@@ -368,7 +371,7 @@ impl Pager {
             let process = &mut self.processes[index];
             match event {
                 sys::MemoryEvent::Fault(address) => process.wanted.push_back(address / PAGE * PAGE),
-                sys::MemoryEvent::Removed(range) => process.forget(&range),
+                sys::MemoryEvent::Removed(range) => drop(process.forget(&range)),
                 sys::MemoryEvent::Moved { from, to } => process.moved(&from, to),
                 sys::MemoryEvent::Forked(userfaultfd) => {
                     let child = Paged::new(userfaultfd, process.source, process.missing.clone());
@@ -381,13 +384,13 @@ impl Pager {
 }
 
 impl Paged {
-    fn new(userfaultfd: OwnedFd, source: i32, missing: Vec<Part>) -> Self {
+    fn new(userfaultfd: OwnedFd, source: i32, missing: BTreeMap<u64, Part>) -> Self {
         Self { userfaultfd, source, missing, wanted: VecDeque::new(), is_held: false }
     }
 
     /// What threads wait for and never had content, or gave it up, is zero. Whether that could be done.
     fn put_zeros(&mut self) -> bool {
-        let is_missing = |page: &u64| self.missing.iter().any(|part| part.at.contains(page));
+        let is_missing = |page: &u64| self.missing.values().any(|part| part.at.contains(page));
         let done = |page: &u64| !is_missing(page) && sys::zero(&self.userfaultfd, *page) != Err(Errno::EAGAIN);
         let left: VecDeque<u64> = self.wanted.iter().copied().filter(|page| !done(page)).collect();
         let all_done = left.iter().all(is_missing);
@@ -397,57 +400,81 @@ impl Paged {
 
     /// What a thread waits for.
     fn next_wanted(&mut self) -> Option<Request> {
-        let part_of = |page: &u64| self.missing.iter().find(|part| part.at.contains(page));
-        let (index, page, part) =
-            self.wanted.iter().enumerate().find_map(|(index, page)| Some((index, *page, part_of(page)?)))?;
-        let request = self.pages(part, page - part.at.start, READ_AHEAD);
+        let part_of = |page: &u64| self.missing.values().find(|part| part.at.contains(page));
+        let (index, source) = self.wanted.iter().enumerate().find_map(|(index, page)| {
+            let part = part_of(page)?;
+            Some((index, part.source + (page - part.at.start)))
+        })?;
         self.wanted.remove(index);
-        request
+        self.pages(source, READ_AHEAD)
     }
 
-    /// A request for pages of a part from an offset on.
-    fn pages(&self, part: &Part, offset: u64, most: u64) -> Option<Request> {
-        let length = (part.at.end - part.at.start - offset).min(most);
-        Some(Request::Pages { process: self.source, address: part.source + offset, length })
+    /// A request for what is missing from an address of the source on.
+    fn pages(&self, source: u64, most: u64) -> Option<Request> {
+        let first = self.missing.range(..=source).next_back().map_or(source, |(start, _)| *start);
+        let (mut ranges, mut room) = (Vec::new(), most);
+        for part in self.missing.range(first..).map(|(_, part)| part).take(MOST_RANGES) {
+            let start = part.source.max(source);
+            let end = part.source_end().min(start + room);
+            if start < end {
+                room -= end - start;
+                ranges.push(start..end);
+            }
+        }
+        (!ranges.is_empty()).then_some(Request::Pages { process: self.source, ranges })
     }
 
-    /// The first of what is missing that lies in this range on the source.
+    /// Something that is missing of this range of the source.
     fn part_of(&self, range: &Range<u64>) -> Option<Part> {
-        self.missing.iter().find_map(|part| {
-            let start = part.source.max(range.start);
-            let end = (part.source + (part.at.end - part.at.start)).min(range.end);
-            let at = |source| part.at.start + (source - part.source);
-            (start < end).then(|| Part { at: at(start)..at(end), source: start })
-        })
+        let (_, part) = self.missing.range(..range.end).next_back()?;
+        part.of_source(range)
     }
 
-    /// What lies in this range has come, or is not wanted any more.
-    fn forget(&mut self, range: &Range<u64>) {
-        self.missing = self.missing.iter().flat_map(|part| part.without(range)).collect();
+    /// What lies in this range of the source is in place.
+    fn came(&mut self, range: &Range<u64>) {
+        while let Some((start, _)) =
+            self.missing.range(..range.end).next_back().filter(|(_, part)| part.source_end() > range.start)
+        {
+            let start = *start;
+            let part = self.missing.remove(&start);
+            let rest = |part: Part| [0..range.start, range.end..u64::MAX].map(|rest| part.of_source(&rest));
+            self.missing.extend(part.into_iter().flat_map(rest).flatten().map(|part| (part.source, part)));
+        }
+    }
+
+    /// What lies in this range is not wanted any more; returned.
+    fn forget(&mut self, range: &Range<u64>) -> Vec<Part> {
+        let gone: Vec<Part> = self.missing.values().filter_map(|part| part.at_within(range)).collect();
+        gone.iter().for_each(|part| self.came(&(part.source..part.source_end())));
+        gone
     }
 
     /// What lies in this range is elsewhere now.
     fn moved(&mut self, from: &Range<u64>, to: u64) {
-        let inside = self.missing.iter().filter_map(|part| part.within(from));
-        let moved: Vec<Part> = inside
-            .map(|part| {
-                let start = part.at.start - from.start + to;
-                Part { at: start..start + (part.at.end - part.at.start), ..part }
-            })
-            .collect();
-        self.forget(from);
-        self.missing.extend(moved);
+        for part in self.forget(from) {
+            let start = part.at.start - from.start + to;
+            let at = start..start + (part.at.end - part.at.start);
+            self.missing.insert(part.source, Part { at, ..part });
+        }
     }
 }
 
 impl Part {
-    fn within(&self, range: &Range<u64>) -> Option<Self> {
+    fn source_end(&self) -> u64 {
+        self.source + (self.at.end - self.at.start)
+    }
+
+    /// What of it lies in this range, by where it is.
+    fn at_within(&self, range: &Range<u64>) -> Option<Self> {
         let at = self.at.start.max(range.start)..self.at.end.min(range.end);
         (at.start < at.end).then(|| Self { source: self.source + (at.start - self.at.start), at })
     }
 
-    fn without(&self, range: &Range<u64>) -> impl Iterator<Item = Self> {
-        [0..range.start, range.end..u64::MAX].into_iter().filter_map(|rest| self.within(&rest))
+    /// What of it lies in this range, by where it was on the source.
+    fn of_source(&self, range: &Range<u64>) -> Option<Self> {
+        let (start, end) = (self.source.max(range.start), self.source_end().min(range.end));
+        let at = |source| self.at.start + (source - self.source);
+        (start < end).then(|| Self { source: start, at: at(start)..at(end) })
     }
 }
 
@@ -485,41 +512,81 @@ fn receive_descriptor(stream: &UnixStream) -> io::Result<OwnedFd> {
 mod tests {
     use super::*;
 
-    fn paged(parts: &[(Range<u64>, u64)]) -> Paged {
-        let parts = parts.iter().map(|(at, source)| Part { at: at.clone(), source: *source }).collect();
-        Paged::new(std::fs::File::open("/dev/null").unwrap().into(), 7, parts)
+    fn paged(parts: &[Range<u64>]) -> Paged {
+        let parts = parts.iter().map(|at| (at.start, Part { source: at.start, at: at.clone() })).collect();
+        Paged::new(fs::File::open("/dev/null").unwrap().into(), 7, parts)
     }
 
     fn missing(process: &Paged) -> Vec<(Range<u64>, u64)> {
-        process.missing.iter().map(|part| (part.at.clone(), part.source)).collect()
+        process.missing.values().map(|part| (part.at.clone(), part.source)).collect()
     }
 
     #[test]
     fn what_is_moved_still_comes_from_where_it_was() {
-        let mut process = paged(&[(100..200, 100), (300..310, 300)]);
+        let mut process = paged(&[100..200, 300..310]);
         process.forget(&(120..130));
         process.moved(&(90..150), 1090);
-        let mut now = missing(&process);
-        now.sort_by_key(|(at, _)| at.start);
-        assert_eq!(now, [(150..200, 150), (300..310, 300), (1100..1120, 100), (1130..1150, 130)]);
+        assert_eq!(missing(&process), [(1100..1120, 100), (1130..1150, 130), (150..200, 150), (300..310, 300)]);
         // Moved once more, in part.
         process.moved(&(1110..1135), 5010);
         assert_eq!(process.part_of(&(131..133)), Some(Part { at: 5031..5033, source: 131 }));
         assert_eq!(process.part_of(&(120..130)), None);
         assert_eq!(process.part_of(&(0..105)), Some(Part { at: 1100..1105, source: 100 }));
+        process.came(&(105..305));
+        assert_eq!(missing(&process), [(1100..1105, 100), (305..310, 305)]);
+    }
+
+    /// Against the plainest way to do it: where each page of the source is.
+    #[test]
+    fn parts_are_sets_of_pages() {
+        let (mut process, mut pages): (_, BTreeMap<u64, u64>) =
+            (paged(&[0..400, 400..500]), (0..500).map(|at| (at, at)).collect());
+        let mut seed = 7_u64;
+        let mut below = |n: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % n
+        };
+        for n in 0..300 {
+            let start = below(500);
+            let range = start..start + below(20);
+            match below(3) {
+                0 => {
+                    process.came(&range);
+                    pages.retain(|source, _| !range.contains(source));
+                }
+                1 => {
+                    process.forget(&range);
+                    pages.retain(|_, at| !range.contains(at));
+                }
+                // To where nothing is.
+                _ => {
+                    let to = 1000 * (n + 1);
+                    process.moved(&range, to);
+                    pages.values_mut().filter(|at| range.contains(at)).for_each(|at| *at = *at - range.start + to);
+                }
+            }
+            let now: Vec<(u64, u64)> =
+                missing(&process).into_iter().flat_map(|(at, source)| (source..).zip(at)).collect();
+            assert_eq!(now, pages.iter().map(|(source, at)| (*source, *at)).collect::<Vec<_>>());
+        }
     }
 
     #[test]
-    fn requests_are_what_they_were() {
-        for request in [
-            Request::Pages { process: 4711, address: 0x7fff_0000_1000, length: 4096 },
-            Request::Hold { descriptor: 12 },
-            Request::Nothing,
-        ] {
-            let bytes: [u8; Request::SIZE] = request.encode().try_into().unwrap();
-            assert_eq!(Request::decode(bytes).unwrap(), request);
-        }
-        let too_much = Request::Pages { process: 1, address: 0, length: (1 << 20) + 1 };
-        assert!(Request::decode(too_much.encode().try_into().unwrap()).is_err());
+    fn requests_are_bounded() {
+        let pieces: Vec<Range<u64>> = (0..1000).map(|n| n * 2 * PAGE..(n * 2 + 1) * PAGE).collect();
+        let scattered = paged(&pieces);
+        let request = scattered.pages(3 * PAGE, PIECE).unwrap();
+        let Request::Pages { ranges, .. } = &request else { panic!("{request:?}") };
+        assert_eq!(ranges[0], 4 * PAGE..5 * PAGE, "the first one from there on");
+        assert_eq!(request.answer_size() as u64, PIECE);
+        let bytes = request.encode().unwrap();
+        assert!(bytes.len() < Request::MOST, "{}", bytes.len());
+        assert_eq!(Request::decode(&bytes[4..]).unwrap(), request);
+        let two = paged(&[0..10 * PIECE, 11 * PIECE..12 * PIECE]);
+        let request = two.pages(9 * PIECE + PAGE, PIECE).unwrap();
+        let ranges = vec![9 * PIECE + PAGE..10 * PIECE, 11 * PIECE..11 * PIECE + PAGE];
+        assert_eq!(request, Request::Pages { process: 7, ranges });
+        let backwards = Range { start: 5, end: 3 };
+        assert!(read(1, &[0..MOST, 0..1]).is_err() && read(1, &[0..1, backwards]).is_err());
     }
 }

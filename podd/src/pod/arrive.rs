@@ -89,9 +89,9 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
             }
             Message::Patch { json } => peer.send(&told(orders::answer(daemon, &json, from).await)).await?,
             Message::AskLater => peer.send(&Message::Later { cannot: postcopy::cannot(daemon) }).await?,
-            Message::AskPages { migration, process, address, length } => {
-                match postcopy::pages(daemon, from, &migration, process, address, length) {
-                    Ok(data) => peer.queue_chunk("", address, &data).await?,
+            Message::AskPages { migration, process, ranges } => {
+                match postcopy::pages(daemon, from, &migration, process, &ranges) {
+                    Ok(data) => peer.queue_chunk("", 0, &data).await?,
                     Err(e) => peer.queue(&refused(&e)).await?,
                 }
                 peer.flush().await?;

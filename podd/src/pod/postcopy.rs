@@ -4,6 +4,7 @@
 //! The source keeps the pod until all has come, as it does anyway until it is told that the pod runs. Should it lose the pod meanwhile, or
 //! the shim die, the pod cannot go on, and ends as one that crashes does.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +63,7 @@ pub async fn refuse_unless_possible(daemon: &Daemon, to: &str) -> Result<()> {
 ///
 /// # Errors
 /// There is no such move, or the process is gone.
-pub fn pages(daemon: &Daemon, from: &str, id: &str, process: i32, address: u64, length: u64) -> Result<Vec<u8>> {
+pub fn pages(daemon: &Daemon, from: &str, id: &str, process: i32, ranges: &[Range<u64>]) -> Result<Vec<u8>> {
     let migration = daemon
         .store
         .migration(id)?
@@ -76,7 +77,7 @@ pub fn pages(daemon: &Daemon, from: &str, id: &str, process: i32, address: u64, 
         let pid = pids.into_iter().find(|pid| pod_pid(*pid) == Some(process));
         let pid =
             pid.ok_or_else(|| ApiError::failed(format!("{} has lost the pod's processes", daemon.config.host)))?;
-        lazy::read(pid, address..address.saturating_add(length)).attempt("read the pod's memory")
+        lazy::read(pid, ranges).attempt("read the pod's memory")
     })
 }
 
@@ -148,10 +149,13 @@ impl Fetch<'_> {
             }
         };
         loop {
-            let mut request = [0; Request::SIZE];
+            let size = pager.read_u32_le().await.map_err(|_| gone())? as usize;
+            let mut request = vec![0; size.min(Request::MOST)];
             pager.read_exact(&mut request).await.map_err(|_| gone())?;
-            let answer = match Request::decode(request).attempt("understand the shim")? {
-                Request::Pages { process, address, length } => self.pages(process, address, length).await?,
+            let request = Request::decode(&request).attempt("understand the shim")?;
+            let size = request.answer_size();
+            let answer = match request {
+                Request::Pages { process, ranges } => self.pages(process, &ranges, size).await?,
                 Request::Hold { descriptor } => {
                     // (If it is closed already, nothing was missing.)
                     self.held.extend(lazy::hold(shim.pid, descriptor));
@@ -164,12 +168,12 @@ impl Fetch<'_> {
     }
 
     /// From the source, however long it is away, unless it is gone for good.
-    async fn pages(&mut self, process: i32, address: u64, length: u64) -> Result<Vec<u8>> {
+    async fn pages(&mut self, process: i32, ranges: &[Range<u64>], size: usize) -> Result<Vec<u8>> {
         let [mut pause, longest] = PAUSES;
         loop {
-            let asked = tokio::time::timeout(LATE, self.ask(process, address, length)).await;
+            let asked = tokio::time::timeout(LATE, self.ask(process, ranges)).await;
             let error = match asked {
-                Ok(Ok(Ok(data))) if data.len() as u64 == length => return Ok(data),
+                Ok(Ok(Ok(data))) if data.len() == size => return Ok(data),
                 Ok(Ok(Ok(_))) => {
                     return Err(ApiError::failed(format!("{} sent another size of memory", self.migration.peer)));
                 }
@@ -190,12 +194,13 @@ impl Fetch<'_> {
     }
 
     /// Asks once; the inner error is the source's own, and final.
-    async fn ask(&mut self, process: i32, address: u64, length: u64) -> Result<std::result::Result<Vec<u8>, String>> {
+    async fn ask(&mut self, process: i32, ranges: &[Range<u64>]) -> Result<std::result::Result<Vec<u8>, String>> {
         let mut source = match self.source.take() {
             Some(source) => source,
             None => Peer::call(self.daemon, &self.migration.peer).await?,
         };
-        source.send(&Message::AskPages { migration: self.migration.id.clone(), process, address, length }).await?;
+        let migration = self.migration.id.clone();
+        source.send(&Message::AskPages { migration, process, ranges: ranges.to_vec() }).await?;
         let answer = match source.receive().await? {
             Message::Chunk { .. } => Ok(source.receive_data().await?),
             Message::Packed { size, .. } => Ok(unpack(&source.receive_data().await?, size)?),
