@@ -370,19 +370,22 @@ impl Tracked {
     }
 
     /// Whether all of a mapping is registered: all of it is, or nothing.
-    fn follows(&self, Mapping { range, anonymous }: &Mapping) -> bool {
+    fn follows(&self, Mapping { range, anonymous, .. }: &Mapping) -> bool {
         let first = range.start..range.start + PAGE;
         self.armed.contains(range.start) && sys::written_pages(&self.pagemap, first, *anonymous, None).is_ok()
     }
 
-    /// Registers all mappings, while the process stands still: of one that grew or moved meanwhile a part would be registered, and it
-    /// would be two from then on, to which mremap(2) as a whole fails with EFAULT. What is of a kind that cannot be stays unregistered.
+    /// Registers all mappings, while the process stands still, and with their kin: of one that grew or moved meanwhile, or is divided by
+    /// mprotect(2) for a while, a part would be registered, and it would be two from then on, to which mremap(2) as a whole fails with
+    /// EFAULT. What is of a kind that cannot be stays unregistered.
     fn register(&mut self, process: &Process) -> io::Result<()> {
         let userfaultfd = self.userfaultfd.as_ref().ok_or(io::ErrorKind::NotFound)?;
         let (mut mappings, new) = arm::still(Pid::from_raw(self.pid), |_| {
-            let (known, new): (Vec<_>, Vec<_>) =
-                worthwhile(process)?.into_iter().partition(|mapping| self.follows(mapping));
-            Ok((known, new.into_iter().filter(|new| sys::track(userfaultfd, &new.range).is_ok()).collect::<Vec<_>>()))
+            let all = worthwhile(process)?.into_iter();
+            let (known, mut new): (Vec<_>, Vec<_>) = all.partition(|mapping| self.follows(mapping));
+            let track = |range: &Range<u64>| sys::track(userfaultfd, range);
+            new.retain(|new| track(&new.kin).or_else(|_| track(&new.range)).is_ok());
+            Ok((known, new))
         })?;
         // This takes its time, and does no harm to what has been moved meanwhile.
         mappings.extend(new.into_iter().filter(|new| sys::count_as_written(userfaultfd, &new.range).is_ok()));
@@ -393,7 +396,7 @@ impl Tracked {
     /// These are followed from now on.
     fn note(&mut self, mappings: &[Mapping]) {
         self.files = Ranges::default();
-        for Mapping { range, anonymous } in mappings {
+        for Mapping { range, anonymous, .. } in mappings {
             self.armed.add(range.clone());
             if !anonymous {
                 self.files.add(range.clone());
@@ -449,6 +452,8 @@ fn started(pid: i32) -> io::Result<u64> {
 /// A mapping that is to be followed.
 struct Mapping {
     range: Range<u64>,
+    /// With what touches it and may become one mapping with it, as soon as their access is the same.
+    kin: Range<u64>,
     anonymous: bool,
 }
 
@@ -468,10 +473,19 @@ fn worthwhile(process: &Process) -> io::Result<Vec<Mapping>> {
         MMapPath::Path(_) | MMapPath::Stack => WORTH_READING,
         _ => u64::MAX,
     };
+    // Runs of private memory without files.
+    let plain = |map: &&MemoryMap| {
+        map.perms.contains(MMPermissions::PRIVATE)
+            && matches!(map.pathname, MMapPath::Anonymous | MMapPath::Heap | MMapPath::Other(_))
+    };
+    let mut runs = Ranges::default();
+    maps.iter().filter(plain).for_each(|map| runs.add(map.address.0..map.address.1));
+    let kin = |map: &MemoryMap| runs.around(map.address.0).unwrap_or(map.address.0..map.address.1);
     let maps = maps.iter().filter(|map| map.perms.contains(wanted));
     let maps = maps.filter(|map| map.address.1 - map.address.0 >= least(&map.pathname));
     let mapping = |map: &MemoryMap| Mapping {
         range: map.address.0..map.address.1,
+        kin: kin(map),
         anonymous: !matches!(map.pathname, MMapPath::Path(_)),
     };
     Ok(maps.map(mapping).collect())

@@ -160,9 +160,19 @@ mod memory {
         pub zeroed: i64,
     }
 
+    #[repr(C)]
+    pub struct Span {
+        pub start: __u64,
+        pub length: __u64,
+    }
+
+    nix::ioctl_read!(wake, 0xaa, 0x02, Span);
     nix::ioctl_readwrite!(copy, 0xaa, 0x03, Copy);
     nix::ioctl_readwrite!(zero, 0xaa, 0x04, Zero);
 }
+
+/// Bytes.
+const PAGE: u64 = 4096;
 
 /// What a process does that has memory registered with a userfaultfd (userfaultfd(2), "Reading from the userfaultfd").
 #[derive(Debug)]
@@ -222,10 +232,16 @@ pub(crate) fn copy_to(userfaultfd: &OwnedFd, to: u64, data: &[u8]) -> nix::Resul
 /// # Errors
 /// As [`copy_to`].
 pub(crate) fn zero(userfaultfd: &OwnedFd, page: u64) -> nix::Result<()> {
-    const PAGE: u64 = 4096;
     let mut zero = memory::Zero { start: page, length: PAGE, mode: 0, zeroed: 0 };
     // SAFETY: the kernel reads and writes the structure that it expects.
     unsafe { memory::zero(userfaultfd.as_raw_fd(), &raw mut zero) }.map(drop)
+}
+
+/// Has whoever waits for a page look once more: what fails to give it content wakes nobody.
+pub(crate) fn wake(userfaultfd: &OwnedFd, page: u64) {
+    let mut span = memory::Span { start: page, length: PAGE };
+    // SAFETY: the kernel reads the structure that it expects.
+    let _ = unsafe { memory::wake(userfaultfd.as_raw_fd(), &raw mut span) };
 }
 
 /// A userfaultfd of this process.
@@ -248,7 +264,7 @@ pub(crate) fn start_tracking(userfaultfd: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Has the kernel follow writes to a mapping of the process that the userfaultfd is of; it is to be the whole mapping.
+/// Has the kernel follow writes to mappings of the process that the userfaultfd is of; they are to be whole mappings.
 pub(crate) fn track(userfaultfd: &OwnedFd, mapping: &Range<u64>) -> io::Result<()> {
     const MODE_WP: u64 = 1 << 1;
     let (start, length) = (mapping.start, mapping.end - mapping.start);

@@ -8,8 +8,9 @@
 //! 3. The [`Pager`] lives in the process that the pod is a child of. It asks whoever has connected to it for pages, those first that
 //!    somebody waits for, and puts them in place. What the pod does to its mappings meanwhile, forks included, the kernel tells.
 //!
-//! A userfaultfd that nobody has open any more lets go of the memory: what has not come would be *zero*. So there are always two who have
-//! each of them, the pager and whoever asks for it ([`Request::Hold`]), and the second one ends the pod before it lets go.
+//! A userfaultfd that nobody has open any more lets go of the memory: what has not come would be *zero*. So there are two who have
+//! each of them, the pager and whoever asks for it ([`Request::Hold`]), and the second one ends the pod before it lets go. Nor is the kernel
+//! to fill what is missing with huge pages: CRIU switches that off until the mappings are registered.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -42,6 +43,8 @@ const RESTORED: i32 = 0x5253_5446;
 /// Asked for at once if somebody waits for the first page of it, and if nobody does, in bytes.
 const READ_AHEAD: u64 = 64 << 10;
 const PIECE: u64 = 256 << 10;
+/// Among so many processes, those that have ended need not be looked for.
+const FEW: usize = 8;
 /// The most that is asked for at once: bytes, and ranges.
 const MOST: u64 = 1 << 20;
 const MOST_RANGES: usize = 256;
@@ -123,6 +126,11 @@ pub enum Request {
     },
     /// Nothing more: all memory has come.
     Nothing,
+    /// That the pod is killed: its memory is not what it should be.
+    Kill {
+        /// Why.
+        reason: String,
+    },
 }
 
 impl Request {
@@ -150,7 +158,7 @@ impl Request {
         match self {
             Self::Pages { ranges, .. } => ranges.iter().map(|range| (range.end - range.start) as usize).sum(),
             Self::Hold { .. } => 1,
-            Self::Nothing => 0,
+            Self::Nothing | Self::Kill { .. } => 0,
         }
     }
 }
@@ -176,7 +184,10 @@ pub struct Pager {
     for_pages: UnixListener,
     asked: Option<UnixStream>,
     under_way: Option<Request>,
+    /// None of them is let go of before all memory has come: whoever asks has them, too, and would leave their changes unheard.
     processes: Vec<Paged>,
+    /// Why no more can be done for them.
+    broken: Option<String>,
 }
 
 /// A process whose memory has not come yet.
@@ -220,6 +231,7 @@ impl Pager {
             asked: None,
             under_way: None,
             processes: Vec::new(),
+            broken: None,
         })
     }
 
@@ -228,12 +240,17 @@ impl Pager {
     /// # Errors
     /// Those of poll(2).
     pub fn run(mut self) -> io::Result<()> {
-        let mut all_done = true;
+        let mut zeros_are_put = true;
         loop {
-            self.serve(if all_done { PollTimeout::NONE } else { PollTimeout::from(1u8) })?;
-            all_done = self.processes.iter_mut().map(Paged::put_zeros).min().unwrap_or(true);
-            // Whose memory has all come is let go of: from then on it is like any other.
-            self.processes.retain(|process| !self.restored || !process.missing.is_empty());
+            self.serve(if zeros_are_put { PollTimeout::NONE } else { PollTimeout::from(1u8) })?;
+            zeros_are_put = self.processes.iter_mut().map(Paged::put_zeros).min().unwrap_or(true);
+            // Of short-lived children.
+            if self.processes.len() > FEW {
+                self.processes.retain(|process| !process.is_gone());
+            }
+            if self.restored && self.processes.iter().all(|process| process.missing.is_empty()) {
+                self.processes.clear();
+            }
             if self.under_way.is_none() {
                 self.ask();
             }
@@ -245,11 +262,13 @@ impl Pager {
         let streams = [&self.criu, &self.asked].map(|stream| stream.as_ref().map(AsFd::as_fd));
         let mut fds = vec![Some(self.for_criu.as_fd()), Some(self.for_pages.as_fd())];
         fds.extend(streams);
-        fds.extend(self.processes.iter().map(|process| Some(process.userfaultfd.as_fd())));
+        // Whoever is not to go on waits for ever.
+        let served = self.processes.iter().filter(|_| self.broken.is_none());
+        fds.extend(served.map(|process| Some(process.userfaultfd.as_fd())));
         let ready = readable(&fds, limit)?;
         // Faults and changes first: what comes in this round may be for them.
-        for index in (0..self.processes.len()).filter(|index| ready[4 + index]) {
-            self.hear(index);
+        for index in (4..ready.len()).filter(|index| ready[*index]) {
+            self.hear(index - 4);
         }
         if ready[0] {
             self.criu = self.for_criu.accept().ok().map(|(stream, _)| stream);
@@ -297,12 +316,15 @@ impl Pager {
     }
 
     fn next(&mut self) -> Option<Request> {
+        if let Some(reason) = &self.broken {
+            return Some(Request::Kill { reason: reason.clone() });
+        }
         if let Some(process) = self.processes.iter_mut().find(|process| !process.is_held && !process.missing.is_empty())
         {
             process.is_held = true;
             return Some(Request::Hold { descriptor: process.userfaultfd.as_raw_fd() });
         }
-        if let Some(wanted) = self.processes.iter_mut().find_map(Paged::next_wanted) {
+        if let Some(wanted) = self.processes.iter().find_map(Paged::wanted_pages) {
             return Some(wanted);
         }
         if !self.restored {
@@ -330,7 +352,7 @@ impl Pager {
             }
             Request::Hold { .. } => {}
             // Nobody says more after that.
-            Request::Nothing => self.asked = None,
+            Request::Nothing | Request::Kill { .. } => self.asked = None,
         }
         Ok(())
     }
@@ -339,33 +361,53 @@ impl Pager {
     fn put(&mut self, source: i32, address: u64, data: &[u8]) {
         let range = address..address + data.len() as u64;
         let mut index = 0;
-        while index < self.processes.len() {
-            let process = &mut self.processes[index];
+        while index < self.processes.len() && self.broken.is_none() {
+            let process = &self.processes[index];
             let part = Some(process.source).filter(|its| *its == source).and_then(|_| process.part_of(&range));
-            let Some(Part { at, source: from }) = part else {
-                index += 1;
-                continue;
-            };
-            let length = at.end - at.start;
-            match sys::copy_to(&process.userfaultfd, at.start, &data[(from - address) as usize..][..length as usize]) {
-                Ok(copied) => process.came(&(from..from + copied as u64)),
-                // In the midst of a change that the kernel tells of, if not yet.
-                Err(Errno::EAGAIN) => {
-                    if !self.hear(index) {
-                        std::thread::sleep(A_MOMENT);
-                    }
-                }
-                // It is there already; or is not mapped any more, of which the kernel tells too late.
-                Err(Errno::EEXIST | Errno::ENOENT) => process.came(&(from..from + PAGE)),
-                // The process is gone.
-                Err(_) => process.missing.clear(),
+            match part {
+                Some(part) => self.put_part(index, &part, &data[(part.source - address) as usize..]),
+                None => index += 1,
             }
+        }
+    }
+
+    /// Puts the first of this where it is missing.
+    fn put_part(&mut self, index: usize, part: &Part, data: &[u8]) {
+        let process = &mut self.processes[index];
+        let (to, from) = (part.at.start, part.source);
+        let all = &data[..(part.at.end - to) as usize];
+        let put = sys::copy_to(&process.userfaultfd, to, all);
+        // Also if this is more than one mapping: each of them was one before, or not registered at the same time.
+        let put =
+            if put == Err(Errno::ENOENT) { sys::copy_to(&process.userfaultfd, to, &all[..PAGE as usize]) } else { put };
+        match put {
+            Ok(copied) => process.came(&(from..from + copied as u64)),
+            // In the midst of a change that the kernel tells of, if not yet; or there is no memory just now.
+            Err(Errno::EAGAIN | Errno::ENOMEM) => {
+                if !self.hear(index) {
+                    std::thread::sleep(A_MOMENT);
+                }
+            }
+            // It is not mapped any more, of which the kernel tells too late.
+            Err(Errno::ENOENT) => {
+                process.came(&(from..from + PAGE));
+                sys::wake(&process.userfaultfd, to);
+            }
+            Err(Errno::ESRCH) => process.missing.clear(),
+            // EEXIST, that is: somebody else has put something there, which cannot be right.
+            Err(e) => self.broken = Some(format!("memory at {to:#x} cannot be put in place: {e}")),
         }
     }
 
     /// Hears what a process waits for, and what it has done to its mappings; whether that was anything.
     fn hear(&mut self, index: usize) -> bool {
-        let Ok(events) = sys::memory_events(&self.processes[index].userfaultfd) else { return false };
+        let events = match sys::memory_events(&self.processes[index].userfaultfd) {
+            Ok(events) => events,
+            Err(e) => {
+                self.broken = Some(format!("what it does to its memory cannot be followed: {e}"));
+                return false;
+            }
+        };
         let any = !events.is_empty();
         for event in events {
             let process = &mut self.processes[index];
@@ -388,25 +430,38 @@ impl Paged {
         Self { userfaultfd, source, missing, wanted: VecDeque::new(), is_held: false }
     }
 
-    /// What threads wait for and never had content, or gave it up, is zero. Whether that could be done.
+    /// What threads wait for and never had content, or has it by now, is zero unless it is there. Whether that could be done.
     fn put_zeros(&mut self) -> bool {
         let is_missing = |page: &u64| self.missing.values().any(|part| part.at.contains(page));
-        let done = |page: &u64| !is_missing(page) && sys::zero(&self.userfaultfd, *page) != Err(Errno::EAGAIN);
-        let left: VecDeque<u64> = self.wanted.iter().copied().filter(|page| !done(page)).collect();
-        let all_done = left.iter().all(is_missing);
-        self.wanted = left;
+        let (missing, others): (VecDeque<u64>, VecDeque<u64>) = self.wanted.iter().partition(|page| is_missing(page));
+        self.wanted = missing;
+        let mut all_done = true;
+        for page in others {
+            match sys::zero(&self.userfaultfd, page) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(Errno::EAGAIN | Errno::ENOMEM) => {
+                    self.wanted.push_back(page);
+                    all_done = false;
+                }
+                Err(_) => sys::wake(&self.userfaultfd, page),
+            }
+        }
         all_done
     }
 
-    /// What a thread waits for.
-    fn next_wanted(&mut self) -> Option<Request> {
+    /// Whether the process has ended.
+    fn is_gone(&self) -> bool {
+        // Nobody has anything there but programs that are linked to be there.
+        const LOWEST: u64 = 64 << 10;
+        let is_missing = self.missing.values().any(|part| part.at.contains(&LOWEST));
+        !is_missing && sys::zero(&self.userfaultfd, LOWEST) == Err(Errno::ESRCH)
+    }
+
+    /// What a thread waits for. It stays on the list until it has come, as whoever is asked may die.
+    fn wanted_pages(&self) -> Option<Request> {
         let part_of = |page: &u64| self.missing.values().find(|part| part.at.contains(page));
-        let (index, source) = self.wanted.iter().enumerate().find_map(|(index, page)| {
-            let part = part_of(page)?;
-            Some((index, part.source + (page - part.at.start)))
-        })?;
-        self.wanted.remove(index);
-        self.pages(source, READ_AHEAD)
+        let (page, part) = self.wanted.iter().find_map(|page| Some((page, part_of(page)?)))?;
+        self.pages(part.source + (page - part.at.start), READ_AHEAD)
     }
 
     /// A request for what is missing from an address of the source on.

@@ -21,8 +21,13 @@ impl Ranges {
     }
 
     pub(super) fn contains(&self, address: u64) -> bool {
+        self.around(address).is_some()
+    }
+
+    /// The range that this address is in.
+    pub(super) fn around(&self, address: u64) -> Option<Range<u64>> {
         let next = self.0.partition_point(|range| range.end <= address);
-        self.0.get(next).is_some_and(|range| range.start <= address)
+        self.0.get(next).filter(|range| range.start <= address).cloned()
     }
 
     pub(super) fn add(&mut self, new: Range<u64>) {

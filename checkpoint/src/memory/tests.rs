@@ -86,6 +86,25 @@ fn victim() {
                     write(memory, 0..10, n as u8);
                 }
             }
+            ["protect", times] => {
+                // Divided, and one again, and moved as a whole.
+                let bytes = PAGES * PAGE as usize;
+                for n in 0..times.parse().unwrap() {
+                    for access in [libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE] {
+                        // SAFETY: pages of its own, which are not written to meanwhile.
+                        let result =
+                            unsafe { libc::mprotect(memory.add(100 * PAGE as usize).cast(), PAGE as usize, access) };
+                        assert_eq!(result, 0);
+                    }
+                    // SAFETY: a mapping of its own of this size; the old address is not used again.
+                    let moved =
+                        unsafe { libc::mremap(memory.cast(), bytes, bytes + PAGE as usize, libc::MREMAP_MAYMOVE) };
+                    assert_ne!(moved, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+                    // SAFETY: as above.
+                    memory = unsafe { libc::mremap(moved, bytes + PAGE as usize, bytes, libc::MREMAP_MAYMOVE) }.cast();
+                    write(memory, 0..10, n as u8);
+                }
+            }
             ["swap", times] => {
                 // A large mapping comes, and goes, where `memory` can grow no further than to a small one.
                 let bytes = PAGES * PAGE as usize;
@@ -378,6 +397,12 @@ fn a_process_that_resizes_its_memory_does_not_notice() {
 #[test]
 fn a_process_that_moves_its_memory_does_not_notice() {
     does_not_notice("swap 30000");
+}
+
+/// So must one that is divided for a moment.
+#[test]
+fn a_process_that_protects_its_memory_does_not_notice() {
+    does_not_notice("protect 30000");
 }
 
 /// It would end if a call failed.

@@ -1,7 +1,7 @@
 //! One stopped thread, and how it begins its call again.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::libc::{self, user_regs_struct};
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
+use nix::sys::uio::{RemoteIoVec, process_vm_writev};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
@@ -57,7 +58,13 @@ pub(super) fn begin_again(pid: i32, tid: Pid, wait: &Wait) -> io::Result<()> {
     let before = ptrace::getregs(tid)?;
     let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
     match (wait.call, At::of(&before, &wait.place).ok_or(io::ErrorKind::NotFound)?) {
-        (Call::Select { left, fraction }, At::Start) => memory.write_all_at(&time(wait.left()?, fraction), left),
+        // (By this call, as it may be a page that is still to come.)
+        (Call::Select { left, fraction }, At::Start) => {
+            let time = time(wait.left()?, fraction);
+            let to = RemoteIoVec { base: left as usize, len: time.len() };
+            let written = process_vm_writev(Pid::from_raw(pid), &[IoSlice::new(&time)], &[to])?;
+            if written == time.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        }
         // Before it stands a sleep, if CRIU has the patch for them; a poll or a futex has another reason to be there.
         (Call::Nanosleep | Call::ClockNanosleep, _) | (Call::Poll | Call::Futex, At::End) => {
             let address = (wait.place.stack - RED_ZONE - TIME) & !(TIME - 1);

@@ -21,7 +21,7 @@ use super::migrate::forsaken;
 use super::postcopy;
 use super::preflight::{TargetFacts, host_facts};
 use super::rehearse;
-use super::start::{begin_birth, clear_up, end_birth, ended, restart_later, watch};
+use super::start::{KILL_LIMIT, begin_birth, clear_up, end_birth, ended, restart_later, watch};
 use super::state::{PodRecord, PodState};
 use super::stop::delete;
 use crate::api::ApiError;
@@ -91,7 +91,8 @@ pub async fn serve(daemon: &Arc<Daemon>, mut peer: Peer, from: &str) -> Result<(
             Message::AskLater => peer.send(&Message::Later { cannot: postcopy::cannot(daemon) }).await?,
             Message::AskPages { migration, process, ranges } => {
                 match postcopy::pages(daemon, from, &migration, process, &ranges) {
-                    Ok(data) => peer.queue_chunk("", 0, &data).await?,
+                    Ok(Some(data)) => peer.queue_chunk("", 0, &data).await?,
+                    Ok(None) => peer.queue(&Message::Gone).await?,
                     Err(e) => peer.queue(&refused(&e)).await?,
                 }
                 peer.flush().await?;
@@ -669,8 +670,11 @@ async fn held(daemon: &Arc<Daemon>, claim: &Claim, migration: &Migration) -> Res
     {
         return Ok(init);
     }
-    let written = client::last_status(&bundle);
-    if let Some(Status::Alive { init }) = written
+    let images = flight(daemon, &migration.id);
+    if memory::lazy::is_expected(&images) {
+        // Nobody puts the rest of its memory in place any more, and it would be zero.
+        tokio::task::block_in_place(|| daemon.cgroup(&record.id).kill(KILL_LIMIT)).attempt("kill the pod")?;
+    } else if let Some(Status::Alive { init }) = client::last_status(&bundle)
         && init.is_alive()
     {
         return Ok(init);
@@ -679,7 +683,6 @@ async fn held(daemon: &Arc<Daemon>, claim: &Claim, migration: &Migration) -> Res
         // It may have run here already: an older state must not come back over it.
         return Err(ApiError::failed("its processes died on the target just after the handover"));
     }
-    let images = flight(daemon, &migration.id);
     if !images.exists() {
         return Err(ApiError::failed("the target lost the pod's memory (it was rebooted)"));
     }

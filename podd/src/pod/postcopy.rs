@@ -11,17 +11,20 @@ use std::time::Duration;
 
 use checkpoint::memory::lazy::{self, Request};
 use checkpoint::process::pod_pid;
+use nix::libc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
 use super::journal::{Migration, Role, Step};
 use super::start::KILL_LIMIT;
+use super::state::PodState;
 use crate::api::ApiError;
 use crate::error::{Attempt, Result};
 use crate::peer::{Message, Peer, unexpected, unpack};
 use crate::shim::client;
 use crate::supervisor::Daemon;
+use crate::sys::process::ProcessId;
 
 /// A source that does not send memory within this is called once more.
 const LATE: Duration = Duration::from_secs(10);
@@ -59,25 +62,31 @@ pub async fn refuse_unless_possible(daemon: &Daemon, to: &str) -> Result<()> {
     }
 }
 
-/// Memory of a process of a pod that was dumped here to go to host `from`, and stands still.
+/// Memory of a process of a pod that was dumped here to go to host `from`, and stands still; none: this host does not have it, and never
+/// will.
 ///
 /// # Errors
-/// There is no such move, or the process is gone.
-pub fn pages(daemon: &Daemon, from: &str, id: &str, process: i32, ranges: &[Range<u64>]) -> Result<Vec<u8>> {
+/// It cannot be read just now.
+pub fn pages(daemon: &Daemon, from: &str, id: &str, process: i32, ranges: &[Range<u64>]) -> Result<Option<Vec<u8>>> {
     let migration = daemon
         .store
         .migration(id)?
         .filter(|m| m.role == Role::Source && m.peer == from && matches!(m.step, Step::Freezing | Step::Given));
-    let migration = migration.ok_or_else(|| ApiError::failed("this host has no memory of such a move"))?;
+    let Some(migration) = migration else { return Ok(None) };
     tokio::task::block_in_place(|| {
         if migration.step == Step::Given {
             crate::fault::point(&daemon.config.run, "source", "lent");
         }
         let pids = daemon.cgroup(&migration.pod_id).pids();
-        let pid = pids.into_iter().find(|pid| pod_pid(*pid) == Some(process));
-        let pid =
-            pid.ok_or_else(|| ApiError::failed(format!("{} has lost the pod's processes", daemon.config.host)))?;
-        lazy::read(pid, ranges).attempt("read the pod's memory")
+        let Some(pid) = pids.into_iter().find(|pid| pod_pid(*pid) == Some(process)) else { return Ok(None) };
+        match lazy::read(pid, ranges) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => {
+                Err(e).attempt("read the pod's memory")
+            }
+            read => {
+                Ok(read.inspect_err(|e| tracing::error!(pod = migration.pod, error = %e, "its memory is lost")).ok())
+            }
+        }
     })
 }
 
@@ -138,54 +147,59 @@ struct Fetch<'a> {
 impl Fetch<'_> {
     async fn all(&mut self) -> Result<()> {
         let bundle = self.daemon.config.bundle(&self.migration.pod_id);
-        let gone = || ApiError::failed("its shim died while its memory was still coming");
-        let shim = client::shim(&bundle).map_err(|_| gone())?;
+        let shim = client::shim(&bundle).map_err(|_| shim_gone())?;
         // It may be about to listen.
         let mut pager = loop {
             match UnixStream::connect(lazy::socket(&bundle)).await {
                 Ok(pager) => break pager,
                 Err(_) if shim.is_alive() => tokio::time::sleep(A_MOMENT).await,
-                Err(_) => return Err(gone()),
+                Err(_) => return Err(shim_gone()),
             }
         };
         loop {
-            let size = pager.read_u32_le().await.map_err(|_| gone())? as usize;
+            let size = pager.read_u32_le().await.map_err(|_| shim_gone())? as usize;
             let mut request = vec![0; size.min(Request::MOST)];
-            pager.read_exact(&mut request).await.map_err(|_| gone())?;
+            pager.read_exact(&mut request).await.map_err(|_| shim_gone())?;
             let request = Request::decode(&request).attempt("understand the shim")?;
             let size = request.answer_size();
             let answer = match request {
-                Request::Pages { process, ranges } => self.pages(process, &ranges, size).await?,
+                Request::Pages { process, ranges } => self.pages(shim, process, &ranges, size).await?,
                 Request::Hold { descriptor } => {
-                    // (If it is closed already, nothing was missing.)
-                    self.held.extend(lazy::hold(shim.pid, descriptor));
+                    self.held.push(lazy::hold(shim.pid, descriptor).attempt("hold the pod's memory")?);
                     vec![0]
                 }
                 Request::Nothing => return Ok(()),
+                Request::Kill { reason } => return Err(ApiError::failed(reason)),
             };
-            pager.write_all(&answer).await.map_err(|_| gone())?;
+            pager.write_all(&answer).await.map_err(|_| shim_gone())?;
         }
     }
 
     /// From the source, however long it is away, unless it is gone for good.
-    async fn pages(&mut self, process: i32, ranges: &[Range<u64>], size: usize) -> Result<Vec<u8>> {
+    async fn pages(&mut self, shim: ProcessId, process: i32, ranges: &[Range<u64>], size: usize) -> Result<Vec<u8>> {
         let [mut pause, longest] = PAUSES;
+        let host = &self.migration.peer;
         loop {
             let asked = tokio::time::timeout(LATE, self.ask(process, ranges)).await;
             let error = match asked {
-                Ok(Ok(Ok(data))) if data.len() == size => return Ok(data),
-                Ok(Ok(Ok(_))) => {
-                    return Err(ApiError::failed(format!("{} sent another size of memory", self.migration.peer)));
-                }
-                Ok(Ok(Err(reason))) => return Err(ApiError::failed(reason)),
+                Ok(Ok(Some(data))) if data.len() == size => return Ok(data),
+                Ok(Ok(Some(_))) => return Err(ApiError::failed(format!("{host} sent another size of memory"))),
+                Ok(Ok(None)) => return Err(ApiError::failed(format!("{host} has lost the pod's processes"))),
                 Ok(Err(error)) => error.message,
                 Err(_) => "no answer".to_owned(),
             };
             // Whatever it still says would be the answer to this question.
             self.source = None;
-            let host = &self.migration.peer;
             if self.daemon.store.removed_hosts()?.contains(host) {
                 return Err(ApiError::failed(format!("{host} is gone for good, and had a part of its memory")));
+            }
+            // Nobody else looks meanwhile.
+            let record = self.daemon.pod(&self.migration.pod_id)?.record();
+            if matches!(record.state, PodState::Running { init, .. } if !init.is_alive()) {
+                return Err(ApiError::failed("it ended before all of its memory had come"));
+            }
+            if !shim.is_alive() {
+                return Err(shim_gone());
             }
             tracing::warn!(pod = self.migration.pod, host, error, "its memory is still there; asking again");
             tokio::time::sleep(pause).await;
@@ -193,21 +207,25 @@ impl Fetch<'_> {
         }
     }
 
-    /// Asks once; the inner error is the source's own, and final.
-    async fn ask(&mut self, process: i32, ranges: &[Range<u64>]) -> Result<std::result::Result<Vec<u8>, String>> {
+    /// Asks once; none: it does not have it.
+    async fn ask(&mut self, process: i32, ranges: &[Range<u64>]) -> Result<Option<Vec<u8>>> {
         let mut source = match self.source.take() {
             Some(source) => source,
             None => Peer::call(self.daemon, &self.migration.peer).await?,
         };
         let migration = self.migration.id.clone();
         source.send(&Message::AskPages { migration, process, ranges: ranges.to_vec() }).await?;
-        let answer = match source.receive().await? {
-            Message::Chunk { .. } => Ok(source.receive_data().await?),
-            Message::Packed { size, .. } => Ok(unpack(&source.receive_data().await?, size)?),
-            Message::Refused { reason } => Err(reason),
+        let answer = match source.answer().await? {
+            Message::Chunk { .. } => Some(source.receive_data().await?),
+            Message::Packed { size, .. } => Some(unpack(&source.receive_data().await?, size)?),
+            Message::Gone => None,
             other => return Err(unexpected(&other)),
         };
         self.source = Some(source);
         Ok(answer)
     }
+}
+
+fn shim_gone() -> ApiError {
+    ApiError::failed("its shim died while its memory was still coming")
 }
