@@ -153,7 +153,7 @@ fn what_cannot_come_any_more_ends_the_pod() {
         lab.ok("a", &["run", "--name", pod, "--rootfs", &root, "--", "python3", "-c", SCRIPT]);
         eventually("it works", Duration::from_secs(20), || lab.ok("a", &["logs", pod]).matches("ok").count() > 3);
         let id = api(&lab, "a", &format!("/v1/pods/{pod}")).unwrap()["id"].as_str().unwrap().to_owned();
-        lab.fault("a", "source lent pause 1500");
+        lab.fault("a", "source lent pause 4000");
         let fault = inside(&lab, "a", "/run/podd/fault");
         let mut command = lab.podctl_command("a", &["migrate", pod, "--to", "b", "--mode", "post-copy"]);
         let mover = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
