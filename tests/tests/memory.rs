@@ -102,6 +102,21 @@ while True:
     print('ok', rounds, flush=True)
 "#;
 
+/// Writes to all of a large mapping as fast as it can, so that much is left behind, and looks whether it is what it wrote.
+const WRITER: &str = r#"
+import itertools, mmap
+PIECE, PIECES = 1 << 20, 80
+memory = mmap.mmap(-1, PIECE * PIECES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for n in itertools.count(1):
+    content = bytes([n % 255 + 1]) * PIECE
+    for piece in range(PIECES):
+        memory[piece * PIECE:(piece + 1) * PIECE] = content
+    for piece in range(PIECES):
+        if memory[piece * PIECE:(piece + 1) * PIECE] != content:
+            print('FAIL', n, piece, flush=True)
+    print('ok', n, flush=True)
+"#;
+
 #[test]
 fn it_is_right_in_six_moves() {
     let lab = Lab::up(2);
@@ -150,7 +165,7 @@ fn what_cannot_come_any_more_ends_the_pod() {
     let lab = Lab::up(2);
     let root = rootfs("shell");
     for (pod, source_loses_it) in [("one", true), ("two", false)] {
-        lab.ok("a", &["run", "--name", pod, "--rootfs", &root, "--", "python3", "-c", SCRIPT]);
+        lab.ok("a", &["run", "--name", pod, "--rootfs", &root, "--", "python3", "-c", WRITER]);
         eventually("it works", Duration::from_secs(20), || lab.ok("a", &["logs", pod]).matches("ok").count() > 3);
         let id = api(&lab, "a", &format!("/v1/pods/{pod}")).unwrap()["id"].as_str().unwrap().to_owned();
         lab.fault("a", "source lent pause 4000");
