@@ -338,6 +338,9 @@ pub struct MigrateRequest {
     pub notice_s: Option<u64>,
 }
 
+/// [`MigrateReport::mode`] of a move some of whose memory went after the thaw.
+pub const POST_COPY: &str = "post-copy";
+
 /// Answer of `migrate`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MigrateReport {

@@ -28,7 +28,9 @@ use super::preflight::{TargetFacts, refuse_unless_go, towards};
 use super::start::ensure_shim;
 use super::state::{PodRecord, PodState};
 use super::stop::{delete, not_running};
-use crate::api::{ApiError, Bytes, HealthState, MemoryMode, MigrateReport, Phases, Prediction, Progress, Times};
+use crate::api::{
+    ApiError, Bytes, HealthState, MemoryMode, MigrateReport, POST_COPY, Phases, Prediction, Progress, Times,
+};
 use crate::error::{Attempt, Result};
 use crate::patch::cordon::Cordon;
 use crate::patch::run::orders;
@@ -165,7 +167,7 @@ pub async fn migrate(
     run.say("handover", 0, 0);
     let Run { begun, predicted, phases, bytes, rounds, watch, peer, hold, flight: _flight, ahead, turn, .. } = run;
     let mode = match ahead.rounds {
-        _ if bytes.later > 0 => "post-copy",
+        _ if bytes.later > 0 => POST_COPY,
         0 => "stop-copy",
         _ => "pre-copy",
     };

@@ -9,14 +9,15 @@ use checkpoint::memory::{Activity, Tracker};
 use super::journal::{Migration, Role};
 use super::precopy::ROOM;
 use super::state::PodRecord;
-use crate::api::{MemoryMode, Prediction, Times};
+use crate::api::{MemoryMode, POST_COPY, Prediction, Times};
 use crate::error::Result;
 use crate::supervisor::Daemon;
 
 /// How long a pod is looked at. Each page that it writes to meanwhile costs it one short fault.
 const LOOK: Duration = Duration::from_millis(100);
-/// As many of the last moves correct the model.
+/// As many of the last moves correct the model; so many of the same pod are enough.
 const PAST: usize = 9;
+const ENOUGH: usize = 3;
 /// More is no matter of speed.
 const CORRECTION: RangeInclusive<f64> = 0.1..=50.0;
 const GB: f64 = 1e9;
@@ -62,9 +63,14 @@ pub fn expected_by(
     if mode == MemoryMode::StopCopy {
         facts.left += std::mem::take(&mut facts.ahead).bytes;
     }
-    let past = daemon.store.migrations()?;
-    let past = past.iter().rev().filter(|m| m.role == Role::Source && m.peer == host);
-    Ok(predict(&facts, past.filter_map(off)))
+    let all = daemon.store.migrations()?;
+    let way = |m: &Migration| m.report.as_ref().is_some_and(|report| (report.mode == POST_COPY) == facts.later);
+    let all: Vec<&Migration> =
+        all.iter().rev().filter(|m| m.role == Role::Source && m.peer == host && way(m)).collect();
+    // Of the same pod, if there are some.
+    let (own, others): (Vec<&Migration>, Vec<&Migration>) = all.into_iter().partition(|m| m.pod_id == record.id);
+    let past = if own.len() < ENOUGH { own.into_iter().chain(others).collect() } else { own };
+    Ok(predict(&facts, past.into_iter().filter_map(off)))
 }
 
 /// What the model said of a move, and what it took.

@@ -60,6 +60,8 @@ impl Server {
         let (ip, port) = match (contender, workload) {
             ("podd", Workload::Nginx) => ([10, 77, 1, 6], 80),
             ("podd", _) => ([10, 77, 1, 5], 6379),
+            ("podd-post-copy", Workload::Nginx) => ([10, 77, 1, 8], 80),
+            ("podd-post-copy", _) => ([10, 77, 1, 9], 6379),
             ("criu-lazy", _) => ([10, 77, 1, 7], 6379),
             ("runc", _) => ([10, 77, 0, 1], 7001),
             ("podman", _) => ([10, 77, 0, 1], 7002),

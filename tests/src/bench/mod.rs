@@ -40,8 +40,12 @@ use report::{Move, Report, Series};
 
 use crate::Lab;
 
-/// Every contender; the first is ours.
-pub const CONTENDERS: [&str; 6] = ["podd", "criu", "criu-lazy", "runc", "podman", "restart"];
+/// Every contender; the first two are ours.
+pub const CONTENDERS: [&str; 7] = ["podd", "podd-post-copy", "criu", "criu-lazy", "runc", "podman", "restart"];
+/// How the name of one begins that is ours.
+const OURS: &str = "podd";
+/// Those that are not asked unless they are named.
+pub const ON_REQUEST: [&str; 2] = ["podd-post-copy", "podman"];
 /// Every workload.
 pub const WORKLOADS: [&str; 2] = ["redis", "nginx"];
 /// The client works for so long before a move; and after one, for the throughput three seconds later.
@@ -75,6 +79,10 @@ trait Contender {
     fn start(&mut self) -> Result<(), Failure>;
     /// Moves it to the other place; milliseconds of each phase, in their order, as far as the tools tell.
     fn go(&mut self) -> Result<Vec<(String, f64)>, Failure>;
+    /// How long it was said that the last move's blackout would be, ms.
+    fn expected_ms(&self) -> Option<f64> {
+        None
+    }
     /// Ends the server.
     fn end(&mut self);
 }
@@ -90,7 +98,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     for workload in &options.workloads {
         // Nobody but podd is asked to move nginx: its workers are of another user, which is an affair of its own.
         let (sizes, contenders) = match workload.as_str() {
-            "nginx" => (vec![20], options.contenders.iter().filter(|name| *name == "podd").cloned().collect()),
+            "nginx" => (vec![20], options.contenders.iter().filter(|name| name.starts_with(OURS)).cloned().collect()),
             _ => (options.sizes.clone(), options.contenders.clone()),
         };
         for size in sizes {
@@ -168,7 +176,8 @@ fn measure(options: &Options, lab: &Lab, workload: Workload, size: u64, contende
 fn contender<'a>(lab: &'a Lab, name: &str, server: &Server) -> Box<dyn Contender + 'a> {
     let server = server.clone();
     match name {
-        "podd" => Box::new(podd::Podd::new(lab, server)),
+        "podd" => Box::new(podd::Podd::new(lab, server, "auto")),
+        "podd-post-copy" => Box::new(podd::Podd::new(lab, server, "post-copy")),
         "criu" => Box::new(criu::Criu::new(lab, server)),
         "criu-lazy" => Box::new(lazy::Lazy::new(lab, server)),
         "runc" => Box::new(runc::Runc::new(lab, server)),
@@ -185,7 +194,7 @@ fn one(options: &Options, lab: &Lab, contender: &mut dyn Contender, server: &Ser
     let phases = contender.go().inspect_err(|_| probe.abandon())?;
     let ended = probe::unix_ms();
     std::thread::sleep(AFTER);
-    Ok(probe.finish()?.judge(begun, ended, phases))
+    Ok(Move { expected_ms: contender.expected_ms(), ..probe.finish()?.judge(begun, ended, phases) })
 }
 
 /// The harness panics when a step fails; that ends a contender, and not the others.

@@ -11,8 +11,9 @@ use super::report::{Series, Spread};
 const SIZE: (u32, u32) = (760, 440);
 const FONT: (&str, u32) = ("sans-serif", 14);
 /// Of the contenders, in their order: distinct to those who see colours otherwise, too (Okabe and Ito).
-const COLORS: [RGBColor; 6] = [
+const COLORS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
+    RGBColor(86, 180, 233),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),

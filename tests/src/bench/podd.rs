@@ -14,12 +14,16 @@ const PHASES: [&str; 7] = ["preflight", "prepare", "freeze", "dump", "transfer",
 pub struct Podd<'a> {
     lab: &'a Lab,
     server: Server,
+    mode: &'static str,
+    pod: String,
     at: usize,
+    expected_ms: Option<f64>,
 }
 
 impl<'a> Podd<'a> {
-    pub fn new(lab: &'a Lab, server: Server) -> Self {
-        Self { lab, server, at: 0 }
+    pub fn new(lab: &'a Lab, server: Server, mode: &'static str) -> Self {
+        let pod = if mode == "auto" { POD.to_owned() } else { format!("{POD}-{mode}") };
+        Self { lab, server, mode, pod, at: 0, expected_ms: None }
     }
 }
 
@@ -27,12 +31,12 @@ impl Contender for Podd<'_> {
     fn start(&mut self) -> Result<(), Failure> {
         let ip = self.server.address.ip().to_string();
         if self.server.workload == Workload::Nginx {
-            web::nginx(self.lab, HOSTS[0], POD, &ip);
+            web::nginx(self.lab, HOSTS[0], &self.pod, &ip);
             return Ok(());
         }
         let (root, cidr) = (rootfs("redis"), format!("{ip}/16"));
         let server = self.server.redis("/tmp");
-        let mut all = vec!["run", "--name", POD, "--rootfs", &root, "--ip", &cidr, "--"];
+        let mut all = vec!["run", "--name", &self.pod, "--rootfs", &root, "--ip", &cidr, "--"];
         all.extend(server.iter().map(String::as_str));
         must("podctl run", self.lab.podctl(HOSTS[0], &all))?;
         fill(self.lab, &self.server)
@@ -40,18 +44,24 @@ impl Contender for Podd<'_> {
 
     fn go(&mut self) -> Result<Vec<(String, f64)>, Failure> {
         let (from, to) = (HOSTS[self.at], HOSTS[1 - self.at]);
-        let said = must("podctl migrate", self.lab.podctl(from, &["--json", "migrate", POD, "--to", to]))?.out;
+        let all = ["--json", "migrate", &self.pod, "--to", to, "--mode", self.mode];
+        let said = must("podctl migrate", self.lab.podctl(from, &all))?.out;
         self.at = 1 - self.at;
         let said: serde_json::Value =
             serde_json::from_str(&said).map_err(|e| Failure(format!("podctl migrate printed no JSON: {e}")))?;
+        self.expected_ms = said["predicted"]["expected"]["blackout_ms"].as_f64();
         let time = |name: &str| said["phases"][format!("{name}_ms")].as_f64();
         Ok(PHASES.into_iter().filter_map(|name| Some((name.to_owned(), time(name)?))).collect())
+    }
+
+    fn expected_ms(&self) -> Option<f64> {
+        self.expected_ms
     }
 
     fn end(&mut self) {
         for host in HOSTS {
             // It is on one of them at most.
-            let _ = self.lab.podctl(host, &["rm", "--force", POD]);
+            let _ = self.lab.podctl(host, &["rm", "--force", &self.pod]);
         }
     }
 }

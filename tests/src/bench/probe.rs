@@ -136,6 +136,7 @@ impl Seen {
         let others = self.others.as_ref();
         let errors = client.error.iter().chain(others.into_iter().flat_map(|others| &others.errors));
         Move {
+            expected_ms: None,
             blackout_ms,
             phases,
             reconnects: client.reconnects,

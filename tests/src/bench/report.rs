@@ -8,7 +8,7 @@ use std::process::Command;
 use serde::{Deserialize, Serialize};
 
 use super::host::{self, Failure};
-use super::{CONTENDERS, Options, plot};
+use super::{OURS, Options, plot};
 use crate::Lab;
 use crate::machine::tools;
 
@@ -51,6 +51,8 @@ pub struct Series {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Move {
     pub blackout_ms: f64,
+    /// What the tool had said before.
+    pub expected_ms: Option<f64>,
     /// What the tools say, in ms and in their order.
     pub phases: Vec<(String, f64)>,
     pub reconnects: u64,
@@ -149,11 +151,19 @@ impl Report {
 
     /// How far podd's own account of the blackout is from the client's, ms, whichever is larger.
     fn account(&self) -> Option<Spread> {
-        let ours = self.results.iter().filter(|series| series.contender == CONTENDERS[0]);
+        let ours = self.results.iter().filter(|series| series.contender.starts_with(OURS));
         let own = |m: &Move| -> f64 {
             m.phases.iter().filter(|(name, _)| !plot::SERVING.contains(&name.as_str())).map(|phase| phase.1).sum()
         };
         Spread::of(ours.flat_map(|series| &series.moves).map(|m| (m.blackout_ms - own(m)).abs()))
+    }
+
+    /// How many of podd's moves took as long as it had said, give or take a quarter, and of how many.
+    fn predicted(&self) -> Option<(usize, usize)> {
+        let moves = self.results.iter().flat_map(|series| &series.moves);
+        let errors: Vec<f64> = moves.filter_map(|m| Some((m.expected_ms? / m.blackout_ms - 1.0).abs())).collect();
+        let close = errors.iter().filter(|error| **error <= 0.25).count();
+        (!errors.is_empty()).then_some((close, errors.len()))
     }
 
     /// For people.
@@ -185,6 +195,9 @@ impl Report {
                 text,
                 "\npodd's own account of its blackouts is {median:.0} ms from the client's, {max:.0} at most.\n"
             );
+        }
+        if let Some((close, all)) = self.predicted() {
+            let _ = write!(text, "\n{close} of its {all} blackouts were as it had predicted, within 25 %.\n");
         }
         if self.results.iter().any(|series| !series.interleaved) {
             text += "\nContenders took turns, but for sizes whose servers do not fit into the memory side by side: \

@@ -20,7 +20,7 @@ pub fn run(sizes: &[u64], times: u32) -> Result<String, Failure> {
     let mut text = String::new();
     for &megabytes in sizes {
         let server = Server::new(Workload::Redis { megabytes }, "podd");
-        let mut podd = Podd::new(&lab, server.clone());
+        let mut podd = Podd::new(&lab, server.clone(), "auto");
         podd.start()?;
         let rows = (0..times).map(|_| once(&lab, &server)).collect::<Result<Vec<_>, _>>()?;
         podd.end();

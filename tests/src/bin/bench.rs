@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use ::tests::bench::{self, CONTENDERS, Options, WORKLOADS};
+use ::tests::bench::{self, CONTENDERS, ON_REQUEST, Options, WORKLOADS};
 use clap::Parser;
 
 /// Moves servers by podd and by other means, in turns in one run, under the eyes of a client, and writes what it saw:
@@ -22,8 +22,8 @@ struct Arguments {
     /// Moves of each contender, workload and size
     #[arg(long, default_value_t = 10)]
     moves: u32,
-    /// Of podd, criu, criu-lazy, runc, podman, restart; podman is not among them unless it is named
-    #[arg(long, value_delimiter = ',', default_values_t = CONTENDERS.into_iter().filter(|name| *name != "podman").map(String::from))]
+    /// Of podd, podd-post-copy, criu, criu-lazy, runc, podman, restart; podman and post-copy are not among them unless they are named
+    #[arg(long, value_delimiter = ',', default_values_t = CONTENDERS.into_iter().filter(|name| !ON_REQUEST.contains(name)).map(String::from))]
     contenders: Vec<String>,
     /// Writes a second of others than the client
     #[arg(long, default_value_t = 10_000.0)]
