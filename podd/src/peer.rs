@@ -29,6 +29,7 @@ use crate::server::forget_hosts;
 use crate::shim::CRIU_LIMIT;
 use crate::store::Host;
 use crate::supervisor::Daemon;
+use crate::sys::tcp::waited_for_reader;
 use crate::trust::{self, Protocol};
 
 pub use self::packing::unpack;
@@ -305,7 +306,7 @@ impl Peer {
         let name = name.to_owned();
         let knows = Protocol::agreed(self.stream.get_ref().1.alpn_protocol()) >= Some(Protocol::V2);
         let packed = if knows { self.packing.pack(data).attempt("compress memory")? } else { None };
-        let begun = Instant::now();
+        let (begun, waited) = (Instant::now(), waited_for_reader(self.stream.get_ref().0));
         let length = match &packed {
             Some(packed) => {
                 self.packed += data.len() as u64;
@@ -319,7 +320,8 @@ impl Peer {
                 data.len()
             }
         };
-        self.packing.sent(length, begun.elapsed());
+        let waited = waited_for_reader(self.stream.get_ref().0).saturating_sub(waited);
+        self.packing.sent(length, begun.elapsed().saturating_sub(waited));
         Ok(())
     }
 

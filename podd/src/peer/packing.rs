@@ -85,7 +85,8 @@ impl Packing {
         weigh(&mut self.effort.rest, after as f64 / before as f64);
     }
 
-    /// So many bytes were given to the connection.
+    /// So many bytes were given to the connection, which took so long to take them; not counted what it waited for the other end, which
+    /// would wait no less for what it has to unpack.
     pub(super) fn sent(&mut self, bytes: usize, took: Duration) {
         if bytes >= SMALL {
             weigh(&mut self.link, took.as_secs_f64() / bytes as f64);

@@ -13,3 +13,4 @@ pub mod network;
 pub mod process;
 pub mod replace;
 pub mod seccomp;
+pub mod tcp;
