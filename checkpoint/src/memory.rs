@@ -380,14 +380,22 @@ impl Tracked {
     /// EFAULT. What is of a kind that cannot be stays unregistered.
     fn register(&mut self, process: &Process) -> io::Result<()> {
         let userfaultfd = self.userfaultfd.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let (mut mappings, new) = arm::still(Pid::from_raw(self.pid), |_| {
+        let (mut mappings, new, runs) = arm::still(Pid::from_raw(self.pid), |_| {
             let all = worthwhile(process)?.into_iter();
             let (known, mut new): (Vec<_>, Vec<_>) = all.partition(|mapping| self.follows(mapping));
-            let track = |range: &Range<u64>| sys::track(userfaultfd, range);
-            new.retain(|new| track(&new.kin).or_else(|_| track(&new.range)).is_ok());
-            Ok((known, new))
+            // Each run once: of thousands of stacks it takes its time.
+            let mut runs = Ranges::default();
+            new.retain(|Mapping { range, kin, .. }| {
+                let track = |range: &Range<u64>| sys::track(userfaultfd, range);
+                runs.contains(range.start)
+                    || track(kin).map(|()| runs.add(kin.clone())).or_else(|_| track(range)).is_ok()
+            });
+            Ok((known, new, runs))
         })?;
         // This takes its time, and does no harm to what has been moved meanwhile.
+        for part in runs.without(&self.armed).iter() {
+            let _ = sys::count_as_written(userfaultfd, &part);
+        }
         mappings.extend(new.into_iter().filter(|new| sys::count_as_written(userfaultfd, &new.range).is_ok()));
         self.note(&mappings);
         Ok(())

@@ -186,6 +186,8 @@ pub struct Pager {
     under_way: Option<Request>,
     /// None of them is let go of before all memory has come: whoever asks has them, too, and would leave their changes unheard.
     processes: Vec<Paged>,
+    /// Since ended ones were looked for.
+    has_forked: bool,
     /// Why no more can be done for them.
     broken: Option<String>,
 }
@@ -231,6 +233,7 @@ impl Pager {
             asked: None,
             under_way: None,
             processes: Vec::new(),
+            has_forked: false,
             broken: None,
         })
     }
@@ -244,14 +247,15 @@ impl Pager {
         loop {
             self.serve(if zeros_are_put { PollTimeout::NONE } else { PollTimeout::from(1u8) })?;
             zeros_are_put = self.processes.iter_mut().map(Paged::put_zeros).min().unwrap_or(true);
-            // Of short-lived children.
-            if self.processes.len() > FEW {
-                self.processes.retain(|process| !process.is_gone());
-            }
-            if self.restored && self.processes.iter().all(|process| process.missing.is_empty()) {
-                self.processes.clear();
-            }
+            // (Whoever is asked may just be taking hold of one of them.)
             if self.under_way.is_none() {
+                // Of short-lived children.
+                if std::mem::take(&mut self.has_forked) && self.processes.len() > FEW {
+                    self.processes.retain(|process| !process.is_gone());
+                }
+                if self.restored && self.processes.iter().all(|process| process.missing.is_empty()) {
+                    self.processes.clear();
+                }
                 self.ask();
             }
         }
@@ -418,6 +422,7 @@ impl Pager {
                 sys::MemoryEvent::Forked(userfaultfd) => {
                     let child = Paged::new(userfaultfd, process.source, process.missing.clone());
                     self.processes.push(child);
+                    self.has_forked = true;
                 }
             }
         }

@@ -621,8 +621,11 @@ async fn take_in(
     // Before the link is plugged, too: what the kernel acknowledges in the pod's name, nobody sends again.
     daemon.journal(migration, Some(&record))?;
     claim.publish(record.clone());
-    thaw(daemon, &record, frames)?;
     let borrows = memory::lazy::is_expected(&flight(daemon, &migration.id));
+    if borrows {
+        postcopy::go_on(daemon, migration).await;
+    }
+    thaw(daemon, &record, frames)?;
     Ok(if borrows { Message::Borrows } else { Message::Thawed })
 }
 
@@ -671,7 +674,7 @@ async fn held(daemon: &Arc<Daemon>, claim: &Claim, migration: &Migration) -> Res
         return Ok(init);
     }
     let images = flight(daemon, &migration.id);
-    if memory::lazy::is_expected(&images) {
+    if memory::lazy::is_expected(&images) && !client::shim(&bundle).is_ok_and(ProcessId::is_alive) {
         // Nobody puts the rest of its memory in place any more, and it would be zero.
         tokio::task::block_in_place(|| daemon.cgroup(&record.id).kill(KILL_LIMIT)).attempt("kill the pod")?;
     } else if let Some(Status::Alive { init }) = client::last_status(&bundle)

@@ -30,8 +30,10 @@ use crate::sys::process::ProcessId;
 const LATE: Duration = Duration::from_secs(10);
 /// Between two tries to reach it.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
-/// Between two looks whether a shim listens.
+/// Between two looks whether a shim listens, or at the pod's processes.
 const A_MOMENT: Duration = Duration::from_millis(1);
+/// So often is a process looked for.
+const TRIES: u32 = 5;
 
 /// Why this host can take no part in it, if so.
 #[must_use]
@@ -77,8 +79,13 @@ pub fn pages(daemon: &Daemon, from: &str, id: &str, process: i32, ranges: &[Rang
         if migration.step == Step::Given {
             crate::fault::point(&daemon.config.run, "source", "lent");
         }
-        let pids = daemon.cgroup(&migration.pod_id).pids();
-        let Some(pid) = pids.into_iter().find(|pid| pod_pid(*pid) == Some(process)) else { return Ok(None) };
+        let find = || daemon.cgroup(&migration.pod_id).pids().into_iter().find(|pid| pod_pid(*pid) == Some(process));
+        // What cannot be read just now looks like what is gone.
+        let pid = (0..TRIES).find_map(|n| {
+            std::thread::sleep(A_MOMENT * n);
+            find()
+        });
+        let Some(pid) = pid else { return Ok(None) };
         match lazy::read(pid, ranges) {
             Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => {
                 Err(e).attempt("read the pod's memory")
@@ -100,15 +107,22 @@ pub async fn begin(daemon: &Arc<Daemon>, migration: &Migration) {
     *pod.fetching().await = Some(tokio::spawn(fetch(daemon.clone(), migration.clone())));
 }
 
+/// The same, unless it is fetched already. Before a pod is thawed: what is done to it then may wait for a page.
+pub async fn go_on(daemon: &Arc<Daemon>, migration: &Migration) {
+    let Ok(pod) = daemon.pod(&migration.pod_id) else { return };
+    let is_fetched = pod.fetching().await.is_some();
+    if !is_fetched {
+        begin(daemon, migration).await;
+    }
+}
+
 /// Waits until all memory has come.
 ///
 /// # Errors
 /// It never will, and the pod was killed.
 pub async fn end(daemon: &Arc<Daemon>, migration: &Migration) -> Result<()> {
+    go_on(daemon, migration).await;
     let pod = daemon.pod(&migration.pod_id)?;
-    if pod.fetching().await.is_none() {
-        begin(daemon, migration).await;
-    }
     let fetching = pod.fetching().await.take();
     match fetching {
         Some(fetching) => fetching.await.attempt("fetch the pod's memory")?,
