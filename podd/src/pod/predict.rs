@@ -132,7 +132,8 @@ fn model(facts: &Facts) -> Times {
     let last = facts.ahead.written_per_s as f64 * 0.05;
     let late = if facts.later { left } else { left + last };
     let small = (memory - facts.huge as f64).max(0.0);
-    let blackout_ms = 45.0 + 2.0 * facts.processes as f64 + 60.0 * small / GB + 1000.0 * late / (2.0 * SENT);
+    let tables = 3.0 * memory / GB + 8.0 * small / GB;
+    let blackout_ms = 45.0 + 2.0 * facts.processes as f64 + tables + 1000.0 * late / (2.0 * SENT);
     // Each round sends what was written during the one before; all of them together no more than this.
     let again = (facts.ahead.written_per_s as f64 / SENT).min(0.9);
     let rounds = (1.0 / (1.0 - again)).min(f64::from(ROOM));
