@@ -276,8 +276,13 @@ impl Pager {
         }
         if ready[0] {
             self.criu = self.for_criu.accept().ok().map(|(stream, _)| stream);
-        } else if ready[2] && self.take_process().is_err() {
+        } else if ready[2]
+            && let Err(e) = self.take_process()
+        {
             self.criu = None;
+            if !self.restored {
+                self.broken = Some(format!("CRIU has not handed all processes in: {e}"));
+            }
         }
         if ready[1] {
             self.asked = self.for_pages.accept().ok().map(|(stream, _)| stream);
