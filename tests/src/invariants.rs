@@ -117,8 +117,7 @@ impl Churn {
     /// Starts writing; some megabytes are written to anew within some milliseconds.
     #[must_use]
     pub fn start(lab: &Lab, address: &str) -> Self {
-        const WRITE: &str =
-            "EVAL \"for i = 1, 2000 do redis.call('SETRANGE', 'large', math.random(8000) * 4096, ARGV[1]) end\" 0";
+        const WRITE: &str = "EVAL \"for i = 1, 2000 do redis.call('SETRANGE', 'large', math.random(8000) * 4096, ARGV[1]) end return 1\" 0";
         let mut stream =
             BufReader::new(connect(lab, address, Duration::from_secs(60)).expect("redis accepts a connection"));
         let stop = Arc::new(AtomicBool::new(false));
