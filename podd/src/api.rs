@@ -320,8 +320,8 @@ pub enum MemoryMode {
     PreCopy,
     /// All of it while the pod stands still: less work in all, but the blackout grows with the memory.
     StopCopy,
-    /// Ahead, and what the pod has written meanwhile only after it runs on the target: a short blackout, however fast it writes. Until
-    /// all has come it depends on both hosts: should the source fail in that time, the pod ends as if it had crashed.
+    /// Ahead, and what the pod has written meanwhile, if it is much, only after it runs on the target: a short blackout, however fast it
+    /// writes. Until all has come it depends on both hosts: should the source fail in that time, the pod ends as if it had crashed.
     PostCopy,
 }
 

@@ -17,7 +17,7 @@ use tests::workload::migrate;
 /// while, and has a page wiped in forks. Children check what they have inherited. The first page of a mapping is what Linux 6.16 to 6.18
 /// might lose in a fork.
 const SCRIPT: &str = r#"
-import ctypes, mmap, os, random, struct, sys
+import ctypes, itertools, mmap, os, random, struct, sys
 PAGE, PAGES, MORE = 4096, 6000, 1500
 ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
@@ -58,6 +58,14 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 WIPED = mmap.mmap(-1, PAGE, flags=ANONYMOUS)
 WIPED.madvise(18)
 WIPED[0] = 1
+# Another one, that writes so much that memory is left behind by post-copy.
+if os.fork() == 0:
+    large = mmap.mmap(-1, 24 << 20, flags=ANONYMOUS)
+    for n in itertools.count():
+        content = bytes([n % 255 + 1]) * (24 << 20)
+        large[:] = content
+        if large[:] != content:
+            print('FAIL', n, flush=True)
 memories, divided = [Memory(), Memory(ANONYMOUS | 0x4000)], Memory()
 for memory in memories:
     for page in range(0, PAGES, 2):

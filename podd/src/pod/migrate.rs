@@ -669,9 +669,6 @@ impl<'a> Run<'a> {
         let flight = Flight::new(self.daemon, &format!("{}-out", migration.id))?;
         let images = flight.path().to_owned();
         self.flight = Some(flight);
-        if self.mode == MemoryMode::PostCopy {
-            memory::lazy::expect(&images, &self.daemon.config.bundle(&record.id)).attempt("begin a dump")?;
-        }
         let ahead = self.send_memory_ahead(record, &images).await?;
         self.take_along(ahead);
         if self.ahead.rounds > 0 {
@@ -693,6 +690,10 @@ impl<'a> Run<'a> {
         migration.step = Step::Freezing;
         self.daemon.journal(migration, None)?;
         self.send_last_round(record, &images).await?;
+        // Little goes faster with the dump than page by page, while somebody waits for each.
+        if self.mode == MemoryMode::PostCopy && !self.ahead.is_worth_another() {
+            memory::lazy::expect(&images, &self.daemon.config.bundle(&record.id)).attempt("begin a dump")?;
+        }
         self.say("freeze", 0, 0);
         self.peer.hasten();
         let frozen = freeze(self.daemon, record, self.hold.as_ref(), self.kernel)?;

@@ -72,6 +72,9 @@ impl Ahead {
                 let written = written.div_ceil(1_000_000);
                 format!("{backend}; it wrote {written} MB a second, as fast as its memory went over")
             }
+            (Some(backend), None) if wanted == MemoryMode::PostCopy && self.is_worth_another() => {
+                format!("{backend}; little was left")
+            }
             (Some(backend), None) => backend.to_owned(),
             (None, _) if wanted == MemoryMode::StopCopy => "as asked for".to_owned(),
             (None, _) => NOT_TOLD.to_owned(),
