@@ -239,12 +239,10 @@ impl Tracker {
         };
         if self.backend == Backend::SoftDirty {
             tracked.armed = Ranges::default();
-            tracked.note(&wanted);
-        } else if wanted.iter().all(|mapping| tracked.follows(mapping)) {
-            tracked.note(&wanted);
-        } else {
-            tracked.register(&process)?;
+        } else if !wanted.iter().all(|mapping| tracked.follows(mapping)) {
+            return tracked.register(&process);
         }
+        tracked.note(&wanted);
         Ok(())
     }
 

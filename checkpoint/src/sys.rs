@@ -196,7 +196,7 @@ pub(crate) fn memory_events(userfaultfd: &OwnedFd) -> io::Result<Vec<MemoryEvent
         read => read?,
     };
     let message = |message: &[u8]| {
-        let word = |n: usize| message[8 * n..][..8].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        let word = |n: usize| u64::from_ne_bytes(message[8 * n..][..8].try_into().unwrap_or_default());
         match message[0] {
             0x12 => Some(MemoryEvent::Fault(word(2))),
             0x13 => Some(MemoryEvent::Forked(received((word(1) & 0xffff_ffff) as i32))),

@@ -264,7 +264,7 @@ impl<'a> Subject<'a> {
             (None, Some("running")) => 1,
             states => return Err(format!("the pod's states are {states:?}")),
         };
-        let alive = HOSTS.map(|host| self.groups(host).iter().any(|g| populated(g)));
+        let alive = HOSTS.map(|host| groups(self.lab, host, &self.id).iter().any(|g| populated(g)));
         let mut expected = [false; 2];
         expected[there] = true;
         if alive == expected { Ok((HOSTS[there], HOSTS[1 - there])) } else { Err(format!("processes on {alive:?}")) }
@@ -276,14 +276,9 @@ impl<'a> Subject<'a> {
         Ok(found.map(|p| p["state"].as_str().unwrap_or_default().to_owned()))
     }
 
-    /// The pod's cgroups on a host.
-    fn groups(&self, host: &str) -> Vec<PathBuf> {
-        cgroups(self.lab, host).into_iter().filter(|c| c.ends_with(&self.id)).collect()
-    }
-
     /// No freezer is shut and no process of the pod is held by a tracer.
     fn not_frozen(&self, host: &str) -> Result<(), String> {
-        for group in self.groups(host) {
+        for group in groups(self.lab, host, &self.id) {
             if fs::read_to_string(group.join("cgroup.freeze")).is_ok_and(|t| t.trim() != "0") {
                 return Err(format!("{} is frozen", group.display()));
             }
@@ -379,11 +374,7 @@ impl<'a> Subject<'a> {
     /// The pod's shim on a host, if it has one.
     #[must_use]
     pub fn shim(&self, host: &str) -> Option<Pid> {
-        let path = inside(self.lab, host, "/run/podd/pods").join(&self.id).join("shim.pid");
-        let shim: Value = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-        let pid = i32::try_from(shim["pid"].as_i64()?).ok()?;
-        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-        (comm.trim() == "podd-shim").then_some(Pid::from_raw(pid))
+        shim(self.lab, host, &self.id)
     }
 
     /// Time since the subject was made: for progress that a person can read.
@@ -391,6 +382,22 @@ impl<'a> Subject<'a> {
     pub fn elapsed(&self) -> Duration {
         self.begun.elapsed()
     }
+}
+
+/// The cgroups of the pod with this id on a host.
+#[must_use]
+pub fn groups(lab: &Lab, host: &str, id: &str) -> Vec<PathBuf> {
+    cgroups(lab, host).into_iter().filter(|group| group.ends_with(id)).collect()
+}
+
+/// The shim of the pod with this id on a host, if it has one.
+#[must_use]
+pub fn shim(lab: &Lab, host: &str, id: &str) -> Option<Pid> {
+    let path = inside(lab, host, "/run/podd/pods").join(id).join("shim.pid");
+    let shim: Value = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    let pid = i32::try_from(shim["pid"].as_i64()?).ok()?;
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    (comm.trim() == "podd-shim").then_some(Pid::from_raw(pid))
 }
 
 fn populated(group: &std::path::Path) -> bool {

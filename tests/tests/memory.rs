@@ -8,9 +8,9 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::Lab;
-use tests::invariants::api;
+use tests::invariants::{api, groups, shim};
 use tests::lab::{eventually, rootfs};
-use tests::traces::{cgroups, inside};
+use tests::traces::inside;
 use tests::workload::migrate;
 
 /// Checks all of its memory in each round, then changes some: writes, discards, grows and shrinks, makes parts unreadable for a
@@ -185,7 +185,7 @@ fn what_cannot_come_any_more_ends_the_pod() {
         });
         let victims = match source_loses_it {
             true => processes(&lab, "a", &id),
-            false => vec![shim(&lab, "b", &id)],
+            false => shim(&lab, "b", &id).into_iter().collect(),
         };
         // (With its init, the others of a pod die by themselves.)
         let killed = victims.into_iter().filter(|pid| kill(*pid, Signal::SIGKILL).is_ok());
@@ -216,19 +216,8 @@ fn what_cannot_come_any_more_ends_the_pod() {
 
 /// The pod's processes on a host.
 fn processes(lab: &Lab, host: &str, id: &str) -> Vec<Pid> {
-    let of_pod = cgroups(lab, host).into_iter().filter(|group| group.ends_with(id));
-    let pids = of_pod.flat_map(|group| {
-        std::fs::read_to_string(group.join("cgroup.procs"))
-            .unwrap_or_default()
-            .lines()
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    });
-    pids.filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
-}
-
-fn shim(lab: &Lab, host: &str, id: &str) -> Pid {
-    let text = std::fs::read_to_string(inside(lab, host, "/run/podd/pods").join(id).join("shim.pid")).unwrap();
-    let shim: serde_json::Value = serde_json::from_str(&text).unwrap();
-    Pid::from_raw(shim["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).unwrap())
+    let lists =
+        groups(lab, host, id).into_iter().filter_map(|group| std::fs::read_to_string(group.join("cgroup.procs")).ok());
+    let pids: Vec<String> = lists.flat_map(|list| list.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+    pids.iter().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
 }

@@ -34,7 +34,8 @@ pub(super) fn userfaultfd_of(pid: Pid, borrowed: &Borrowed) -> io::Result<OwnedF
 /// `UFFD_USER_MODE_ONLY`: needs no privilege. Writes of the kernel are followed as well, as no fault is ever handed to us.
 const USER_MODE_ONLY: i32 = 1;
 
-fn take(pid: Pid, fd: i32) -> io::Result<OwnedFd> {
+/// A descriptor of another process, also ours.
+pub(super) fn take(pid: Pid, fd: i32) -> io::Result<OwnedFd> {
     let pid = rustix::process::Pid::from_raw(pid.as_raw()).ok_or(io::ErrorKind::NotFound)?;
     let process = pidfd_open(pid, PidfdFlags::empty())?;
     Ok(pidfd_getfd(process, fd, PidfdGetfdFlags::empty())?)

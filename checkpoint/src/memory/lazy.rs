@@ -25,11 +25,11 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::PAGE;
-use super::arm::Memory;
+use super::arm::{self, Memory};
 use super::pages::{self, Ranges};
 use crate::sys;
 
@@ -168,8 +168,7 @@ impl Request {
 /// # Errors
 /// The process is gone, or has no such descriptor.
 pub fn hold(pid: i32, descriptor: RawFd) -> io::Result<OwnedFd> {
-    let process = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
-    Ok(pidfd_getfd(pidfd_open(process, PidfdFlags::empty())?, descriptor, PidfdGetfdFlags::empty())?)
+    arm::take(Pid::from_raw(pid), descriptor)
 }
 
 /// Brings memory of a pod that is restored, or was.
