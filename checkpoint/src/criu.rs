@@ -274,7 +274,7 @@ pub fn restore(
             return Err(Error::Hook { hook, reason });
         }
         if reply.notify.script() == ALL_THERE {
-            worker.deadline = Instant::now() + limit;
+            (worker.limit, worker.deadline) = (limit, Instant::now() + limit);
             _awake = Some(Awake::keep());
             // Before CRIU makes the namespaces; and a thread of ours, that a hook might not expect.
             _teller = Teller::start(what.images).map_err(unusable)?;

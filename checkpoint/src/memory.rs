@@ -53,6 +53,10 @@ use soft_dirty::Found;
 const WORTH_IT: u64 = 256 << 10;
 /// The same of what a [`Nursery`] cannot load: copies of files, and stacks. A restore has to read the rounds for them.
 const WORTH_READING: u64 = 16 << 20;
+/// Processes with less memory of their own than this are small, in bytes: the page maps of their rounds are read in no time.
+const SMALL: u64 = 16 << 20;
+/// Of these, any mapping of this size is worth it, in bytes.
+const WORTH_IT_IN_SMALL: u64 = 16 << 10;
 /// Read and sent in pieces of at most this, in bytes.
 const PIECE: u64 = 1 << 20;
 /// A round is of at most this, in bytes, or of one of [`PARTS`] of what was found: while the target loads one, the next is on its way.
@@ -463,7 +467,8 @@ struct Mapping {
     anonymous: bool,
 }
 
-/// Mappings of a process that are followed: private memory that it can read and write, of some size.
+/// Mappings of a process that are followed: private memory that it can read and write, of some size. Of a small one also such that it
+/// cannot write any more, as what the dynamic linker has written to libraries: that may be half of what it has.
 fn worthwhile(process: &Process) -> io::Result<Vec<Mapping>> {
     let maps = process.maps().map_err(io::Error::other)?;
     // The kernel writes what asynchronous I/O brings whenever it comes, without asking the page tables again.
@@ -471,15 +476,8 @@ fn worthwhile(process: &Process) -> io::Result<Vec<Mapping>> {
     if maps.iter().any(|map| asynchronous(&map.pathname)) {
         return Ok(Vec::new());
     }
-    let wanted = MMPermissions::READ | MMPermissions::WRITE | MMPermissions::PRIVATE;
-    let least = |path: &MMapPath| match path {
-        MMapPath::Anonymous | MMapPath::Heap | MMapPath::Other(_) => WORTH_IT,
-        // Huge pages have a file's name, and CRIU takes no earlier copy of them.
-        MMapPath::Path(path) if path.starts_with("/anon_hugepage") || path.starts_with("/memfd:") => u64::MAX,
-        MMapPath::Path(_) | MMapPath::Stack => WORTH_READING,
-        _ => u64::MAX,
-    };
-    // Runs of private memory without files.
+    let size = |map: &MemoryMap| map.address.1 - map.address.0;
+    // Private memory without files.
     let plain = |map: &&MemoryMap| {
         map.perms.contains(MMPermissions::PRIVATE)
             && matches!(map.pathname, MMapPath::Anonymous | MMapPath::Heap | MMapPath::Other(_))
@@ -487,8 +485,22 @@ fn worthwhile(process: &Process) -> io::Result<Vec<Mapping>> {
     let mut runs = Ranges::default();
     maps.iter().filter(plain).for_each(|map| runs.add(map.address.0..map.address.1));
     let kin = |map: &MemoryMap| runs.around(map.address.0).unwrap_or(map.address.0..map.address.1);
-    let maps = maps.iter().filter(|map| map.perms.contains(wanted));
-    let maps = maps.filter(|map| map.address.1 - map.address.0 >= least(&map.pathname));
+    let usable = MMPermissions::READ | MMPermissions::WRITE | MMPermissions::PRIVATE;
+    let own = maps.iter().filter(plain).filter(|map| map.perms.contains(usable)).map(size).sum::<u64>();
+    let is_small = own < SMALL;
+    let least = |map: &MemoryMap| match &map.pathname {
+        // Huge pages have a file's name, and CRIU takes no earlier copy of them.
+        MMapPath::Path(path) if path.starts_with("/anon_hugepage") || path.starts_with("/memfd:") => u64::MAX,
+        MMapPath::Anonymous | MMapPath::Heap | MMapPath::Other(_) | MMapPath::Path(_) | MMapPath::Stack if is_small => {
+            WORTH_IT_IN_SMALL
+        }
+        MMapPath::Anonymous | MMapPath::Heap | MMapPath::Other(_) => WORTH_IT,
+        MMapPath::Path(_) | MMapPath::Stack => WORTH_READING,
+        _ => u64::MAX,
+    };
+    let read_only = MMPermissions::READ | MMPermissions::PRIVATE;
+    let maps = maps.iter().filter(|map| map.perms.contains(usable) || is_small && map.perms == read_only);
+    let maps = maps.filter(|map| size(map) >= least(map));
     let mapping = |map: &MemoryMap| Mapping {
         range: map.address.0..map.address.1,
         kin: kin(map),

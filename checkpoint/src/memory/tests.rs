@@ -368,9 +368,9 @@ fn unwritten_is_as_copied(part: u64) {
         check(&victim, &tracker, &copy);
     }
     // To less than is worth it, as glibc's arenas do.
-    const SMALL: u64 = 40;
-    const { assert!(SMALL * PAGE < WORTH_IT) };
-    for what in [format!("shrink {SMALL}"), format!("write 0 {SMALL} 5"), format!("write 0 {SMALL} 6")] {
+    const FEW: u64 = 3;
+    const { assert!(FEW * PAGE < WORTH_IT_IN_SMALL) };
+    for what in [format!("shrink {FEW}"), format!("write 0 {FEW} 5"), format!("write 0 {FEW} 6")] {
         victim.does(&what);
         pass(&mut tracker, &mut copy);
         check(&victim, &tracker, &copy);
@@ -381,10 +381,32 @@ fn unwritten_is_as_copied(part: u64) {
     other.child.wait().unwrap();
     tracker.round(images.path(), &|_| Ok(()), &mut |_| Ok(())).unwrap();
     drop(tracker);
-    victim.does("write 0 10 1");
+    victim.does("write 0 2 1");
     assert!(victim.child.try_wait().unwrap().is_none());
     let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten().map(|fd| fs::read_link(fd.path()).unwrap());
     assert!(fds.into_iter().all(|fd| !fd.to_string_lossy().contains("userfaultfd")), "nothing is left behind");
+}
+
+/// Heap, stack, and what libraries have of their own.
+#[test]
+fn of_a_small_process_nearly_all_goes_ahead() {
+    let Some(backend) = Backend::of_kernel() else { return };
+    let mut victim = Victim::start();
+    victim.does("shrink 40");
+    let (images, pid) = (tempfile::tempdir().unwrap(), victim.pid());
+    let (mut tracker, mut copy) = (Tracker::new(backend), Copy::default());
+    tracker.arm(&[pid]);
+    let mut emit = |piece| {
+        copy.take(piece);
+        Ok(())
+    };
+    tracker.round(images.path(), &|still| stop(pid, still), &mut emit).unwrap();
+    let mut all = Found::default();
+    for map in Process::new(pid).unwrap().maps().unwrap() {
+        let _ = soft_dirty::find(&tracker.processes[&pid].pagemap, &(map.address.0..map.address.1), &mut all);
+    }
+    let (ahead, all) = (check(&victim, &tracker, &copy), all.own.bytes() / PAGE);
+    assert!(ahead > 40 && ahead * 10 >= all * 9, "{ahead} pages of {all}");
 }
 
 /// A mapping that is registered while it grows must stay one mapping.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use checkpoint::criu;
@@ -116,29 +117,36 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
         cgroup_procs: cgroup.procs_files().collect(),
         network: cradle.as_ref(),
     };
-    let (mut leaving, mut linking) = (None, None);
+    let (mut locking, mut leaving, mut linking) = (None, None, None);
     let mut silence = None;
     let mut on_hook = |hook: criu::Hook<'_>| match (hook.name, hook.root_pid) {
         // Until now the writable layer was still being received, perhaps.
         (criu::ALL_THERE, _) => root::assemble(config).map_err(|e| e.to_string()),
         ("setup-namespaces", Some(pid)) => {
-            // Not earlier: CRIU makes connections of its own, to see what the kernel can do. Where this cannot be done, half-closed
-            // connections within the pod must be made within a second of each other.
-            silence = cgroup.lock_network().ok();
-            // CRIU leaves the cgroup now that the pod has a process there. That takes as long as all processors together need for
-            // a moment without readers of the lists, so it goes on beside; and until then no cgroup of the host can be changed.
-            let (hierarchies, criu) = (hierarchies.clone(), hook.criu_pid);
-            leaving = Some(std::thread::spawn(move || Cgroup::expel(&hierarchies, criu)));
+            // The lock not earlier: CRIU makes connections of its own, to see what the kernel can do. Where it cannot be had, half-closed
+            // connections within the pod must be made within a second of each other. Then CRIU leaves the cgroup, as the pod has a
+            // process there. That takes as long as all processors together need for a moment without readers of the lists, so it
+            // goes on beside; and until then no cgroup of the host can be changed.
+            let (mute, hierarchies, criu) = (cgroup.clone(), hierarchies.clone(), hook.criu_pid);
+            let (lock, locked) = mpsc::channel();
+            locking = Some(locked);
+            leaving = Some(std::thread::spawn(move || {
+                let _ = lock.send(mute.lock_network().ok());
+                Cgroup::expel(&hierarchies, criu)
+            }));
             // While CRIU mounts the pod's file systems. Nothing in the pod needs its addresses before that is done.
             let (link, network, known) =
                 (config.link.clone(), config.network.clone(), network::neighbours::noted(images));
             linking = Some(std::thread::spawn(move || network::make_link(&link, pid, network.as_ref(), &known)));
             Ok(())
         }
-        ("post-setup-namespaces", _) => match linking.take().map(std::thread::JoinHandle::join) {
-            Some(Ok(made)) => made.map_err(|e| e.to_string()),
-            None | Some(Err(_)) => Err("the pod's link was not made".into()),
-        },
+        ("post-setup-namespaces", _) => {
+            silence = locking.take().and_then(|locked| locked.recv().ok()).flatten();
+            match linking.take().map(std::thread::JoinHandle::join) {
+                Some(Ok(made)) => made.map_err(|e| e.to_string()),
+                None | Some(Err(_)) => Err("the pod's link was not made".into()),
+            }
+        }
         // All connections are there; those that leave their repair mode now are to be heard.
         ("network-unlock", _) => {
             silence = None;
