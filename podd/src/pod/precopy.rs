@@ -22,8 +22,8 @@ const LITTLE: u64 = 16 << 20;
 const STILL_LIMIT: Duration = Duration::from_secs(5);
 /// Passes, at most.
 const PASSES: u32 = 24;
-/// None of these passes begins after so many rounds: a target takes 64, a pass has nine at most, and two may follow.
-const ROUNDS: u32 = 36;
+/// None of these passes begins after so many rounds: a target takes 64, a pass has nine at most, and two and four last rounds may follow.
+const ROUNDS: u32 = 32;
 /// So many passes in a row that are no smaller than those before are enough.
 const IN_VAIN: u32 = 2;
 /// The target keeps all passes in memory: together they should be no more than so many times the first one, and no longer.
