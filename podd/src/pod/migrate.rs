@@ -50,9 +50,7 @@ const LIVE_PASSES: u32 = 4;
 /// A live pass that sends less than this is followed by the freeze, in bytes.
 const SETTLED: u64 = 1 << 20;
 
-/// Rounds over the memory right before the freeze, at most.
-const LAST_ROUNDS: u32 = 5;
-/// One that sends less than this is followed by the freeze, in bytes: to look for what was written takes longer than to send it.
+/// A last round over the memory that sends less than this is followed by the freeze, in bytes: to look for what was written takes longer than to send it.
 const NEXT_TO_NOTHING: u64 = 256 << 10;
 
 /// Tells whoever asked for the move how far it is; nobody may be listening any more.
@@ -696,7 +694,7 @@ impl<'a> Run<'a> {
         self.daemon.journal(migration, None)?;
         self.send_last_rounds(record, &images).await?;
         // Little goes faster with the dump than page by page, while somebody waits for each.
-        if self.mode == MemoryMode::PostCopy && !self.ahead.is_worth_another() {
+        if self.mode == MemoryMode::PostCopy && !self.ahead.is_little() {
             memory::lazy::expect(&images, &self.daemon.config.bundle(&record.id)).attempt("begin a dump")?;
         }
         self.say("freeze", 0, 0);
@@ -716,7 +714,8 @@ impl<'a> Run<'a> {
     /// The connection broke.
     async fn send_last_rounds(&mut self, record: &PodRecord, images: &Path) -> Result<()> {
         let mut before = u64::MAX;
-        for _ in 0..LAST_ROUNDS {
+        self.ahead.come_to_an_end();
+        for _ in 0..self.ahead.rounds_at_last() {
             self.stored().await?;
             if !self.ahead.is_worth_another() {
                 return Ok(());
@@ -728,10 +727,13 @@ impl<'a> Run<'a> {
                 self.send_pass(&mut ahead, record, images).await?;
             }
             self.take_along(ahead);
-            if left > 0 || bytes < NEXT_TO_NOTHING || bytes > before / 2 {
+            if left > 0 || bytes < NEXT_TO_NOTHING || self.ahead.is_little() && bytes > before / 2 {
                 break;
             }
             before = bytes;
+        }
+        if !self.ahead.is_little() {
+            return self.stored().await;
         }
         self.peer.flush().await
     }
