@@ -53,10 +53,10 @@ use soft_dirty::Found;
 const WORTH_IT: u64 = 256 << 10;
 /// The same of what a [`Nursery`] cannot load: copies of files, and stacks. A restore has to read the rounds for them.
 const WORTH_READING: u64 = 16 << 20;
-/// What the last rounds follow, in bytes, unless a process has more of it than this: to register a mapping takes some microseconds, in
-/// which the process stands still.
-const WORTH_IT_AT_LAST: u64 = 16 << 10;
-const MOST_AT_LAST: usize = 1000;
+/// Processes with less memory of their own than this are small, in bytes: the page maps of their rounds are read in no time.
+const SMALL: u64 = 16 << 20;
+/// Of these, any mapping of this size is worth it, in bytes.
+const WORTH_IT_IN_SMALL: u64 = 16 << 10;
 /// Read and sent in pieces of at most this, in bytes.
 const PIECE: u64 = 1 << 20;
 /// A round is of at most this, in bytes, or of one of [`PARTS`] of what was found: while the target loads one, the next is on its way.
@@ -89,8 +89,6 @@ pub struct Tracker {
     part: u64,
     /// A round is of at most this, in bytes.
     most: u64,
-    /// The dump is next.
-    at_last: bool,
 }
 
 #[derive(Debug)]
@@ -201,19 +199,13 @@ impl Tracker {
     /// One that follows nobody yet.
     #[must_use]
     pub fn new(backend: Backend) -> Self {
-        Self { backend, processes: BTreeMap::new(), rounds: 0, part: PART, most: PART, at_last: false }
+        Self { backend, processes: BTreeMap::new(), rounds: 0, part: PART, most: PART }
     }
 
     /// How it is told what was written.
     #[must_use]
     pub fn backend(&self) -> Backend {
         self.backend
-    }
-
-    /// From now on takes along, too, what a restore reads from the rounds: it looks at them from the last one on, until it has found it,
-    /// and the page maps of the first ones are long.
-    pub fn come_to_an_end(&mut self) {
-        self.at_last = true;
     }
 
     /// Registers what is not registered yet of these processes. What cannot be is left to the dump.
@@ -241,7 +233,7 @@ impl Tracker {
 
     fn arm_one(&mut self, pid: i32) -> io::Result<()> {
         let process = Process::new(pid).map_err(io::Error::other)?;
-        let wanted = worthwhile(&process, self.at_last)?;
+        let wanted = worthwhile(&process)?;
         if wanted.is_empty() {
             return Ok(());
         }
@@ -252,7 +244,7 @@ impl Tracker {
         if self.backend == Backend::SoftDirty {
             tracked.armed = Ranges::default();
         } else if !wanted.iter().all(|mapping| tracked.follows(mapping)) {
-            return tracked.register(&process, self.at_last);
+            return tracked.register(&process);
         }
         tracked.note(&wanted);
         Ok(())
@@ -388,10 +380,10 @@ impl Tracked {
     /// Registers all mappings, while the process stands still, and with their kin: of one that grew or moved meanwhile, or is divided by
     /// mprotect(2) for a while, a part would be registered, and it would be two from then on, to which mremap(2) as a whole fails with
     /// EFAULT. What is of a kind that cannot be stays unregistered.
-    fn register(&mut self, process: &Process, at_last: bool) -> io::Result<()> {
+    fn register(&mut self, process: &Process) -> io::Result<()> {
         let userfaultfd = self.userfaultfd.as_ref().ok_or(io::ErrorKind::NotFound)?;
         let (mut mappings, new, runs) = arm::still(Pid::from_raw(self.pid), |_| {
-            let all = worthwhile(process, at_last)?.into_iter();
+            let all = worthwhile(process)?.into_iter();
             let (known, mut new): (Vec<_>, Vec<_>) = all.partition(|mapping| self.follows(mapping));
             // Each run once: of thousands of stacks it takes its time.
             let mut runs = Ranges::default();
@@ -475,16 +467,17 @@ struct Mapping {
     anonymous: bool,
 }
 
-/// Mappings of a process that are followed: private memory that it can read and write, of some size. At last small ones, too, and what
-/// it cannot write any more, as what the dynamic linker has written to libraries.
-fn worthwhile(process: &Process, at_last: bool) -> io::Result<Vec<Mapping>> {
+/// Mappings of a process that are followed: private memory that it can read and write, of some size. Of a small one also such that it
+/// cannot write any more, as what the dynamic linker has written to libraries: that may be half of what it has.
+fn worthwhile(process: &Process) -> io::Result<Vec<Mapping>> {
     let maps = process.maps().map_err(io::Error::other)?;
     // The kernel writes what asynchronous I/O brings whenever it comes, without asking the page tables again.
     let asynchronous = |path: &MMapPath| matches!(path, MMapPath::Path(path) if path.starts_with("/[aio]"));
     if maps.iter().any(|map| asynchronous(&map.pathname)) {
         return Ok(Vec::new());
     }
-    // Runs of private memory without files.
+    let size = |map: &MemoryMap| map.address.1 - map.address.0;
+    // Private memory without files.
     let plain = |map: &&MemoryMap| {
         map.perms.contains(MMPermissions::PRIVATE)
             && matches!(map.pathname, MMapPath::Anonymous | MMapPath::Heap | MMapPath::Other(_))
@@ -492,32 +485,28 @@ fn worthwhile(process: &Process, at_last: bool) -> io::Result<Vec<Mapping>> {
     let mut runs = Ranges::default();
     maps.iter().filter(plain).for_each(|map| runs.add(map.address.0..map.address.1));
     let kin = |map: &MemoryMap| runs.around(map.address.0).unwrap_or(map.address.0..map.address.1);
-    let chosen = |at_last: bool| {
-        let least = move |map: &MemoryMap| match &map.pathname {
-            // Huge pages have a file's name, and CRIU takes no earlier copy of them.
-            MMapPath::Path(path) if path.starts_with("/anon_hugepage") || path.starts_with("/memfd:") => u64::MAX,
-            MMapPath::Anonymous | MMapPath::Heap | MMapPath::Other(_) | MMapPath::Path(_) | MMapPath::Stack
-                if at_last =>
-            {
-                WORTH_IT_AT_LAST
-            }
-            MMapPath::Anonymous | MMapPath::Heap | MMapPath::Other(_) => WORTH_IT,
-            MMapPath::Path(_) | MMapPath::Stack => WORTH_READING,
-            _ => u64::MAX,
-        };
-        let read_only = MMPermissions::READ | MMPermissions::PRIVATE;
-        let usable = move |map: &MemoryMap| {
-            map.perms.contains(read_only | MMPermissions::WRITE) || at_last && map.perms == read_only
-        };
-        let mapping = |map: &MemoryMap| Mapping {
-            range: map.address.0..map.address.1,
-            kin: kin(map),
-            anonymous: !matches!(map.pathname, MMapPath::Path(_)),
-        };
-        let maps = maps.iter().filter(move |map| usable(map) && map.address.1 - map.address.0 >= least(map));
-        maps.map(mapping).collect::<Vec<_>>()
+    let usable = MMPermissions::READ | MMPermissions::WRITE | MMPermissions::PRIVATE;
+    let own = maps.iter().filter(plain).filter(|map| map.perms.contains(usable)).map(size).sum::<u64>();
+    let is_small = own < SMALL;
+    let least = |map: &MemoryMap| match &map.pathname {
+        // Huge pages have a file's name, and CRIU takes no earlier copy of them.
+        MMapPath::Path(path) if path.starts_with("/anon_hugepage") || path.starts_with("/memfd:") => u64::MAX,
+        MMapPath::Anonymous | MMapPath::Heap | MMapPath::Other(_) | MMapPath::Path(_) | MMapPath::Stack if is_small => {
+            WORTH_IT_IN_SMALL
+        }
+        MMapPath::Anonymous | MMapPath::Heap | MMapPath::Other(_) => WORTH_IT,
+        MMapPath::Path(_) | MMapPath::Stack => WORTH_READING,
+        _ => u64::MAX,
     };
-    Ok(Some(chosen(at_last)).filter(|maps| !at_last || maps.len() <= MOST_AT_LAST).unwrap_or_else(|| chosen(false)))
+    let read_only = MMPermissions::READ | MMPermissions::PRIVATE;
+    let maps = maps.iter().filter(|map| map.perms.contains(usable) || is_small && map.perms == read_only);
+    let maps = maps.filter(|map| size(map) >= least(map));
+    let mapping = |map: &MemoryMap| Mapping {
+        range: map.address.0..map.address.1,
+        kin: kin(map),
+        anonymous: !matches!(map.pathname, MMapPath::Path(_)),
+    };
+    Ok(maps.map(mapping).collect())
 }
 
 /// Whether a dump has only what was written after the last round, or not even that.

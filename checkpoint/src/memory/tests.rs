@@ -369,7 +369,7 @@ fn unwritten_is_as_copied(part: u64) {
     }
     // To less than is worth it, as glibc's arenas do.
     const FEW: u64 = 3;
-    const { assert!(FEW * PAGE < WORTH_IT_AT_LAST) };
+    const { assert!(FEW * PAGE < WORTH_IT_IN_SMALL) };
     for what in [format!("shrink {FEW}"), format!("write 0 {FEW} 5"), format!("write 0 {FEW} 6")] {
         victim.does(&what);
         pass(&mut tracker, &mut copy);
@@ -389,23 +389,18 @@ fn unwritten_is_as_copied(part: u64) {
 
 /// Heap, stack, and what libraries have of their own.
 #[test]
-fn at_last_nearly_all_goes_ahead() {
+fn of_a_small_process_nearly_all_goes_ahead() {
     let Some(backend) = Backend::of_kernel() else { return };
     let mut victim = Victim::start();
     victim.does("shrink 40");
     let (images, pid) = (tempfile::tempdir().unwrap(), victim.pid());
     let (mut tracker, mut copy) = (Tracker::new(backend), Copy::default());
-    let mut round = || {
-        tracker.arm(&[pid]);
-        let mut emit = |piece| {
-            copy.take(piece);
-            Ok(())
-        };
-        tracker.round(images.path(), &|still| stop(pid, still), &mut emit).unwrap();
-        tracker.come_to_an_end();
+    tracker.arm(&[pid]);
+    let mut emit = |piece| {
+        copy.take(piece);
+        Ok(())
     };
-    round();
-    round();
+    tracker.round(images.path(), &|still| stop(pid, still), &mut emit).unwrap();
     let mut all = Found::default();
     for map in Process::new(pid).unwrap().maps().unwrap() {
         let _ = soft_dirty::find(&tracker.processes[&pid].pagemap, &(map.address.0..map.address.1), &mut all);

@@ -11,7 +11,7 @@ use checkpoint::clocks::Clocks;
 use checkpoint::compat::{Finding, Verdict};
 use checkpoint::files::{self, Mode, Op, PassReport, Sender};
 use checkpoint::host::Kernel;
-use checkpoint::memory::{self, Round};
+use checkpoint::memory;
 use checkpoint::process::{shared_writable_files, timers};
 use jiff::Timestamp;
 use rand::Rng;
@@ -49,9 +49,6 @@ const TURN: Duration = Duration::from_secs(5);
 const LIVE_PASSES: u32 = 4;
 /// A live pass that sends less than this is followed by the freeze, in bytes.
 const SETTLED: u64 = 1 << 20;
-
-/// A last round over the memory that sends less than this is followed by the freeze, in bytes: to look for what was written takes longer than to send it.
-const NEXT_TO_NOTHING: u64 = 256 << 10;
 
 /// Tells whoever asked for the move how far it is; nobody may be listening any more.
 pub type Tell = mpsc::UnboundedSender<Progress>;
@@ -692,9 +689,9 @@ impl<'a> Run<'a> {
         // Before the freeze, so that after a crash recovery knows to thaw.
         migration.step = Step::Freezing;
         self.daemon.journal(migration, None)?;
-        self.send_last_rounds(record, &images).await?;
+        self.send_last_round(record, &images).await?;
         // Little goes faster with the dump than page by page, while somebody waits for each.
-        if self.mode == MemoryMode::PostCopy && !self.ahead.is_little() {
+        if self.mode == MemoryMode::PostCopy && !self.ahead.is_worth_another() {
             memory::lazy::expect(&images, &self.daemon.config.bundle(&record.id)).attempt("begin a dump")?;
         }
         self.say("freeze", 0, 0);
@@ -706,34 +703,27 @@ impl<'a> Run<'a> {
         self.dump_and_send(record, dumper, frozen, &mut sender, &images).await
     }
 
-    /// Sends what was written while all was made ready for the freeze, if that can be expected to be little, and what was written
-    /// meanwhile, as long as that is much less. The target stores the last of it while the pod is dumped: only the answer to what
-    /// comes next is waited for.
+    /// Sends what was written while all was made ready for the freeze, if that can be expected to be little. The target stores it
+    /// while the pod is dumped: only the answer to what comes next is waited for.
     ///
     /// # Errors
     /// The connection broke.
-    async fn send_last_rounds(&mut self, record: &PodRecord, images: &Path) -> Result<()> {
-        let mut before = u64::MAX;
-        self.ahead.come_to_an_end();
-        for _ in 0..self.ahead.rounds_at_last() {
-            self.stored().await?;
-            if !self.ahead.is_worth_another() {
-                return Ok(());
-            }
-            let mut ahead = std::mem::take(&mut self.ahead);
-            let Round { bytes, left, .. } = self.send_unanswered(&mut ahead, record, images).await?;
-            if left > 0 {
-                self.stored().await?;
-                self.send_pass(&mut ahead, record, images).await?;
-            }
-            self.take_along(ahead);
-            if left > 0 || bytes < NEXT_TO_NOTHING || self.ahead.is_little() && bytes > before / 2 {
-                break;
-            }
-            before = bytes;
+    async fn send_last_round(&mut self, record: &PodRecord, images: &Path) -> Result<()> {
+        if !self.ahead.is_worth_another() {
+            return Ok(());
         }
-        if !self.ahead.is_little() {
-            return self.stored().await;
+        let mut ahead = std::mem::take(&mut self.ahead);
+        let round = self.send_unanswered(&mut ahead, record, images).await?;
+        let is_little = round.left == 0 && ahead.is_worth_another();
+        if !is_little {
+            self.stored().await?;
+        }
+        if round.left > 0 {
+            self.send_pass(&mut ahead, record, images).await?;
+        }
+        self.take_along(ahead);
+        if !is_little {
+            return Ok(());
         }
         self.peer.flush().await
     }

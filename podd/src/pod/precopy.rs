@@ -22,14 +22,12 @@ const LITTLE: u64 = 16 << 20;
 const STILL_LIMIT: Duration = Duration::from_secs(5);
 /// Passes, at most.
 const PASSES: u32 = 24;
-/// None of these passes begins after so many rounds: a target takes 64, a pass has nine at most, and two and four last rounds may follow.
-const ROUNDS: u32 = 32;
+/// None of these passes begins after so many rounds: a target takes 64, a pass has nine at most, and two may follow.
+const ROUNDS: u32 = 36;
 /// So many passes in a row that are no smaller than those before are enough, and so many if they are larger than [`LITTLE`]: the host
 /// may have been busy.
 const IN_VAIN: u32 = 2;
-const ALL_IN_VAIN: u32 = 5;
-/// Rounds right before the freeze, at most.
-const AT_LAST: u32 = 5;
+const ALL_IN_VAIN: u32 = 4;
 /// The target keeps all passes in memory: together they should be no more than so many times the first one, and no longer.
 pub(super) const ROOM: u32 = 3;
 /// They may always take this long together.
@@ -76,7 +74,7 @@ impl Ahead {
                 let written = written.div_ceil(1_000_000);
                 format!("{backend}; it wrote {written} MB a second, as fast as its memory went over")
             }
-            (Some(backend), None) if wanted == MemoryMode::PostCopy && self.is_little() => {
+            (Some(backend), None) if wanted == MemoryMode::PostCopy && self.is_worth_another() => {
                 format!("{backend}; little was left")
             }
             (Some(backend), None) => backend.to_owned(),
@@ -85,27 +83,10 @@ impl Ahead {
         }
     }
 
-    /// Whether the last pass was so little that the target may load it while the pod is dumped.
-    #[must_use]
-    pub fn is_little(&self) -> bool {
-        self.rounds > 0 && self.last <= LITTLE.min(self.room)
-    }
-
-    /// Whether rounds right before the freeze can be expected to make it shorter.
+    /// Whether one more round right before the freeze makes it shorter: the target loads it while the pod is dumped.
     #[must_use]
     pub fn is_worth_another(&self) -> bool {
-        self.is_little() || self.rounds > 0 && self.too_fast.is_none() && self.last <= self.room
-    }
-
-    /// The next rounds are the [last](Self::rounds_at_last) ones, and take along what is left to them.
-    pub fn come_to_an_end(&mut self) {
-        self.tracker.iter_mut().for_each(Tracker::come_to_an_end);
-    }
-
-    /// How many rounds there should be right before the freeze, at most: with soft-dirty bits, the pod stands still in each.
-    #[must_use]
-    pub fn rounds_at_last(&self) -> u32 {
-        if self.backend() == Some(Backend::WriteProtection) { AT_LAST } else { 1 }
+        self.rounds > 0 && self.last <= LITTLE.min(self.room)
     }
 
     /// What the frozen pod's dump must know.
@@ -149,9 +130,9 @@ impl Run<'_> {
             ahead.room = most.0.saturating_sub(ahead.bytes);
             // It was written while the pass before went over.
             let written = (bytes as f64 / before.1.as_secs_f64()) as u64;
+            let enough = if bytes > LITTLE { ALL_IN_VAIN } else { IN_VAIN };
             ahead.too_fast = Some(written).filter(|_| in_vain >= IN_VAIN && bytes > LITTLE);
             before = (Instant::now(), before.0.elapsed());
-            let enough = if bytes > LITTLE { ALL_IN_VAIN } else { IN_VAIN };
             if bytes < SETTLED || in_vain >= enough || bytes > ahead.room || took > most.1 {
                 break;
             }
