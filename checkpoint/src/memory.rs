@@ -7,7 +7,7 @@
 //! in one step. No soft-dirty bits are needed, which many kernels are built without, and nobody ever waits for us. Where there
 //! is no such thing, but soft-dirty bits, these do (`soft_dirty`): the processes stand still for a moment in each round then.
 //!
-//! 1. [`Tracker::arm`] registers the larger mappings of processes. Only a process itself can make a userfaultfd, so each is
+//! 1. [`Tracker::arm`] registers the larger mappings of processes, and most of small ones. Only a process itself can make a userfaultfd, so each is
 //!    stopped for a moment and made to (`arm`); registering is then done from outside, while it stands still too.
 //! 2. [`Tracker::round`] copies what was written since the last round: first all, then less and less.
 //! 3. [`crate::criu::Dumper`] finds the rounds' page maps in the image folder (`pre1`, `pre2` ...), and, if the kernel tells that
@@ -53,10 +53,13 @@ use soft_dirty::Found;
 const WORTH_IT: u64 = 256 << 10;
 /// The same of what a [`Nursery`] cannot load: copies of files, and stacks. A restore has to read the rounds for them.
 const WORTH_READING: u64 = 16 << 20;
-/// Processes with less memory of their own than this are small, in bytes: the page maps of their rounds are read in no time.
+/// Processes whose mappings of private memory are smaller than this together are small, in bytes: the page maps of their rounds are read
+/// in no time.
 const SMALL: u64 = 16 << 20;
-/// Of these, any mapping of this size is worth it, in bytes.
+/// Of these, any mapping of this size is worth it, in bytes, if there are no more processes than this: a [`Nursery`] takes some dozens,
+/// which should be the large ones.
 const WORTH_IT_IN_SMALL: u64 = 16 << 10;
+const FEW: usize = 16;
 /// Read and sent in pieces of at most this, in bytes.
 const PIECE: u64 = 1 << 20;
 /// A round is of at most this, in bytes, or of one of [`PARTS`] of what was found: while the target loads one, the next is on its way.
@@ -89,6 +92,8 @@ pub struct Tracker {
     part: u64,
     /// A round is of at most this, in bytes.
     most: u64,
+    /// Whether there are [few](FEW) processes.
+    few: bool,
 }
 
 #[derive(Debug)]
@@ -102,7 +107,7 @@ struct Tracked {
     /// Memory is registered as long as this is open; none: soft-dirty bits tell.
     userfaultfd: Option<OwnedFd>,
     armed: Ranges,
-    /// What of it is mapped files.
+    /// What of it is mapped files, or was.
     files: Ranges,
     copied: Ranges,
     /// Found to be written, and not copied since.
@@ -199,7 +204,7 @@ impl Tracker {
     /// One that follows nobody yet.
     #[must_use]
     pub fn new(backend: Backend) -> Self {
-        Self { backend, processes: BTreeMap::new(), rounds: 0, part: PART, most: PART }
+        Self { backend, processes: BTreeMap::new(), rounds: 0, part: PART, most: PART, few: true }
     }
 
     /// How it is told what was written.
@@ -210,6 +215,7 @@ impl Tracker {
 
     /// Registers what is not registered yet of these processes. What cannot be is left to the dump.
     pub fn arm(&mut self, pids: &[i32]) {
+        self.few = pids.len() <= FEW;
         let same = |pid: i32, tracked: &Tracked| started(pid).is_ok_and(|start| start == tracked.start);
         self.processes.retain(|pid, tracked| pids.contains(pid) && same(*pid, tracked));
         for &pid in pids {
@@ -233,7 +239,7 @@ impl Tracker {
 
     fn arm_one(&mut self, pid: i32) -> io::Result<()> {
         let process = Process::new(pid).map_err(io::Error::other)?;
-        let wanted = worthwhile(&process)?;
+        let wanted = worthwhile(&process, self.few)?;
         if wanted.is_empty() {
             return Ok(());
         }
@@ -244,7 +250,7 @@ impl Tracker {
         if self.backend == Backend::SoftDirty {
             tracked.armed = Ranges::default();
         } else if !wanted.iter().all(|mapping| tracked.follows(mapping)) {
-            return tracked.register(&process);
+            return tracked.register(&process, self.few);
         }
         tracked.note(&wanted);
         Ok(())
@@ -380,10 +386,10 @@ impl Tracked {
     /// Registers all mappings, while the process stands still, and with their kin: of one that grew or moved meanwhile, or is divided by
     /// mprotect(2) for a while, a part would be registered, and it would be two from then on, to which mremap(2) as a whole fails with
     /// EFAULT. What is of a kind that cannot be stays unregistered.
-    fn register(&mut self, process: &Process) -> io::Result<()> {
+    fn register(&mut self, process: &Process, is_one_of_few: bool) -> io::Result<()> {
         let userfaultfd = self.userfaultfd.as_ref().ok_or(io::ErrorKind::NotFound)?;
         let (mut mappings, new, runs) = arm::still(Pid::from_raw(self.pid), |_| {
-            let all = worthwhile(process)?.into_iter();
+            let all = worthwhile(process, is_one_of_few)?.into_iter();
             let (known, mut new): (Vec<_>, Vec<_>) = all.partition(|mapping| self.follows(mapping));
             // Each run once: of thousands of stacks it takes its time.
             let mut runs = Ranges::default();
@@ -405,10 +411,11 @@ impl Tracked {
 
     /// These are followed from now on.
     fn note(&mut self, mappings: &[Mapping]) {
-        self.files = Ranges::default();
         for Mapping { range, anonymous, .. } in mappings {
             self.armed.add(range.clone());
-            if !anonymous {
+            if *anonymous {
+                self.files.remove(range);
+            } else {
                 self.files.add(range.clone());
             }
         }
@@ -469,7 +476,7 @@ struct Mapping {
 
 /// Mappings of a process that are followed: private memory that it can read and write, of some size. Of a small one also such that it
 /// cannot write any more, as what the dynamic linker has written to libraries: that may be half of what it has.
-fn worthwhile(process: &Process) -> io::Result<Vec<Mapping>> {
+fn worthwhile(process: &Process, is_one_of_few: bool) -> io::Result<Vec<Mapping>> {
     let maps = process.maps().map_err(io::Error::other)?;
     // The kernel writes what asynchronous I/O brings whenever it comes, without asking the page tables again.
     let asynchronous = |path: &MMapPath| matches!(path, MMapPath::Path(path) if path.starts_with("/[aio]"));
@@ -487,7 +494,7 @@ fn worthwhile(process: &Process) -> io::Result<Vec<Mapping>> {
     let kin = |map: &MemoryMap| runs.around(map.address.0).unwrap_or(map.address.0..map.address.1);
     let usable = MMPermissions::READ | MMPermissions::WRITE | MMPermissions::PRIVATE;
     let own = maps.iter().filter(plain).filter(|map| map.perms.contains(usable)).map(size).sum::<u64>();
-    let is_small = own < SMALL;
+    let is_small = is_one_of_few && own < SMALL;
     let least = |map: &MemoryMap| match &map.pathname {
         // Huge pages have a file's name, and CRIU takes no earlier copy of them.
         MMapPath::Path(path) if path.starts_with("/anon_hugepage") || path.starts_with("/memfd:") => u64::MAX,
@@ -499,7 +506,8 @@ fn worthwhile(process: &Process) -> io::Result<Vec<Mapping>> {
         _ => u64::MAX,
     };
     let read_only = MMPermissions::READ | MMPermissions::PRIVATE;
-    let maps = maps.iter().filter(|map| map.perms.contains(usable) || is_small && map.perms == read_only);
+    let has_written = |map: &MemoryMap| is_small && map.perms == read_only && size(map) < SMALL;
+    let maps = maps.iter().filter(|map| map.perms.contains(usable) || has_written(map));
     let maps = maps.filter(|map| size(map) >= least(map));
     let mapping = |map: &MemoryMap| Mapping {
         range: map.address.0..map.address.1,

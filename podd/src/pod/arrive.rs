@@ -282,7 +282,7 @@ async fn receive_all(
                 peer.send(&Message::Stored).await?;
             }
             Message::Files => {
-                // Files follow the rounds, and the pod still runs.
+                // Files follow the rounds; and the last of them stand still with the pod, when all rounds are loaded.
                 loading.end().await?;
                 let receiver = upper.take().ok_or_else(|| ApiError::failed("the writable layer is lost"))?;
                 upper = Some(receive_files(peer, receiver).await?);

@@ -650,7 +650,7 @@ impl<'a> Run<'a> {
         self.hold.as_ref()
     }
 
-    /// All phases until everything is on the target. The pod is frozen then, and after an error too, if it came so far.
+    /// All phases until everything is on its way to the target. The pod is frozen then, and after an error too, if it came so far.
     ///
     /// # Errors
     /// What failed; see [`abort`].
@@ -704,7 +704,7 @@ impl<'a> Run<'a> {
     }
 
     /// Sends what was written while all was made ready for the freeze, if that can be expected to be little. The target stores it
-    /// while the pod is dumped: only the answer to what comes next is waited for.
+    /// while the pod is dumped: its answer is waited for when it has been told to restore the pod.
     ///
     /// # Errors
     /// The connection broke.
