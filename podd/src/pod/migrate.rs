@@ -554,8 +554,8 @@ pub struct Run<'a> {
     flight: Option<Flight>,
     /// Kept until the move is over, like the flight.
     ahead: Ahead,
-    /// How often the target has yet to say that it has stored what it got.
-    pub(super) unanswered: u32,
+    /// What the target was told to store without waiting until it has.
+    unanswered: u32,
     /// Held while the pod stands still.
     turn: Option<SemaphorePermit<'a>>,
     /// Nobody else may have the kernel tell what the pod writes.
@@ -650,7 +650,7 @@ impl<'a> Run<'a> {
         self.hold.as_ref()
     }
 
-    /// All phases until everything is on its way to the target. The pod is frozen then, and after an error too, if it came so far.
+    /// All phases until everything is on the target. The pod is frozen then, and after an error too, if it came so far.
     ///
     /// # Errors
     /// What failed; see [`abort`].
@@ -660,7 +660,7 @@ impl<'a> Run<'a> {
         let upper = self.daemon.config.pod_state(&record.id).join("upper");
         let mut sender = Some(Sender::new(&upper).attempt("read the writable layer")?);
         for pass in 1..=LIVE_PASSES {
-            let report = self.send_files(&mut sender).await?;
+            let report = self.send_files(&mut sender, Mode::Live, BTreeSet::new()).await?;
             self.rounds = pass;
             if report.bytes < SETTLED {
                 break;
@@ -673,7 +673,7 @@ impl<'a> Run<'a> {
         self.take_along(ahead);
         if self.ahead.rounds > 0 {
             // The files have changed meanwhile.
-            self.send_files(&mut sender).await?;
+            self.send_files(&mut sender, Mode::Live, BTreeSet::new()).await?;
         }
         self.take_turn(record, &images, &mut sender).await?;
         self.hold = hold(self.daemon, record);
@@ -704,7 +704,7 @@ impl<'a> Run<'a> {
     }
 
     /// Sends what was written while all was made ready for the freeze, if that can be expected to be little. The target stores it
-    /// while the pod is dumped: its answer is waited for when it has been told to restore the pod.
+    /// while the pod is dumped: only the answer to what comes next is waited for.
     ///
     /// # Errors
     /// The connection broke.
@@ -725,6 +725,7 @@ impl<'a> Run<'a> {
         if !is_little {
             return Ok(());
         }
+        self.unanswered += 1;
         self.peer.flush().await
     }
 
@@ -750,7 +751,7 @@ impl<'a> Run<'a> {
             self.send_pass(&mut ahead, record, images).await?;
         }
         self.take_along(ahead);
-        self.send_files(sender).await.map(drop)
+        self.send_files(sender, Mode::Live, BTreeSet::new()).await.map(drop)
     }
 
     /// The pod does not stand still any more: it is another one's turn.
@@ -769,14 +770,14 @@ impl<'a> Run<'a> {
         let mut files = sizes(images).attempt("read the dump")?;
         files.extend(self.ahead.files.clone());
         let timers = timers(&self.daemon.cgroup(&record.id).pids());
+        // (When the target has nothing to do any more but hear of them: it would be missing from them.)
         let clocks = Clocks::of(init.pid).attempt("read the pod's clocks")?;
         self.bytes.later = memory::lazy::left(images).attempt("read the dump")?;
         if self.bytes.later > 0 {
             self.peer.queue(&Message::Lent).await?;
         }
         let restore = Message::Restore { files, clocks, timers };
-        self.peer.queue(&restore).await?;
-        self.stored().await?;
+        self.peer.send(&restore).await?;
         match self.peer.receive().await? {
             Message::Ready { .. } => self.phases.restore_ms = self.watch.lap(),
             Message::Refused { reason } => {
@@ -841,20 +842,12 @@ impl<'a> Run<'a> {
             self.peer.queue(&Message::Layer { digest }).await?;
             let mut sender = Some(Sender::new(&path).attempt("read the layer")?);
             self.stream_pass(&mut sender, Mode::Frozen, BTreeSet::new()).await?;
-            self.stored().await?;
         }
         Ok(())
     }
 
-    /// One pass over the writable layer, until it is stored.
-    async fn send_files(&mut self, sender: &mut Option<Sender>) -> Result<PassReport> {
-        let report = self.begin_files(sender, Mode::Live, BTreeSet::new()).await?;
-        self.stored().await?;
-        Ok(report)
-    }
-
-    /// One pass over the writable layer; the target may still have to store it.
-    async fn begin_files(
+    /// One pass over the writable layer.
+    async fn send_files(
         &mut self,
         sender: &mut Option<Sender>,
         mode: Mode,
@@ -865,7 +858,7 @@ impl<'a> Run<'a> {
         self.stream_pass(sender, mode, changed).await
     }
 
-    /// Runs a pass in a thread of its own and sends what it emits.
+    /// Runs a pass in a thread of its own and sends what it emits; waits until it is stored.
     async fn stream_pass(
         &mut self,
         sender: &mut Option<Sender>,
@@ -888,14 +881,14 @@ impl<'a> Run<'a> {
         *sender = Some(worker);
         self.bytes.files += report.bytes;
         self.peer.queue(&Message::FilesEnd).await?;
-        self.unanswered += 1;
+        self.stored().await?;
         Ok(report)
     }
 
     /// Sends what waits, and waits until the target has stored that, and all before.
     pub(super) async fn stored(&mut self) -> Result<()> {
         self.peer.flush().await?;
-        for _ in 0..std::mem::take(&mut self.unanswered) {
+        for _ in 0..=std::mem::take(&mut self.unanswered) {
             match self.peer.answer().await? {
                 Message::Stored => {}
                 other => return Err(unexpected(&other)),
@@ -940,9 +933,7 @@ impl<'a> Run<'a> {
         dumped.and(streamed)?;
         self.phases.dump_ms = self.watch.lap_at(dump_end);
         self.send_new(images, &mut sent, |name| !name.ends_with(".log")).await?;
-        self.begin_files(sender, Mode::Frozen, mapped).await?;
-        // That it is stored need not be waited for before the target is told to go on.
-        self.peer.flush().await?;
+        self.send_files(sender, Mode::Frozen, mapped).await?;
         self.phases.transfer_ms = self.watch.lap();
         Ok(())
     }

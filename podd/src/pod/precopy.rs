@@ -184,7 +184,6 @@ impl Run<'_> {
         ahead.tracker = Some(tracker);
         let round = round.attempt("copy the pod's memory")?;
         self.peer.queue(&Message::Round { number: round.number }).await?;
-        self.unanswered += 1;
         ahead.rounds = round.number;
         ahead.passes += u32::from(round.left == 0);
         ahead.bytes += round.bytes;
