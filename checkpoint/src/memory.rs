@@ -7,8 +7,8 @@
 //! in one step. No soft-dirty bits are needed, which many kernels are built without, and nobody ever waits for us. Where there
 //! is no such thing, but soft-dirty bits, these do (`soft_dirty`): the processes stand still for a moment in each round then.
 //!
-//! 1. [`Tracker::arm`] registers the larger mappings of processes, and most of small ones. Only a process itself can make a userfaultfd, so each is
-//!    stopped for a moment and made to (`arm`); registering is then done from outside, while it stands still too.
+//! 1. [`Tracker::arm`] registers the larger mappings of processes, and most of small ones. Only a process itself can make a
+//!    userfaultfd, so each is stopped for a moment and made to (`arm`); registering is then done from outside, while it stands still too.
 //! 2. [`Tracker::round`] copies what was written since the last round: first all, then less and less.
 //! 3. [`crate::criu::Dumper`] finds the rounds' page maps in the image folder (`pre1`, `pre2` ...), and, if the kernel tells that
 //!    a page has not been written since the last, refers to them (`in_parent`), as in CRIU's own incremental dumps. That takes

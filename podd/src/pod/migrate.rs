@@ -770,7 +770,7 @@ impl<'a> Run<'a> {
         let mut files = sizes(images).attempt("read the dump")?;
         files.extend(self.ahead.files.clone());
         let timers = timers(&self.daemon.cgroup(&record.id).pids());
-        // (When the target has nothing to do any more but hear of them: it would be missing from them.)
+        // As late as this: what the target still had to do before it hears of them, they would be late by.
         let clocks = Clocks::of(init.pid).attempt("read the pod's clocks")?;
         self.bytes.later = memory::lazy::left(images).attempt("read the dump")?;
         if self.bytes.later > 0 {
