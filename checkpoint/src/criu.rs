@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use protobuf::Message;
 use rust_criu::rust_criu_protobuf::rpc::{
@@ -40,6 +40,8 @@ const READY_TO_DUMP: &str = "pre-dump";
 const WAIT_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// `CLONE_NEWNET`, the value that CRIU's `empty_ns` wants.
 const CLONE_NEWNET: u32 = 0x4000_0000;
+/// Tells CRIU who keeps the namespaces that were made before it (`criu-ready-namespaces.patch`).
+const NAMESPACES_AHEAD: &str = "CRIU_NAMESPACES_AHEAD";
 /// What CRIU does, for messages.
 const RESTORE: &str = "restore";
 /// A reply is a few hundred bytes; error texts add a little.
@@ -129,6 +131,9 @@ pub struct Restore<'a> {
     pub cgroup_procs: Vec<PathBuf>,
     /// CRIU's own network namespace, if not ours. The tree's takes over from it how large its tables are.
     pub network: Option<&'a File>,
+    /// Who keeps the namespaces that the tree's root is born into: user (with id maps), network, UTS and IPC; and a mount namespace that
+    /// is nearly empty, of which those of the tree are made. A CRIU without that patch makes all of them by itself.
+    pub namespaces: Pid,
 }
 
 /// A moment of a restore at which CRIU waits for us.
@@ -253,7 +258,7 @@ pub fn restore(
     opts.external.clone_from(&what.external);
     let waits = memory::is_prepared(what.images);
     let first_limit = if waits { WAIT_LIMIT } else { limit };
-    let mut worker = Worker::spawn_in(criu, RESTORE, first_limit, &what.cgroup_procs, what.network)?;
+    let mut worker = Worker::spawn_in(criu, RESTORE, first_limit, Some(what))?;
     worker.send(Criu_req_type::RESTORE, Some(opts))?;
     loop {
         let reply = worker.receive()?;
@@ -377,15 +382,14 @@ struct Worker {
 
 impl Worker {
     fn spawn(criu: &Path, action: &'static str, limit: Duration) -> Result<Self, Error> {
-        Self::spawn_in(criu, action, limit, &[], None)
+        Self::spawn_in(criu, action, limit, None)
     }
 
     fn spawn_in(
         criu: &Path,
         action: &'static str,
         limit: Duration,
-        cgroups: &[PathBuf],
-        network: Option<&File>,
+        restore: Option<&Restore<'_>>,
     ) -> Result<Self, Error> {
         let spawn_error = |source| Error::Spawn { path: criu.to_owned(), source };
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
@@ -403,12 +407,13 @@ impl Worker {
             .stderr(Stdio::null())
             // CRIU forks to try out what the kernel can do; were it killed meanwhile, such a child would sleep on.
             .process_group(0);
-        if !cgroups.is_empty() {
+        if let Some(restore) = restore {
+            command.env(NAMESPACES_AHEAD, restore.namespaces.to_string());
             let open = |path: &PathBuf| {
                 File::options().write(true).open(path).map_err(|source| Error::Images { path: path.clone(), source })
             };
-            let cgroups = cgroups.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-            let network = network.map(File::try_clone).transpose().map_err(spawn_error)?;
+            let cgroups = restore.cgroup_procs.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+            let network = restore.network.map(File::try_clone).transpose().map_err(spawn_error)?;
             sys::enter(&mut command, cgroups, network);
         }
         let child = command.spawn().map_err(spawn_error)?;
@@ -503,6 +508,9 @@ impl Worker {
             None => drop(self.child.wait()),
         }
         self.reaped = true;
+        // A restore's root is born by a sibling of CRIU's, which ends at once. The root itself is in no group of this namespace.
+        let group = Pid::from_raw(-self.pid());
+        while waitpid(group, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
     }
 }
 

@@ -12,12 +12,11 @@ use std::path::Path;
 use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::unistd::{Gid, Uid};
 
 use super::ShimConfig;
 use super::external::{DEVICES, MASKED, READ_ONLY};
 use super::root::step;
-use crate::sys::{capabilities, mounts, seccomp};
+use crate::sys::{capabilities, mounts, namespaces, seccomp};
 
 /// Path of the pod's init, inside.
 pub const INIT: &str = "/.podd/init";
@@ -30,9 +29,7 @@ pub fn become_init(config: &ShimConfig, root: &Path, go: &OwnedFd) -> io::Result
     if nix::unistd::read(go, &mut [0; 1])? != 1 {
         return Err(io::Error::other("the shim gave up"));
     }
-    nix::unistd::setgroups(&[])?;
-    nix::unistd::setresgid(Gid::from_raw(0), Gid::from_raw(0), Gid::from_raw(0))?;
-    nix::unistd::setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0))?;
+    namespaces::become_root()?;
     nix::unistd::setsid()?;
     // Only now: the shim has moved us into the pod's cgroup, which becomes this namespace's root.
     unshare(CloneFlags::CLONE_NEWCGROUP)?;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use checkpoint::criu;
@@ -11,6 +11,7 @@ use checkpoint::memory::lazy::Pager;
 use checkpoint::process::correct_timers;
 use checkpoint::waits::Waits;
 use nix::fcntl::OFlag;
+use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, pipe2};
@@ -20,9 +21,9 @@ use super::first::become_init;
 use super::root::{self, ROOT, shown, step};
 use super::{CLONE_NEWTIME, CRIU_LIMIT, ShimConfig};
 use crate::sys::cgroup::{Cgroup, Hierarchies};
-use crate::sys::namespaces::write_id_maps;
+use crate::sys::namespaces::{Kept, become_root, write_id_maps};
 use crate::sys::process::clone_into;
-use crate::sys::{limits, network};
+use crate::sys::{limits, mounts, network};
 
 /// Starts the pod's init in new namespaces; returns its PID once it has become the pod's own program.
 ///
@@ -88,7 +89,24 @@ const POD_NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWPID
 fn prepare(config: &ShimConfig, cgroup: &Cgroup, pid: Pid) -> io::Result<()> {
     step("map the pod's ids", write_id_maps(pid, config.id_base))?;
     step("enter the cgroup", cgroup.add(pid.as_raw()))?;
-    network::make_link(&config.link, pid.as_raw(), config.network.as_ref(), &[])
+    network::make_link(&config.link, pid.as_raw(), config.network.as_ref())
+}
+
+/// Makes namespaces and link of a pod that is on its way. It may still run elsewhere; this takes as long as the rest of a small
+/// restore. CRIU lets the pod's first process be born into them (`criu-ready-namespaces.patch`), and mounts the pod's file systems
+/// in copies of a mount namespace with next to nothing in it.
+fn go_ahead(config: &ShimConfig) -> io::Result<Kept> {
+    let furnish = || {
+        become_root()?;
+        mounts::propagation("/", MsFlags::MS_PRIVATE)?;
+        mounts::file_system("tmpfs", Path::new(ROOT), MsFlags::empty(), "mode=755,size=1m")?;
+        mounts::pivot(Path::new(ROOT))
+    };
+    let namespaces = (POD_NAMESPACES | CloneFlags::CLONE_NEWUSER) & !CloneFlags::CLONE_NEWPID;
+    let kept = network::cradle::within(&config.cradle, || Kept::make(namespaces, config.id_base, furnish));
+    let kept = step("make the pod's namespaces", kept.and_then(|made| made))?;
+    network::make_link(&config.link, kept.holder().as_raw(), config.network.as_ref())?;
+    Ok(kept)
 }
 
 /// Has CRIU restore the pod. It is left frozen by its cgroup; CRIU has let go of it, and is gone or about to go: only a thaw is
@@ -98,6 +116,7 @@ fn prepare(config: &ShimConfig, cgroup: &Cgroup, pid: Pid) -> io::Result<()> {
 /// With CRIU's reason; nothing of the pod is left.
 pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
     let root = root::place(config)?;
+    let ahead = Arc::new(go_ahead(config)?);
     // If all memory is there, it never hears of anybody.
     let pager = step("listen for memory that comes later", Pager::listen(&config.bundle, images))?;
     std::thread::spawn(|| pager.run());
@@ -116,6 +135,7 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
             .collect(),
         cgroup_procs: cgroup.procs_files().collect(),
         network: cradle.as_ref(),
+        namespaces: ahead.holder(),
     };
     let (mut locking, mut leaving, mut linking) = (None, None, None);
     let mut silence = None;
@@ -135,9 +155,17 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
                 Cgroup::expel(&hierarchies, criu)
             }));
             // While CRIU mounts the pod's file systems. Nothing in the pod needs its addresses before that is done.
-            let (link, network, known) =
-                (config.link.clone(), config.network.clone(), network::neighbours::noted(images));
-            linking = Some(std::thread::spawn(move || network::make_link(&link, pid, network.as_ref(), &known)));
+            let (link, network, known, ahead) =
+                (config.link.clone(), config.network.clone(), network::neighbours::noted(images), ahead.clone());
+            linking = Some(std::thread::spawn(move || {
+                // A CRIU without that patch has made others.
+                if !ahead.have_network_of(pid) {
+                    network::make_link(&link, pid, network.as_ref())?;
+                }
+                // Whoever is not known is asked for.
+                let _ = network::neighbours::make_known(pid, &known);
+                Ok::<_, io::Error>(())
+            }));
             Ok(())
         }
         ("post-setup-namespaces", _) => {
@@ -169,6 +197,8 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
         step("note what the pod waits for", Waits::carry(images, &config.bundle))?;
         Ok(pid)
     });
+    // Whoever waits for the pod need not wait for this.
+    std::thread::spawn(move || drop(ahead));
     if restored.is_err() {
         let _ = cgroup.kill(Duration::from_secs(10));
         let _ = linking.map(std::thread::JoinHandle::join);

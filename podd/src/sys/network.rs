@@ -17,7 +17,6 @@ use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, Addres
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
-use self::neighbours::Neighbour;
 use super::namespaces::{in_network_of, on_own_thread};
 use crate::pod::spec::Network;
 
@@ -73,7 +72,7 @@ pub fn ensure_bridge(bridge: &str, uplink: Option<&str>) -> io::Result<()> {
 ///
 /// # Errors
 /// Netlink's; nothing is left behind.
-pub fn make_link(outer: &str, pid: i32, network: Option<&Network>, known: &[Neighbour]) -> io::Result<()> {
+pub fn make_link(outer: &str, pid: i32, network: Option<&Network>) -> io::Result<()> {
     if let Some(network) = network {
         let result = here(async |netlink| {
             if let Some(index) = index_of(&netlink, outer).await? {
@@ -107,10 +106,6 @@ pub fn make_link(outer: &str, pid: i32, network: Option<&Network>, known: &[Neig
                 add_default_route(&netlink, eth0, *gateway).await?;
             }
             resolve_quickly();
-            for neighbour in known {
-                // Whoever is not known is asked for.
-                let _ = neighbour.add(&netlink, eth0).await;
-            }
             Ok(())
         })
     })

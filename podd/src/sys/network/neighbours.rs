@@ -48,6 +48,25 @@ pub fn noted(images: &Path) -> Vec<Neighbour> {
     known.into_iter().take(MOST).collect()
 }
 
+/// Makes neighbours known to the pod of this process, if it has a link.
+///
+/// # Errors
+/// Netlink's.
+pub fn make_known(pid: i32, known: &[Neighbour]) -> io::Result<()> {
+    if known.is_empty() {
+        return Ok(());
+    }
+    in_network_of(pid, || {
+        block_on(async |netlink| {
+            let Some(eth0) = index_of(&netlink, "eth0").await? else { return Ok(()) };
+            for neighbour in known {
+                let _ = neighbour.add(&netlink, eth0).await;
+            }
+            Ok(())
+        })
+    })
+}
+
 impl Neighbour {
     fn of(message: NeighbourMessage) -> Option<Self> {
         // Those that were made by hand, or that do not answer, are not of this kind.
@@ -67,8 +86,8 @@ impl Neighbour {
         Some(Self { address: address?, hardware: hardware? })
     }
 
-    /// Makes it known on a link. The kernel uses it at once, and asks it again as soon as it does not answer for some seconds.
-    pub(super) async fn add(&self, netlink: &Handle, link: u32) -> io::Result<()> {
+    /// The kernel uses it at once, and asks it again as soon as it does not answer for some seconds.
+    async fn add(&self, netlink: &Handle, link: u32) -> io::Result<()> {
         let request = netlink.neighbours().add(link, self.address).link_layer_address(&self.hardware);
         request.state(NeighbourState::Stale).replace().execute().await.map_err(other)
     }
