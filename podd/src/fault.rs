@@ -3,7 +3,7 @@
 //! A file `fault` in the daemon's run folder (root's alone) holds lines `ROLE STEP WHAT`, such as `source given crash`,
 //! `target held pause 2000` or `run reboot crash`. It is looked at after each journal entry of a move or of a patch run, once the
 //! entry is on disk and before it is acted upon; and, while memory that was left behind (post-copy) comes, at `source lent` and `target
-//! borrows`. `crash` is kill -9; `pause` waits milliseconds, in which a test kills something else. A line
+//! borrows`, and while big files are compared, at `source compares` and `target compares`. `crash` is kill -9; `pause` waits milliseconds, in which a test kills something else. A line
 //! works once.
 
 use std::path::Path;

@@ -234,6 +234,9 @@ pub enum Message {
     },
     /// It runs here, and still fetches memory from you: keep it. The answer to a commit, until all has come.
     Borrows,
+    /// Behind [`Restore`](Self::Restore), [`Files`](Self::Files) will follow, while you restore: content alone. Since version 2 of the
+    /// protocol.
+    MoreFiles,
 }
 
 /// Pieces up to this many bytes together wait for what comes next.
@@ -298,14 +301,19 @@ impl Peer {
         self.write(&frame).await
     }
 
+    /// Whether the other host speaks this version of the protocol, or a newer one.
+    #[must_use]
+    pub fn speaks(&self, version: Protocol) -> bool {
+        Protocol::agreed(self.stream.get_ref().1.alpn_protocol()) >= Some(version)
+    }
+
     /// Puts a part of an image file behind those that wait to be sent; compressed, if the link is what takes the time.
     ///
     /// # Errors
     /// The connection is broken.
     pub async fn queue_chunk(&mut self, name: &str, offset: u64, data: &[u8]) -> Result<()> {
         let name = name.to_owned();
-        let knows = Protocol::agreed(self.stream.get_ref().1.alpn_protocol()) >= Some(Protocol::V2);
-        let packed = if knows { self.packing.pack(data).attempt("compress memory")? } else { None };
+        let packed = if self.speaks(Protocol::V2) { self.packing.pack(data).attempt("compress memory")? } else { None };
         let (begun, waited) = (Instant::now(), waited_for_reader(self.stream.get_ref().0));
         let length = match &packed {
             Some(packed) => {

@@ -43,24 +43,24 @@ pub(super) enum Fault {
     Sink(super::Error),
 }
 
-/// Emits what makes `size` bytes of `file` out of what the target has, in any order, and returns what it has then. A
-/// file that is cut short meanwhile reads as zeros from there on.
+/// Emits what makes this range of `file`, which begins with a block and ends with one or with the file, out of what the target has,
+/// in any order, and returns what it has then. A file that is cut short meanwhile reads as zeros from there on.
 pub(super) fn send(
     file: BorrowedFd,
-    size: u64,
+    range: Range<u64>,
     against: &Against,
     sink: &mut dyn FnMut(Op) -> Result<()>,
 ) -> std::result::Result<Blocks, Fault> {
     let mut sent = Blocks::default();
-    if size < DIVIDED_FROM {
-        sent = send_range(file, 0..size, against, sink)?;
+    if range.end - range.start < DIVIDED_FROM {
+        sent = send_range(file, range.clone(), against, sink)?;
     } else {
-        for part in send_parts(file, size, against, sink)? {
+        for part in send_parts(file, &range, against, sink)? {
             sent.0.extend(part.0);
         }
     }
     if let Against::Copy(old) = against {
-        for op in vanished(old, &sent, size) {
+        for op in vanished(old, &sent, &range) {
             sink(op).map_err(Fault::Sink)?;
         }
     }
@@ -70,15 +70,16 @@ pub(super) fn send(
 /// Reads and hashes with several threads: while the pod is frozen, this is what it waits for.
 fn send_parts(
     file: BorrowedFd,
-    size: u64,
+    range: &Range<u64>,
     against: &Against,
     sink: &mut dyn FnMut(Op) -> Result<()>,
 ) -> std::result::Result<Vec<Blocks>, Fault> {
     let workers = thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS) as u64;
-    let part = size.div_ceil(workers).next_multiple_of(BLOCK);
+    let part = (range.end - range.start).div_ceil(workers).next_multiple_of(BLOCK);
+    let begin = |worker: u64| range.end.min(range.start + worker * part);
     let (ops, received) = mpsc::sync_channel(MAX_WORKERS);
     thread::scope(|scope| {
-        let parts = (0..workers).map(|worker| size.min(worker * part)..size.min((worker + 1) * part));
+        let parts = (0..workers).map(|worker| begin(worker)..begin(worker + 1));
         let workers = parts.map(|range| {
             let ops = ops.clone();
             let mut hand_over = move |op| ops.send(op).map_err(|_| super::Error::Sink(ErrorKind::BrokenPipe.into()));
@@ -95,7 +96,7 @@ fn send_parts(
     })
 }
 
-/// The same for a range that starts with a block and ends with one or with the file.
+/// The same by this thread alone.
 fn send_range(
     file: BorrowedFd,
     range: Range<u64>,
@@ -247,12 +248,12 @@ impl Window {
 }
 
 /// Holes where the target still has blocks that the file has no more.
-fn vanished(old: &Blocks, new: &Blocks, size: u64) -> impl Iterator<Item = Op> {
+fn vanished(old: &Blocks, new: &Blocks, range: &Range<u64>) -> impl Iterator<Item = Op> {
     let mut ranges = Vec::new();
     for (number, _) in &old.0 {
         let start = number * BLOCK;
-        if start < size && new.get(*number).is_none() {
-            join(&mut ranges, (start, size.min(start + BLOCK)));
+        if range.contains(&start) && new.get(*number).is_none() {
+            join(&mut ranges, (start, range.end.min(start + BLOCK)));
         }
     }
     ranges.into_iter().map(|(from, to)| Op::Hole { offset: from, len: to - from })
@@ -266,6 +267,12 @@ fn join(ranges: &mut Vec<(u64, u64)>, range: (u64, u64)) {
 }
 
 impl Blocks {
+    /// Where the last one begins, or the last one of a file that is `size` bytes long by now.
+    pub(super) fn last_start(&self, size: u64) -> u64 {
+        let last = self.0.last().map_or(0, |(number, _)| number * BLOCK);
+        last.min(size / BLOCK * BLOCK)
+    }
+
     fn get(&self, number: u64) -> Option<u128> {
         let at = self.0.binary_search_by_key(&number, |block| block.0).ok()?;
         Some(self.0[at].1)

@@ -31,7 +31,7 @@ pub use meta::{Meta, Time, Xattr};
 pub use op::{MAX_CHUNK, Node, Op, Open};
 pub use path::RelPath;
 pub use receive::Receiver;
-pub use send::{Mode, PassReport, Sender};
+pub use send::{Mode, PassReport, Sender, Unverified};
 pub use tree::{Entry, Inode, Kind, Tree, disk_usage};
 
 /// Why a tree could not be read, sent or applied.

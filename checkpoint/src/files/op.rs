@@ -110,6 +110,11 @@ pub enum Node {
 }
 
 impl Op {
+    /// Whether it changes neither names nor types.
+    pub(super) fn is_content(&self) -> bool {
+        matches!(self, Op::Open { how: Open::Patch, .. } | Op::Data { .. } | Op::Hole { .. } | Op::Meta { .. })
+    }
+
     /// Checks the bounds above; both ends do, so that a sender notices first.
     pub(super) fn check(&self) -> Result<()> {
         let refuse = |path: &RelPath, reason| Err(Error::Op { path: path.text(), reason });

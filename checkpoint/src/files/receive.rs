@@ -23,6 +23,10 @@ pub struct Receiver {
     /// The directory that the last operation worked in.
     parent: Option<(RelPath, OwnedFd)>,
     file: Option<OpenFile>,
+    /// Something was done that is not on disk, perhaps.
+    unsynced: bool,
+    /// Names must not change any more.
+    content_only: bool,
 }
 
 #[derive(Debug)]
@@ -38,7 +42,20 @@ impl Receiver {
     /// # Errors
     /// [`Error::Io`] if it cannot be opened.
     pub fn new(root: &Path) -> Result<Receiver> {
-        Ok(Receiver { root: root.to_owned(), dir: handle::open_root(root)?, parent: None, file: None })
+        Ok(Receiver {
+            root: root.to_owned(),
+            dir: handle::open_root(root)?,
+            parent: None,
+            file: None,
+            unsynced: false,
+            content_only: false,
+        })
+    }
+
+    /// One that refuses to change names and types, as somebody may look at them.
+    #[must_use]
+    pub fn of_content_only(self) -> Receiver {
+        Receiver { content_only: true, ..self }
     }
 
     /// Applies one operation. After an error the tree is of no use until a pass that begins fresh.
@@ -47,6 +64,10 @@ impl Receiver {
     /// [`Error::Op`] for what no sender emits, [`Error::Io`] for what the file system refuses.
     pub fn apply(&mut self, op: Op) -> Result<()> {
         op.check()?;
+        if self.content_only && !op.is_content() {
+            return Err(Error::Op { path: self.root.display().to_string(), reason: "only content may change by now" });
+        }
+        self.unsynced = true;
         match op {
             Op::Begin { fresh } => self.begin(fresh),
             Op::Remove { path } => self.remove(&path),
@@ -75,8 +96,9 @@ impl Receiver {
     pub fn finish(&mut self, sync: bool) -> Result<()> {
         self.file = None;
         self.parent = None;
-        if sync {
+        if sync && self.unsynced {
             syncfs(&self.dir).map_err(Error::io("sync", &self.root))?;
+            self.unsynced = false;
         }
         Ok(())
     }
@@ -137,12 +159,13 @@ impl Receiver {
             Open::Replace | Open::Patch => openat(dir, name, flags, Mode::empty()),
         };
         let fd = opened.map_err(open_error)?;
-        let is_file = fstat(&fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file());
-        if !is_file {
+        let stat = fstat(&fd).ok().filter(|stat| FileType::from_raw_mode(stat.st_mode).is_file());
+        let Some(stat) = stat else {
             return Err(Error::Op { path: path.text(), reason: "it is no regular file" });
-        }
+        };
         let emptied = if how == Open::Replace { ftruncate(&fd, 0) } else { Ok(()) };
-        emptied.and_then(|()| ftruncate(&fd, size)).map_err(size_error)?;
+        let right = how == Open::Patch && stat.st_size as u64 == size;
+        emptied.and_then(|()| if right { Ok(()) } else { ftruncate(&fd, size) }).map_err(size_error)?;
         self.file = Some(OpenFile { path, fd, size });
         Ok(())
     }

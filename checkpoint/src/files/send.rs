@@ -46,6 +46,8 @@ pub struct PassReport {
 /// freeze the pod
 /// sender.pass(Frozen, ...)    the rest
 /// ```
+///
+/// Instead of the last one, [`Sender::last_pass`] and [`Sender::verify`] together do the same.
 #[derive(Debug)]
 pub struct Sender {
     root: PathBuf,
@@ -84,6 +86,63 @@ impl Sender {
         assume_changed: &BTreeSet<PathBuf>,
         sink: &mut dyn FnMut(Op) -> Result<()>,
     ) -> Result<PassReport> {
+        let (have, _, report) = self.run(mode, false, assume_changed, sink)?;
+        self.have = Some(have);
+        Ok(report)
+    }
+
+    /// A frozen pass, but for what takes long in it: of large files that the target has a copy of, only the end is compared, where
+    /// logs grow. The rest is for [`Self::verify`].
+    ///
+    /// # Errors
+    /// Those of [`Self::pass`].
+    pub fn last_pass(
+        &mut self,
+        assume_changed: &BTreeSet<PathBuf>,
+        sink: &mut dyn FnMut(Op) -> Result<()>,
+    ) -> Result<(PassReport, Unverified)> {
+        let (_, unverified, report) = self.run(Mode::Frozen, true, assume_changed, sink)?;
+        Ok((report, unverified))
+    }
+
+    /// Compares what the last pass has left, and emits what the target lacks of it: content alone, as names, sizes and metadata are
+    /// right by now.
+    ///
+    /// # Errors
+    /// Those of a frozen pass.
+    pub fn verify(&self, unverified: Unverified, sink: &mut dyn FnMut(Op) -> Result<()>) -> Result<PassReport> {
+        let mut report = PassReport::default();
+        for Part { entry, copy, end } in unverified.0 {
+            let changed = || Error::Changed(self.root.join(entry.path.as_path()));
+            let (file, stat) = self.open(&entry)?.ok_or_else(changed)?;
+            let mut differs = false;
+            let sent = blocks::send(file.as_fd(), 0..end, &Against::Copy(&copy), &mut |op| {
+                if !std::mem::replace(&mut differs, true) {
+                    emit(sink, Op::Open { path: entry.path.clone(), size: stat.st_size as u64, how: Open::Patch })?;
+                }
+                report.note(&op);
+                emit(sink, op)
+            });
+            sent.map_err(|fault| self.failed(&entry, fault))?;
+            if differs {
+                emit(sink, Op::Meta { path: entry.path.clone(), meta: entry.meta.portable() })?;
+            }
+            report.files += 1;
+            let after = fstat(&file).map_err(Error::io("look at", self.root.join(entry.path.as_path())))?;
+            if !is_as_scanned(&entry, &after) {
+                return Err(changed());
+            }
+        }
+        Ok(report)
+    }
+
+    fn run(
+        &mut self,
+        mode: Mode,
+        ends_only: bool,
+        assume_changed: &BTreeSet<PathBuf>,
+        sink: &mut dyn FnMut(Op) -> Result<()>,
+    ) -> Result<(Have, Unverified, PassReport)> {
         // Taken out: if this pass fails half-way, nobody knows what the target has.
         let have = self.have.take();
         let fresh = have.is_none();
@@ -99,16 +158,69 @@ impl Sender {
             blocks: HashMap::new(),
             unsettled: assumed,
             missing: HashSet::new(),
+            unverified: ends_only.then(Unverified::default),
             report: PassReport::default(),
             sink,
         };
         pass.emit(Op::Begin { fresh })?;
         pass.run(&plan, &new)?;
-        let have = pass.finish(new);
-        let report = have.1;
-        self.have = Some(have.0);
-        Ok(report)
+        Ok(pass.finish(new))
     }
+
+    /// Opens a file, and looks at it; none if another object, or nothing, has its name by now.
+    fn open(&self, entry: &Entry) -> Result<Option<(OwnedFd, Stat)>> {
+        let failed = |action| Error::io(action, self.root.join(entry.path.as_path()));
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME;
+        let file = match handle::open_beneath(self.dir.as_fd(), &entry.path, flags) {
+            Ok(file) => file,
+            // NXIO: a socket has taken its place.
+            Err(errno) if is_gone(errno) || errno == rustix::io::Errno::NXIO => return Ok(None),
+            Err(errno) => return Err(failed("open")(errno)),
+        };
+        let stat = fstat(&file).map_err(failed("look at"))?;
+        let is_it = Inode::of(&stat) == entry.inode && FileType::from_raw_mode(stat.st_mode).is_file();
+        Ok(is_it.then_some((file, stat)))
+    }
+
+    fn failed(&self, entry: &Entry, fault: Fault) -> Error {
+        match fault {
+            Fault::Read(errno) => Error::io("read", self.root.join(entry.path.as_path()))(errno),
+            Fault::Sink(error) => error,
+        }
+    }
+}
+
+/// What a last pass has left to be verified.
+#[derive(Debug, Default)]
+pub struct Unverified(Vec<Part>);
+
+/// The part of a file before `end`, of which the target had a copy.
+#[derive(Debug)]
+struct Part {
+    entry: Entry,
+    copy: Blocks,
+    end: u64,
+}
+
+impl Unverified {
+    /// Whether there is nothing of the kind.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl PassReport {
+    fn note(&mut self, op: &Op) {
+        if let Op::Data { bytes, .. } = op {
+            self.bytes += bytes.len() as u64;
+        }
+    }
+}
+
+fn emit(sink: &mut dyn FnMut(Op) -> Result<()>, op: Op) -> Result<()> {
+    op.check()?;
+    sink(op)
 }
 
 impl Have {
@@ -139,6 +251,8 @@ struct Pass<'a> {
     unsettled: HashSet<Inode>,
     /// Names of the new tree that the target does not get in this pass.
     missing: HashSet<RelPath>,
+    /// What is left for later, if only ends are compared.
+    unverified: Option<Unverified>,
     report: PassReport,
     sink: &'a mut dyn FnMut(Op) -> Result<()>,
 }
@@ -167,7 +281,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn finish(mut self, mut tree: Tree) -> (Have, PassReport) {
+    fn finish(mut self, mut tree: Tree) -> (Have, Unverified, PassReport) {
         let missing = mem::take(&mut self.missing);
         tree.entries.retain(|entry| !missing.contains(&entry.path));
         for entry in &tree.entries {
@@ -177,7 +291,7 @@ impl Pass<'_> {
             }
         }
         tree.unsettled = self.unsettled;
-        (Have { tree, blocks: self.blocks }, self.report)
+        (Have { tree, blocks: self.blocks }, self.unverified.unwrap_or_default(), self.report)
     }
 
     fn act(&mut self, entry: &Entry, what: &What) -> Result<()> {
@@ -216,21 +330,7 @@ impl Pass<'_> {
 
     /// Sends a file's content and metadata, `Open::Replace` only where it differs from what the target has.
     fn content(&mut self, entry: &Entry, how: Open) -> Result<()> {
-        let root = &self.sender.root;
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME;
-        let file = match handle::open_beneath(self.sender.dir.as_fd(), &entry.path, flags) {
-            Ok(file) => file,
-            // NXIO: a socket has taken its place.
-            Err(errno) if is_gone(errno) || errno == rustix::io::Errno::NXIO => {
-                return self.gone(entry, how);
-            }
-            Err(errno) => return Err(Error::io("open", root.join(entry.path.as_path()))(errno)),
-        };
-        let failed = |action| Error::io(action, root.join(entry.path.as_path()));
-        let before = fstat(&file).map_err(failed("look at"))?;
-        if Inode::of(&before) != entry.inode || !FileType::from_raw_mode(before.st_mode).is_file() {
-            return self.gone(entry, how);
-        }
+        let Some((file, before)) = self.sender.open(entry)? else { return self.gone(entry, how) };
         let size = before.st_size as u64;
         let old = self.old_blocks.remove(&entry.inode).filter(|_| size >= COMPARED_FROM);
         let (how, against) = match &old {
@@ -238,25 +338,29 @@ impl Pass<'_> {
             _ if size >= COMPARED_FROM => (how, Against::Empty),
             _ => (how, Against::Nothing),
         };
+        let from = match &against {
+            Against::Copy(blocks) if self.unverified.is_some() && can_wait(entry) => blocks.last_start(size),
+            _ => 0,
+        };
         self.emit(Op::Open { path: entry.path.clone(), size, how })?;
         let report = &mut self.report;
         let sink = &mut self.sink;
-        let sent = blocks::send(file.as_fd(), size, &against, &mut |op| {
-            if let Op::Data { bytes, .. } = &op {
-                report.bytes += bytes.len() as u64;
-            }
+        let sent = blocks::send(file.as_fd(), from..size, &against, &mut |op| {
+            report.note(&op);
             sink(op)
         });
-        let sent = sent.map_err(|fault| match fault {
-            Fault::Read(errno) => failed("read")(errno),
-            Fault::Sink(error) => error,
-        })?;
+        let sent = sent.map_err(|fault| self.sender.failed(entry, fault))?;
         self.meta(entry)?;
         self.report.files += 1;
-        if size >= COMPARED_FROM {
-            self.blocks.insert(entry.inode, sent);
+        match (&mut self.unverified, old) {
+            (Some(unverified), Some(copy)) if from > 0 => {
+                unverified.0.push(Part { entry: entry.clone(), copy, end: from });
+            }
+            _ if size >= COMPARED_FROM => drop(self.blocks.insert(entry.inode, sent)),
+            _ => {}
         }
-        let after = fstat(&file).map_err(failed("look at"))?;
+        let look = Error::io("look at", self.sender.root.join(entry.path.as_path()));
+        let after = fstat(&file).map_err(look)?;
         if !is_as_scanned(entry, &before) || !is_as_scanned(entry, &after) {
             self.unsettle(entry)?;
         }
@@ -281,9 +385,15 @@ impl Pass<'_> {
     }
 
     fn emit(&mut self, op: Op) -> Result<()> {
-        op.check()?;
-        (self.sink)(op)
+        emit(self.sink, op)
     }
+}
+
+/// Whether the target may look at a file before all of its content is right. Not at a program, since a write takes set-id bits, and CRIU
+/// compares build-ids; nor at one with several names, of which CRIU removes those that it has made itself.
+fn can_wait(entry: &Entry) -> bool {
+    const EXECUTABLE: u32 = 0o111;
+    entry.links == 1 && entry.meta.mode & EXECUTABLE == 0
 }
 
 fn is_as_scanned(entry: &Entry, stat: &Stat) -> bool {

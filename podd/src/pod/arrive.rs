@@ -33,6 +33,7 @@ use crate::peer::{Message, Peer, known, unexpected, unpack};
 use crate::server::{plan, status};
 use crate::shim::{Mode, Status, client};
 use crate::supervisor::{Claim, Daemon, Doing};
+use crate::sys::cgroup::Brisk;
 use crate::sys::hold::deliver;
 use crate::sys::network::outer_name;
 use crate::sys::process::ProcessId;
@@ -275,6 +276,7 @@ async fn receive_all(
     std::fs::create_dir_all(&images).attempt("make room in memory for the image")?;
     let mut open = BTreeMap::new();
     let mut rounds = 0;
+    let (mut brisk, mut more_files) = (None, false);
     let (files, clocks, timers) = loop {
         match peer.receive().await? {
             Message::Layer { digest } if record.layers.contains(&digest) => {
@@ -299,6 +301,8 @@ async fn receive_all(
             Message::Round { number } if number == rounds + 1 && number <= MOST_ROUNDS => {
                 open.clear();
                 rounds = number;
+                // The last one comes right before the freeze, and CRIU leaves the pod's cgroup early in the restore.
+                drop(brisk.replace(Brisk::keep(&daemon.hierarchies)));
                 // Until then, CRIU reads in these folders.
                 loading.end().await?;
                 memory::unfold(&images, rounds).attempt("put the pod's memory in place")?;
@@ -312,6 +316,7 @@ async fn receive_all(
                 let bundle = daemon.config.bundle(&record.id);
                 memory::lazy::expect(&images, &bundle).attempt("store the image")?;
             }
+            Message::MoreFiles => more_files = true,
             Message::Restore { files, clocks, timers } => break (files, clocks, timers),
             other => return Err(unexpected(&other)),
         }
@@ -328,29 +333,58 @@ async fn receive_all(
         }
     }
     let begun = Instant::now();
-    // The files must be safe before the pod can be ours; that the disk works on them while CRIU restores hides the wait. So it
-    // does with the journal: a pod that is not restored when this podd ends is one that the source still has.
-    migration.step = Step::Held;
-    let (journaled, by) = (migration.clone(), daemon.clone());
-    let stored = tokio::task::spawn_blocking(move || {
-        let recorded = by.journal(&journaled, None);
-        let synced = upper.map(|mut upper| upper.finish(true)).transpose();
-        recorded.map_err(ApiError::from).and_then(|()| synced.map(drop).attempt("store the writable layer"))
+    // The freeze may be long ago.
+    drop(brisk.replace(Brisk::keep(&daemon.hierarchies)));
+    let restoring = tokio::spawn({
+        let (daemon, record, migration, images) = (daemon.clone(), record.clone(), migration.clone(), images.clone());
+        let nursery = loading.nursery.take();
+        async move { restore_somehow(&daemon, &record, &migration, nursery, images).await }
     });
-    let by_nursery = match loading.nursery.take() {
-        Some(nursery) => go_on(daemon, &record, migration, nursery, &images).await.inspect_err(|e| {
-            tracing::warn!(pod = record.spec.name, error = %e.message, "restoring it once more, by a CRIU that reads all memory");
-        }).ok(),
-        None => None,
-    };
-    let restored = match by_nursery {
-        Some(init) => Ok(init),
-        None => restore(daemon, &record, migration, images).await,
-    };
-    stored.await.attempt("store the writable layer")??;
-    restored?;
+    let more = more_files.then(|| (&mut *peer, folder.join("upper")));
+    let stored = store(daemon, migration, upper, more).await;
+    restoring.await.attempt("restore the pod")??;
+    stored?;
+    drop(brisk);
     peer.hasten();
     peer.send(&Message::Ready { restore_ms: milliseconds(begun) }).await
+}
+
+/// Stores files and journal while CRIU restores: the files must be safe before the pod can be ours; that the disk works on them meanwhile
+/// hides the wait. So it does with *held*: a pod that is not restored when this podd ends is one that the source still has. But the last
+/// content of files comes first, which may come with `more`.
+async fn store(
+    daemon: &Arc<Daemon>,
+    migration: &mut Migration,
+    upper: Option<Receiver>,
+    more: Option<(&mut Peer, PathBuf)>,
+) -> Result<()> {
+    let syncing = tokio::task::spawn_blocking(move || upper.map(|mut upper| upper.finish(true)).transpose());
+    if let Some((peer, upper)) = more {
+        receive_more_files(daemon, peer, &upper).await?;
+    }
+    migration.step = Step::Held;
+    let (journaled, by) = (migration.clone(), daemon.clone());
+    tokio::task::spawn_blocking(move || by.journal(&journaled, None)).await.attempt("write the journal")??;
+    syncing.await.attempt("store the writable layer")?.map(drop).attempt("store the writable layer")
+}
+
+/// Has the pod restored by the CRIU that has loaded memory ahead, or else by another one.
+async fn restore_somehow(
+    daemon: &Arc<Daemon>,
+    record: &PodRecord,
+    migration: &Migration,
+    nursery: Option<Nursery>,
+    images: PathBuf,
+) -> Result<ProcessId> {
+    if let Some(nursery) = nursery {
+        match go_on(daemon, record, migration, nursery, &images).await {
+            Ok(init) => return Ok(init),
+            Err(e) => {
+                tracing::warn!(pod = record.spec.name, error = %e.message, "restoring it once more, by a CRIU that reads all memory");
+            }
+        }
+    }
+    restore(daemon, record, migration, images).await
 }
 
 /// Has the CRIU that has loaded memory ahead restore the pod.
@@ -449,6 +483,20 @@ async fn do_without(
     memory::do_without(images).attempt("put the pod's memory in place")?;
     clear_up(daemon, record).await.attempt("clear up after CRIU")?;
     Ok(None)
+}
+
+/// Content of files that the source had not compared before. What is restored meanwhile sees it, as there is one page cache of a file;
+/// names must not change under its overlay (Documentation/filesystems/overlayfs.rst, "Changes to underlying filesystems").
+async fn receive_more_files(daemon: &Daemon, peer: &mut Peer, upper: &Path) -> Result<()> {
+    match peer.receive().await? {
+        Message::Files => {}
+        other => return Err(unexpected(&other)),
+    }
+    tokio::task::block_in_place(|| crate::fault::point(&daemon.config.run, "target", "compares"));
+    let receiver = Receiver::new(upper).attempt("open the writable layer")?.of_content_only();
+    let mut receiver = receive_files(peer, receiver).await?;
+    let stored = tokio::task::spawn_blocking(move || receiver.finish(true)).await;
+    stored.attempt("store the writable layer")?.attempt("store the writable layer")
 }
 
 async fn receive_layer(daemon: &Daemon, peer: &mut Peer, digest: &str) -> Result<Hold> {

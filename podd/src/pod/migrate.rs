@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use checkpoint::clocks::Clocks;
 use checkpoint::compat::{Finding, Verdict};
-use checkpoint::files::{self, Mode, Op, PassReport, Sender};
+use checkpoint::files::{self, Mode, Op, PassReport, Sender, Unverified};
 use checkpoint::host::Kernel;
 use checkpoint::memory;
 use checkpoint::process::{shared_writable_files, timers};
@@ -38,6 +38,7 @@ use crate::peer::{Message, Peer, unexpected};
 use crate::supervisor::{Claim, Daemon};
 use crate::sys::hold::Hold;
 use crate::sys::network::neighbours;
+use crate::trust::Protocol;
 
 /// A pod goes on within this once somebody has said so: its podd asks the other host now and then.
 const FORSAKEN_LIMIT: Duration = Duration::from_secs(60);
@@ -537,6 +538,8 @@ pub struct Run<'a> {
     tell: &'a Tell,
     to: String,
     pub(super) mode: MemoryMode,
+    /// The pod runs on while a clone is restored.
+    rehearsal: bool,
     /// What runs there.
     kernel: NextKernel,
     /// The target could not restore the pod.
@@ -554,6 +557,8 @@ pub struct Run<'a> {
     flight: Option<Flight>,
     /// Kept until the move is over, like the flight.
     ahead: Ahead,
+    /// Content of files that is compared while the target restores the pod.
+    unverified: Option<(Sender, Unverified)>,
     /// What the target was told to store without waiting until it has.
     unanswered: u32,
     /// Held while the pod stands still.
@@ -604,6 +609,7 @@ impl<'a> Run<'a> {
             tell,
             to: to.to_owned(),
             mode,
+            rehearsal,
             kernel: if facts.facts.kernel.release == Kernel::read().release {
                 NextKernel::Same
             } else {
@@ -620,6 +626,7 @@ impl<'a> Run<'a> {
             hold: None,
             flight: None,
             ahead: Ahead::default(),
+            unverified: None,
             unanswered: 0,
             turn: None,
             _followed: claim.follow().await,
@@ -660,7 +667,7 @@ impl<'a> Run<'a> {
         let upper = self.daemon.config.pod_state(&record.id).join("upper");
         let mut sender = Some(Sender::new(&upper).attempt("read the writable layer")?);
         for pass in 1..=LIVE_PASSES {
-            let report = self.send_files(&mut sender, Mode::Live, BTreeSet::new()).await?;
+            let report = self.send_files(&mut sender).await?;
             self.rounds = pass;
             if report.bytes < SETTLED {
                 break;
@@ -673,7 +680,7 @@ impl<'a> Run<'a> {
         self.take_along(ahead);
         if self.ahead.rounds > 0 {
             // The files have changed meanwhile.
-            self.send_files(&mut sender, Mode::Live, BTreeSet::new()).await?;
+            self.send_files(&mut sender).await?;
         }
         self.take_turn(record, &images, &mut sender).await?;
         self.hold = hold(self.daemon, record);
@@ -700,7 +707,7 @@ impl<'a> Run<'a> {
         self.watch = StopWatch::start(frozen.since);
         self.phases.freeze_ms = self.watch.lap();
         self.ahead.before_dump(&images).attempt("forget what was copied of processes that have ended")?;
-        self.dump_and_send(record, dumper, frozen, &mut sender, &images).await
+        self.dump_and_send(record, dumper, frozen, sender, &images).await
     }
 
     /// Sends what was written while all was made ready for the freeze, if that can be expected to be little. The target stores it
@@ -751,7 +758,7 @@ impl<'a> Run<'a> {
             self.send_pass(&mut ahead, record, images).await?;
         }
         self.take_along(ahead);
-        self.send_files(sender, Mode::Live, BTreeSet::new()).await.map(drop)
+        self.send_files(sender).await.map(drop)
     }
 
     /// The pod does not stand still any more: it is another one's turn.
@@ -776,8 +783,17 @@ impl<'a> Run<'a> {
         if self.bytes.later > 0 {
             self.peer.queue(&Message::Lent).await?;
         }
+        if self.unverified.is_some() {
+            self.peer.queue(&Message::MoreFiles).await?;
+        }
         let restore = Message::Restore { files, clocks, timers };
         self.peer.send(&restore).await?;
+        if let Some((sender, unverified)) = self.unverified.take() {
+            tokio::task::block_in_place(|| crate::fault::point(&self.daemon.config.run, "source", "compares"));
+            let verify = |sender: &mut Sender, sink: Sink<'_>| sender.verify(unverified, sink).map(whole);
+            self.stream(Message::Files, &mut Some(sender), verify).await?;
+            self.peer.flush().await?;
+        }
         match self.peer.receive().await? {
             Message::Ready { .. } => self.phases.restore_ms = self.watch.lap(),
             Message::Refused { reason } => {
@@ -839,50 +855,63 @@ impl<'a> Run<'a> {
             }
             let parsed = digest.parse().attempt("read the layer's name")?;
             let path = self.daemon.layers.layer_path(&parsed);
-            self.peer.queue(&Message::Layer { digest }).await?;
             let mut sender = Some(Sender::new(&path).attempt("read the layer")?);
-            self.stream_pass(&mut sender, Mode::Frozen, BTreeSet::new()).await?;
+            let pass =
+                |sender: &mut Sender, sink: Sink<'_>| sender.pass(Mode::Frozen, &BTreeSet::new(), sink).map(whole);
+            self.stream(Message::Layer { digest }, &mut sender, pass).await?;
+            self.stored().await?;
         }
         Ok(())
     }
 
-    /// One pass over the writable layer.
-    async fn send_files(
-        &mut self,
-        sender: &mut Option<Sender>,
-        mode: Mode,
-        changed: BTreeSet<PathBuf>,
-    ) -> Result<PassReport> {
+    /// One pass over the writable layer while the pod runs; waits until it is stored.
+    async fn send_files(&mut self, sender: &mut Option<Sender>) -> Result<PassReport> {
         self.say("files", self.bytes.files, 0);
-        self.peer.queue(&Message::Files).await?;
-        self.stream_pass(sender, mode, changed).await
+        let pass = |sender: &mut Sender, sink: Sink<'_>| sender.pass(Mode::Live, &BTreeSet::new(), sink).map(whole);
+        let (report, _) = self.stream(Message::Files, sender, pass).await?;
+        self.stored().await?;
+        Ok(report)
     }
 
-    /// Runs a pass in a thread of its own and sends what it emits; waits until it is stored.
-    async fn stream_pass(
+    /// The last pass; waits until it is stored. What takes long in it is left for the time in which the target restores, as long as
+    /// nobody writes to these files then.
+    async fn send_last_files(&mut self, mut sender: Option<Sender>, changed: BTreeSet<PathBuf>) -> Result<()> {
+        self.say("files", self.bytes.files, 0);
+        let apart = !self.rehearsal && self.peer.speaks(Protocol::V2);
+        let pass = move |sender: &mut Sender, sink: Sink<'_>| match apart {
+            true => sender.last_pass(&changed, sink),
+            false => sender.pass(Mode::Frozen, &changed, sink).map(whole),
+        };
+        let (_, unverified) = self.stream(Message::Files, &mut sender, pass).await?;
+        self.unverified = sender.filter(|_| !unverified.is_empty()).map(|sender| (sender, unverified));
+        self.stored().await
+    }
+
+    /// Has the sender work in a thread of its own, and sends what it emits behind `opening`.
+    async fn stream(
         &mut self,
+        opening: Message,
         sender: &mut Option<Sender>,
-        mode: Mode,
-        changed: BTreeSet<PathBuf>,
-    ) -> Result<PassReport> {
+        work: impl FnOnce(&mut Sender, Sink<'_>) -> files::Result<(PassReport, Unverified)> + Send + 'static,
+    ) -> Result<(PassReport, Unverified)> {
+        self.peer.queue(&opening).await?;
         let (queue, mut ops) = mpsc::channel::<Op>(8);
         let mut worker = sender.take().ok_or_else(|| ApiError::failed("an earlier pass over the files failed"))?;
-        let pass = tokio::task::spawn_blocking(move || {
-            let report = worker.pass(mode, &changed, &mut |op| {
+        let working = tokio::task::spawn_blocking(move || {
+            let done = work(&mut worker, &mut |op| {
                 queue.blocking_send(op).map_err(|_| files::Error::Sink(io::ErrorKind::BrokenPipe.into()))
             });
-            (worker, report)
+            (worker, done)
         });
         while let Some(op) = ops.recv().await {
             self.peer.queue(&Message::File(op)).await?;
         }
-        let (worker, report) = pass.await.attempt("read the files")?;
-        let report = report.attempt("read the files")?;
+        let (worker, done) = working.await.attempt("read the files")?;
+        let done = done.attempt("read the files")?;
         *sender = Some(worker);
-        self.bytes.files += report.bytes;
+        self.bytes.files += done.0.bytes;
         self.peer.queue(&Message::FilesEnd).await?;
-        self.stored().await?;
-        Ok(report)
+        Ok(done)
     }
 
     /// Sends what waits, and waits until the target has stored that, and all before.
@@ -904,7 +933,7 @@ impl<'a> Run<'a> {
         record: &PodRecord,
         dumper: Dumper,
         frozen: Frozen,
-        sender: &mut Option<Sender>,
+        sender: Option<Sender>,
         images: &Path,
     ) -> Result<()> {
         self.say("memory", 0, 0);
@@ -933,7 +962,7 @@ impl<'a> Run<'a> {
         dumped.and(streamed)?;
         self.phases.dump_ms = self.watch.lap_at(dump_end);
         self.send_new(images, &mut sent, |name| !name.ends_with(".log")).await?;
-        self.send_files(sender, Mode::Frozen, mapped).await?;
+        self.send_last_files(sender, mapped).await?;
         self.phases.transfer_ms = self.watch.lap();
         Ok(())
     }
@@ -969,6 +998,14 @@ impl<'a> Run<'a> {
     pub(super) fn say(&self, phase: &str, done: u64, total: u64) {
         let _ = self.tell.send(Progress { phase: phase.into(), done, total, expected: None });
     }
+}
+
+/// Takes what a sender emits.
+type Sink<'a> = &'a mut dyn FnMut(Op) -> files::Result<()>;
+
+/// What a pass did that has left nothing to be verified.
+fn whole(report: PassReport) -> (PassReport, Unverified) {
+    (report, Unverified::default())
 }
 
 /// How much of each image file has gone over, in bytes.

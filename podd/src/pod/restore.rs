@@ -23,6 +23,7 @@ use crate::error::{Attempt, Result};
 use crate::reserved;
 use crate::shim::Mode;
 use crate::supervisor::{Claim, Daemon, Doing};
+use crate::sys::cgroup::Brisk;
 use crate::sys::process::ProcessId;
 
 /// Continues a suspended pod. Its own image is deleted afterwards, one that the user has named is not.
@@ -83,6 +84,7 @@ async fn awaken(daemon: &Daemon, record: &PodRecord, image: &Image) -> Result<Pr
     })?;
     let image = image.clone();
     let check = tokio::task::spawn_blocking(move || image.check(&unchecked));
+    let _brisk = Brisk::keep(&daemon.hierarchies);
     let born = give_birth(daemon, record, Mode::Restore { images: flight.path().to_owned() }).await;
     if let Err(e) = check.await.attempt("check the image")? {
         clear_up(daemon, record).await.attempt("clear up after the pod")?;

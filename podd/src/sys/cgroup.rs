@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use checkpoint::network_lock::NetworkLock;
@@ -106,6 +107,25 @@ impl Hierarchies {
         Ok(cgroup)
     }
 
+    /// Where this process is: the folder in v2, then those in v1.
+    fn own(&self) -> io::Result<Vec<PathBuf>> {
+        let own = fs::read_to_string("/proc/self/cgroup")?;
+        // `NUMBER:CONTROLLERS:PATH`; v2 has number 0 and no controllers (cgroups(7)).
+        let path = |wanted: &str| {
+            own.lines().find_map(|line| {
+                let mut fields = line.splitn(3, ':').skip(1);
+                let controllers = fields.next()?;
+                controllers
+                    .split(',')
+                    .any(|c| c == wanted)
+                    .then(|| fields.next().unwrap_or("/").trim_start_matches('/'))
+            })
+        };
+        let v1 = self.v1.iter().map(|(controller, mount)| (mount, path(controller)));
+        let all = std::iter::once((&self.v2, path(""))).chain(v1);
+        Ok(all.map(|(mount, path)| mount.join(path.unwrap_or_default())).collect())
+    }
+
     /// Hands the controllers down to the parents of `name` (v2 only).
     fn enable_controllers(&self, name: &str) -> io::Result<()> {
         let wanted: Vec<String> = CONTROLLERS
@@ -121,6 +141,36 @@ impl Hierarchies {
             fs::create_dir_all(&folder)?;
         }
         write(&folder.join("cgroup.subtree_control"), wanted.join(" "))
+    }
+}
+
+/// While this lives, and for [`BRISK`] at most, processes change their cgroups without delay. The first one after a while waits until
+/// every processor has been seen at rest (an RCU grace period, 5 to 8 ms here), and behind it whoever needs the cgroups' lock; not so
+/// those that follow within some 10 ms (kernel/rcu/sync.c, of which `cgroup_threadgroup_rwsem` is one).
+#[derive(Debug)]
+pub struct Brisk(#[expect(dead_code, reason = "dropped, it ends the thread")] mpsc::Sender<()>);
+
+const BRISK: Duration = Duration::from_millis(300);
+const AGAIN: Duration = Duration::from_millis(4);
+
+impl Brisk {
+    /// Begins to keep them so; where that does not work, they are slow as ever.
+    #[must_use]
+    pub fn keep(hierarchies: &Hierarchies) -> Self {
+        let (alive, end) = mpsc::channel();
+        let hierarchies = hierarchies.clone();
+        let stay = move || {
+            let begun = Instant::now();
+            let own = hierarchies.own().unwrap_or_default();
+            // This process goes to where it is.
+            while let [v2, ..] = &own[..]
+                && fs::write(v2.join("cgroup.procs"), "0").is_ok()
+                && begun.elapsed() < BRISK
+                && end.recv_timeout(AGAIN) == Err(RecvTimeoutError::Timeout)
+            {}
+        };
+        let _ = std::thread::Builder::new().spawn(stay);
+        Self(alive)
     }
 }
 
@@ -177,23 +227,7 @@ impl Cgroup {
     /// # Errors
     /// The process is gone.
     pub fn expel(hierarchies: &Hierarchies, pid: i32) -> io::Result<()> {
-        let own = fs::read_to_string("/proc/self/cgroup")?;
-        // `NUMBER:CONTROLLERS:PATH`; v2 has number 0 and no controllers (cgroups(7)).
-        let path = |wanted: &str| {
-            own.lines().find_map(|line| {
-                let mut fields = line.splitn(3, ':').skip(1);
-                let controllers = fields.next()?;
-                controllers
-                    .split(',')
-                    .any(|c| c == wanted)
-                    .then(|| fields.next().unwrap_or("/").trim_start_matches('/'))
-            })
-        };
-        let v1 = hierarchies.v1.iter().map(|(controller, mount)| (mount, path(controller)));
-        for (mount, path) in std::iter::once((&hierarchies.v2, path(""))).chain(v1) {
-            write(&mount.join(path.unwrap_or_default()).join("cgroup.procs"), pid)?;
-        }
-        Ok(())
+        hierarchies.own()?.iter().try_for_each(|folder| write(&folder.join("cgroup.procs"), pid))
     }
 
     /// PIDs of all processes here; empty if there is no such cgroup.

@@ -1,7 +1,7 @@
 //! What must come out of particular situations.
 
 use std::fs::OpenOptions;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use rustix::fs::{CWD, FileType, XattrFlags, lgetxattr, lsetxattr, makedev, mknodat};
 
@@ -19,6 +19,42 @@ fn one_changed_block_of_a_big_file_is_little_to_send() {
     assert_eq!(report.files, 1);
     assert!(report.bytes > 0 && report.bytes < 1 << 20, "{report:?}");
     pair.assert_equal();
+}
+
+#[test]
+fn of_a_large_file_only_the_end_is_compared_at_first() {
+    let mut pair = Pair::new();
+    let path = pair.source().join("log");
+    fs::write(&path, noise(1, 20_000_000)).unwrap();
+    fs::write(pair.source().join("small"), "1").unwrap();
+    pair.pass(Mode::Live);
+    fs::write(pair.source().join("small"), "22").unwrap();
+    let file = OpenOptions::new().append(true).open(&path).unwrap();
+    std::io::Write::write_all(&mut &file, b"one line more").unwrap();
+    let (last, verified) = pair.last_pass();
+    assert!(last.files == 2 && last.bytes < 128 << 10, "{last:?}");
+    assert_eq!((verified.files, verified.bytes), (1, 0));
+    pair.assert_equal();
+    // Nobody has to believe that only the end has changed.
+    pair.pass(Mode::Live);
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(b"changed", 10_000_000).unwrap();
+    file.set_len(19_000_000).unwrap();
+    let (_, verified) = pair.last_pass();
+    assert!(verified.bytes > 0 && verified.bytes < 128 << 10, "{verified:?}");
+    pair.assert_equal();
+    // A program's bits and content are right before anybody looks at it, and so is what has a second name.
+    for (mode, second_name) in [(0o4755, false), (0o644, true)] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        if second_name {
+            fs::hard_link(&path, path.with_file_name("second")).unwrap();
+        }
+        pair.pass(Mode::Live);
+        file.write_all_at(&mode.to_ne_bytes(), 5_000_000).unwrap();
+        let (last, verified) = pair.last_pass();
+        assert!(last.bytes > 0 && verified == PassReport::default(), "{last:?} {verified:?}");
+        pair.assert_equal();
+    }
 }
 
 #[test]

@@ -27,6 +27,26 @@ fn paths_that_leave_the_root_do_not_even_decode() {
 }
 
 #[test]
+fn what_comes_late_changes_no_names() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "old").unwrap();
+    let mut receiver = Receiver::new(dir.path()).unwrap().of_content_only();
+    receiver.apply(Op::Open { path: path("file"), size: 3, how: Open::Patch }).unwrap();
+    receiver.apply(Op::Data { offset: 0, bytes: b"new".to_vec() }).unwrap();
+    for bad in [
+        Op::Begin { fresh: true },
+        Op::Remove { path: path("file") },
+        Op::Open { path: path("other"), size: 1, how: Open::Create },
+        Op::Mkdir { path: path("dir") },
+        Op::Link { from: path("file"), path: path("link") },
+    ] {
+        assert!(receiver.apply(bad.clone()).is_err(), "{bad:?}");
+    }
+    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!((names, fs::read(dir.path().join("file")).unwrap()), (vec!["file".into()], b"new".to_vec()));
+}
+
+#[test]
 fn no_operation_goes_through_a_symlink() {
     let dir = tempfile::tempdir().unwrap();
     let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));

@@ -60,6 +60,20 @@ impl Pair {
         report.unwrap()
     }
 
+    /// A last pass, and what it had left.
+    fn last_pass(&mut self) -> (PassReport, PassReport) {
+        let (sender, receiver) = (&mut self.sender, &mut self.receiver);
+        let mut apply = |op: Op| {
+            let op = recode(&op);
+            receiver.apply(op.clone())?;
+            receiver.apply(op)
+        };
+        let (report, unverified) = sender.last_pass(&BTreeSet::new(), &mut apply).unwrap();
+        let verified = sender.verify(unverified, &mut apply).unwrap();
+        self.receiver.finish(false).unwrap();
+        (report, verified)
+    }
+
     fn assert_equal(&self) {
         assert_equal(&self.source(), &self.target());
     }

@@ -31,6 +31,7 @@ proptest! {
         start in prop::collection::vec(change(), 20..60),
         live in prop::collection::vec(round(), 0..4),
         last in round(),
+        apart in any::<bool>(),
     ) {
         let mut pair = Pair::new();
         let source = pair.source();
@@ -51,7 +52,7 @@ proptest! {
         if last.settle {
             settle();
         }
-        let report = pair.pass(Mode::Frozen);
+        let report = if apart { pair.last_pass().0 } else { pair.pass(Mode::Frozen) };
         prop_assert_eq!(report.unsettled, 0);
         pair.assert_equal();
         // The copy is complete, so there is nothing left to send, and a copy of the copy is the same again.
