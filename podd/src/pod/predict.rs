@@ -2,7 +2,8 @@
 //! same hosts were off it. Pure, but for [`look_at`].
 
 use std::ops::RangeInclusive;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use checkpoint::memory::{Activity, Tracker};
 
@@ -23,8 +24,10 @@ const CORRECTION: RangeInclusive<f64> = 0.1..=50.0;
 const GB: f64 = 1e9;
 
 /// What the time of a move depends on.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Facts {
+    /// How slow this host is, the model's being 1.
+    pub pace: f64,
     /// Processes.
     pub processes: usize,
     /// Memory that goes ahead.
@@ -87,7 +90,27 @@ fn look_at(daemon: &Daemon, record: &PodRecord, files: u64) -> Facts {
     let ahead = backend.map(|backend| Tracker::look_on(backend, &pids, LOOK)).unwrap_or_default();
     let resident = memory(&pids);
     let huge = pids.iter().filter_map(|pid| huge(*pid)).sum();
-    Facts { processes: pids.len(), ahead, huge, left: resident.saturating_sub(ahead.bytes), files, later: false }
+    let left = resident.saturating_sub(ahead.bytes);
+    Facts { pace: pace(), processes: pids.len(), ahead, huge, left, files, later: false }
+}
+
+/// How slow this host is at what moves consist of, many small system calls. Looked at once, in some 10 ms: what it is from moment to
+/// moment says little of the next one.
+fn pace() -> f64 {
+    static PACE: OnceLock<f64> = OnceLock::new();
+    /// The least time that a turn takes on the model's host.
+    const TURN: Duration = Duration::from_micros(630);
+    const CALLS: u32 = 100;
+    const TURNS: u32 = 12;
+    *PACE.get_or_init(|| {
+        let turn = |_| {
+            let begun = Instant::now();
+            (0..CALLS).for_each(|_| drop(std::fs::read("/proc/self/limits")));
+            begun.elapsed()
+        };
+        let least = (0..TURNS).map(turn).min().unwrap_or(TURN);
+        (least.as_secs_f64() / TURN.as_secs_f64()).clamp(0.2, 100.0)
+    })
 }
 
 /// Memory of these processes that no file has, in bytes; what they share counts for each.
@@ -122,10 +145,11 @@ fn predict(facts: &Facts, past: impl Iterator<Item = (Times, Times)>) -> Predict
     Prediction { expected, model }
 }
 
-/// Measured on two cores, between two hosts on one machine: where a host or a link is slower or faster, corrections say so.
+/// Measured on two cores, between two hosts on one machine: where the target or a link is slower or faster, corrections say so.
 fn model(facts: &Facts) -> Times {
     /// Bytes a second over TLS into the target's memory.
-    const SENT: f64 = 0.25 * GB;
+    const SENT: f64 = 0.3 * GB;
+    let sent = SENT / facts.pace;
     let (memory, left, files) = (facts.ahead.bytes as f64, facts.left as f64, facts.files as f64);
     // Namespaces, mounts, descriptors; each process; page tables; what is dumped, sent and read while the pod stands still.
     // The last round takes some 50 ms, however small it is.
@@ -133,11 +157,11 @@ fn model(facts: &Facts) -> Times {
     let late = if facts.later { left } else { left + last };
     let small = (memory - facts.huge as f64).max(0.0);
     let tables = 3.0 * memory / GB + 8.0 * small / GB;
-    let blackout_ms = 45.0 + 2.0 * facts.processes as f64 + tables + 1000.0 * late / (2.0 * SENT);
+    let blackout_ms = (14.0 + 5.0 * facts.processes as f64 + tables) * facts.pace + 1000.0 * late / (2.0 * sent);
     // Each round sends what was written during the one before; all of them together no more than this.
-    let again = (facts.ahead.written_per_s as f64 / SENT).min(0.9);
+    let again = (facts.ahead.written_per_s as f64 / sent).min(0.9);
     let rounds = (1.0 / (1.0 - again)).min(f64::from(ROOM));
-    let total_ms = 300.0 + 1000.0 * (memory * rounds + files) / SENT + blackout_ms;
+    let total_ms = 200.0 + 100.0 * facts.pace + 1000.0 * (memory * rounds + files) / sent + blackout_ms;
     Times { blackout_ms, total_ms }
 }
 
@@ -146,7 +170,8 @@ mod tests {
     use super::*;
 
     fn facts(memory: u64, written_per_s: u64, left: u64) -> Facts {
-        Facts { processes: 2, ahead: Activity { bytes: memory, written_per_s }, left, ..Facts::default() }
+        let ahead = Activity { bytes: memory, written_per_s };
+        Facts { pace: 1.0, processes: 2, ahead, huge: 0, left, files: 0, later: false }
     }
 
     #[test]
@@ -156,6 +181,9 @@ mod tests {
             let more = model(&more);
             assert!(more.blackout_ms > small.blackout_ms && more.total_ms > small.total_ms, "{more:?} {small:?}");
         }
+        let slow = model(&Facts { pace: 3.0, ..facts(10 << 20, 0, 0) });
+        assert!(slow.blackout_ms > 2.0 * small.blackout_ms && slow.total_ms > small.total_ms, "{slow:?} {small:?}");
+        assert!(pace() > 0.0);
         // What it writes last is not waited for.
         let writes = facts(10 << 20, 100 << 20, 0);
         let later = Facts { later: true, ..facts(10 << 20, 100 << 20, 0) };
