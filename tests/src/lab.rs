@@ -47,6 +47,17 @@ impl Lab {
         lab
     }
 
+    /// Brings a lab of three hosts up, of which `c` speaks the protocol of before.
+    #[must_use]
+    pub fn with_an_older_host() -> Self {
+        let lab = Self::prepared(|lab| {
+            std::fs::create_dir_all(lab.dir.join("c")).expect("the lab's folder can be made");
+            std::fs::write(lab.dir.join("c/extra.toml"), "protocol = 1\n").expect("the lab's folder can be written to");
+        });
+        lab.script(&["up", "--hosts", "3"]).must();
+        lab
+    }
+
     /// A lab with this in its folder, still down.
     #[must_use]
     pub fn prepared(prepare: impl FnOnce(&Self)) -> Self {

@@ -1,6 +1,5 @@
 //! Memory is compressed on its way where the link is slow, and a podd that speaks the protocol of before gets it as it is.
 
-use std::fs;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -30,11 +29,7 @@ fn go(lab: &Lab, from: &str, to: &str) -> Value {
 
 #[test]
 fn memory_is_compressed_on_a_slow_link_for_whoever_understands_it() {
-    let lab = Lab::prepared(|lab| {
-        fs::create_dir_all(lab.dir().join("c")).expect("the lab's folder can be made");
-        fs::write(lab.dir().join("c/extra.toml"), "protocol = 1\n").expect("the lab's folder can be written to");
-    });
-    lab.script(&["up", "--hosts", "3"]).must();
+    let lab = Lab::with_an_older_host();
     lab.ok("a", &["run", "--name", "web", "--rootfs", &rootfs("shell"), "--", "python3", "-c", SCRIPT]);
     eventually("it runs", Duration::from_secs(20), || !lab.ok("a", &["logs", "web"]).is_empty());
     let bytes = |report: &Value, what: &str| report["bytes"][what].as_u64().expect("a count");

@@ -1,10 +1,9 @@
 //! Large files that a program writes to, in place and at their end, while its pod moves.
 
-use std::fs;
 use std::time::Duration;
 
 use tests::Lab;
-use tests::invariants::start_podds;
+use tests::invariants::{podd, start_podds};
 use tests::lab::{eventually, rootfs};
 
 /// Numbers its writes: the number tells which block of one file is written, and comes behind the others in another one. Says what is
@@ -50,12 +49,8 @@ fn look(lab: &Lab, host: &str) {
 
 #[test]
 fn they_are_right_after_four_moves() {
-    let lab = Lab::prepared(|lab| {
-        // Whoever speaks the protocol of before gets all of them before it restores.
-        fs::create_dir_all(lab.dir().join("c")).expect("the lab's folder can be made");
-        fs::write(lab.dir().join("c/extra.toml"), "protocol = 1\n").expect("the lab's folder can be written to");
-    });
-    lab.script(&["up", "--hosts", "3"]).must();
+    // Whoever speaks the protocol of before gets all of them before it restores.
+    let lab = Lab::with_an_older_host();
     write(&lab);
     // A clone of what goes on to write is whole, too.
     lab.ok("a", &["rehearse", "writer", "--to", "b"]);
@@ -74,7 +69,7 @@ fn podd_dies_while_they_are_compared() {
         lab.fault(host, &format!("{role} compares crash"));
         let moved = lab.podctl("a", &["migrate", "writer", "--to", "b"]);
         assert_ne!(moved.code, 0, "{moved:?}");
-        eventually("podd is dead", Duration::from_secs(10), || tests::invariants::podd(&lab, host).is_none());
+        eventually("podd is dead", Duration::from_secs(10), || podd(&lab, host).is_none());
         start_podds(&lab);
         eventually("it runs on", Duration::from_secs(25), || lab.state("a", "writer").as_deref() == Some("running"));
         eventually("it is nowhere else", Duration::from_secs(25), || lab.state("b", "writer").is_none());

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, OFlags, Stat, fstat};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{self, Against, Blocks, Fault};
@@ -128,7 +129,7 @@ impl Sender {
                 emit(sink, Op::Meta { path: entry.path.clone(), meta: entry.meta.portable() })?;
             }
             report.files += 1;
-            let after = fstat(&file).map_err(Error::io("look at", self.root.join(entry.path.as_path())))?;
+            let after = fstat(&file).map_err(self.error("look at", &entry))?;
             if !is_as_scanned(&entry, &after) {
                 return Err(changed());
             }
@@ -169,24 +170,27 @@ impl Sender {
 
     /// Opens a file, and looks at it; none if another object, or nothing, has its name by now.
     fn open(&self, entry: &Entry) -> Result<Option<(OwnedFd, Stat)>> {
-        let failed = |action| Error::io(action, self.root.join(entry.path.as_path()));
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME;
         let file = match handle::open_beneath(self.dir.as_fd(), &entry.path, flags) {
             Ok(file) => file,
             // NXIO: a socket has taken its place.
-            Err(errno) if is_gone(errno) || errno == rustix::io::Errno::NXIO => return Ok(None),
-            Err(errno) => return Err(failed("open")(errno)),
+            Err(errno) if is_gone(errno) || errno == Errno::NXIO => return Ok(None),
+            Err(errno) => return Err(self.error("open", entry)(errno)),
         };
-        let stat = fstat(&file).map_err(failed("look at"))?;
+        let stat = fstat(&file).map_err(self.error("look at", entry))?;
         let is_it = Inode::of(&stat) == entry.inode && FileType::from_raw_mode(stat.st_mode).is_file();
         Ok(is_it.then_some((file, stat)))
     }
 
     fn failed(&self, entry: &Entry, fault: Fault) -> Error {
         match fault {
-            Fault::Read(errno) => Error::io("read", self.root.join(entry.path.as_path()))(errno),
+            Fault::Read(errno) => self.error("read", entry)(errno),
             Fault::Sink(error) => error,
         }
+    }
+
+    fn error(&self, action: &'static str, entry: &Entry) -> impl FnOnce(Errno) -> Error + use<> {
+        Error::io(action, self.root.join(entry.path.as_path()))
     }
 }
 
@@ -359,8 +363,7 @@ impl Pass<'_> {
             _ if size >= COMPARED_FROM => drop(self.blocks.insert(entry.inode, sent)),
             _ => {}
         }
-        let look = Error::io("look at", self.sender.root.join(entry.path.as_path()));
-        let after = fstat(&file).map_err(look)?;
+        let after = fstat(&file).map_err(self.sender.error("look at", entry))?;
         if !is_as_scanned(entry, &before) || !is_as_scanned(entry, &after) {
             self.unsettle(entry)?;
         }

@@ -154,7 +154,7 @@ pub fn restore(config: &ShimConfig, images: &Path) -> io::Result<i32> {
                 let _ = lock.send(mute.lock_network().ok());
                 Cgroup::expel(&hierarchies, criu)
             }));
-            // While CRIU mounts the pod's file systems. Nothing in the pod needs its addresses before that is done.
+            // While CRIU mounts the pod's file systems. Nothing in the pod needs its neighbours before that is done.
             let (link, network, known, ahead) =
                 (config.link.clone(), config.network.clone(), network::neighbours::noted(images), ahead.clone());
             linking = Some(std::thread::spawn(move || {
