@@ -22,6 +22,7 @@
 
 mod ahead;
 mod arm;
+mod gather;
 pub mod lazy;
 mod pages;
 mod soft_dirty;
@@ -46,7 +47,8 @@ use crate::process::pod_pid;
 use crate::sys;
 pub(crate) use ahead::is_prepared;
 pub use ahead::{A_MOMENT, Nursery, do_without, prepare};
-use pages::Ranges;
+pub use gather::{Gathered, Pages, gather};
+use pages::{Map, Ranges};
 use soft_dirty::Found;
 
 /// Smaller mappings are not worth a registration, in bytes.
@@ -284,7 +286,7 @@ impl Tracker {
                 continue;
             };
             let written = tracked.waiting.take(self.most - round.bytes);
-            let map = pages::map(id as u32 + 1, &written, &tracked.copied);
+            let map = Map::of_round(id as u32 + 1, &written, &tracked.copied).encode();
             let (map_name, pages_name) = (format!("pagemap-{}.img", tracked.own), format!("pages-{}.img", id + 1));
             fs::write(folder.join(&map_name), &map)?;
             // CRIU opens it, but in a dump it reads nothing.

@@ -35,6 +35,14 @@ fn place() -> (TempDir, PathBuf) {
     (dir, path)
 }
 
+/// Gives these bytes, from any offset on.
+fn give(bytes: &[u8]) -> impl Fn(u64, &mut [u8]) -> std::io::Result<()> + Sync {
+    move |at, content| {
+        content.copy_from_slice(&bytes[at as usize..][..content.len()]);
+        Ok(())
+    }
+}
+
 /// Writes a small image with a part of each kind.
 fn write_small(path: &Path, compression: Compression) -> Manifest {
     let mut writer = Writer::create(path, compression).unwrap();

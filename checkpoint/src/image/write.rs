@@ -2,10 +2,13 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, ErrorKind, Read, Write};
+use std::io::{self, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::num::NonZero;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Builder;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
@@ -18,6 +21,12 @@ use super::manifest::{Compression, Kind, Manifest, ManifestError, Meta, Part, ch
 
 /// zstd's fastest ordinary level: memory pages gain little from more, and the pod may be frozen meanwhile.
 const LEVEL: i32 = 1;
+
+/// Threads that write one part, at most.
+const MOST_THREADS: usize = 4;
+
+/// Fills a buffer with a part's content from this offset on.
+pub type Content<'a> = dyn Fn(u64, &mut [u8]) -> io::Result<()> + Sync + 'a;
 
 /// Writes an image to `PATH.partial`; dropped unfinished, it leaves nothing.
 #[derive(Debug)]
@@ -71,6 +80,29 @@ impl Writer {
                 Err(error) => return Err(Error::io("read what belongs into image", &path)(error)),
             }
         }
+    }
+
+    /// Adds a part of so many bytes, of which `read` gives those from any offset on; written by several threads, unless the image is
+    /// compressed.
+    pub fn part_of(&mut self, name: &str, kind: Kind, size: u64, read: &Content<'_>) -> Result<u64, Error> {
+        let (path, base) = (self.path.clone(), self.offset);
+        let read = |at, content: &mut [u8]| {
+            read(at, content).map_err(|e| Error::io("read what belongs into image", &path)(e).into())
+        };
+        let mut part = self.part_writer(name, kind)?;
+        let written = match &mut part.sink {
+            Sink::Plain(to) => to.get_mut().write_at_once(base, size, &read).map(|()| part.size = size),
+            Sink::Zstd(_) => {
+                let mut buffer = vec![0; BUFFER];
+                (0..size).step_by(BUFFER).try_for_each(|at| {
+                    let content = &mut buffer[..(size - at).min(BUFFER as u64) as usize];
+                    read(at, content)?;
+                    part.write_all(content)
+                })
+            }
+        };
+        written.map_err(Error::io("write image", &path))?;
+        part.finish()
     }
 
     /// Begins a part whose content is written bit by bit. It must be finished before the next one begins.
@@ -211,6 +243,44 @@ struct Stored {
     file: Arc<File>,
     hash: Xxh3Default,
     count: u64,
+}
+
+impl Stored {
+    /// Writes all of a part that begins at `base` in the file. Content is read and hashed in its order, and written in any.
+    fn write_at_once(&mut self, base: u64, size: u64, read: &Content<'_>) -> io::Result<()> {
+        let Self { file, hash, count } = self;
+        let next = Mutex::new((0, hash));
+        let lock = || next.lock().unwrap_or_else(PoisonError::into_inner);
+        let work = || -> io::Result<()> {
+            let mut buffer = vec![0; size.min(BUFFER as u64) as usize];
+            loop {
+                let mut next = lock();
+                // Nobody goes on after one who failed.
+                let at = std::mem::replace(&mut next.0, size);
+                let content = &mut buffer[..(size - at).min(BUFFER as u64) as usize];
+                if content.is_empty() {
+                    return Ok(());
+                }
+                read(at, content)?;
+                next.1.update(content);
+                next.0 = at + content.len() as u64;
+                drop(next);
+                file.write_all_at(content, base + at).inspect_err(|_| lock().0 = size)?;
+            }
+        };
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let others = processors.min(MOST_THREADS).min(size.div_ceil(BUFFER as u64) as usize).saturating_sub(1);
+        std::thread::scope(|scope| {
+            // There may be no thread to be had: this one will do.
+            let others = (0..others).map(|_| Builder::new().spawn_scoped(scope, work));
+            let others: Vec<_> = others.filter_map(Result::ok).collect();
+            let own = work();
+            let others = others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            others.fold(own, Result::and)
+        })?;
+        *count = size;
+        (&**file).seek(SeekFrom::Start(base + size)).map(drop)
+    }
 }
 
 impl Write for Stored {

@@ -1,13 +1,12 @@
 //! In other processes: a userfaultfd made by them, and their memory.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 use nix::libc;
-use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
@@ -50,45 +49,45 @@ fn system_call_of_vdso(pid: Pid) -> io::Result<u64> {
     Ok(start + at as u64)
 }
 
-/// The memory of a process.
-pub(super) struct Memory {
-    pid: Pid,
-    file: File,
-}
+/// The memory of a process, read by the way that is open also where the process has taken its own right to read away. Not by
+/// process_vm_readv(2), which is no faster, and has the kernel make a copy of each page that the process shares since a fork (Linux 5.19),
+/// charged to the pod.
+pub(super) struct Memory(File);
 
 impl Memory {
     pub(super) fn of(pid: i32) -> io::Result<Self> {
-        Ok(Self { pid: Pid::from_raw(pid), file: File::open(format!("/proc/{pid}/mem"))? })
+        Ok(Self(File::open(format!("/proc/{pid}/mem"))?))
     }
 
-    /// All of these ranges, one after the other.
-    pub(super) fn read_exact(&self, ranges: &[Range<u64>]) -> io::Result<Vec<u8>> {
-        let mut data = Vec::new();
-        for range in ranges {
-            let from = data.len();
-            data.resize(from + (range.end - range.start) as usize, 0);
-            self.file.read_exact_at(&mut data[from..], range.start)?;
-        }
-        Ok(data)
+    /// As much as there is room for.
+    pub(super) fn read_exact(&self, address: u64, data: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(data, address)
     }
 
-    /// All of these ranges of whole pages, at most 1024 (`IOV_MAX`), one after the other. What is not mapped any more is zero: nobody will
-    /// ask for it.
+    /// All of these ranges of whole pages, one after the other. What is not mapped any more is zero: nobody will ask for it.
     pub(super) fn read(&self, ranges: &[Range<u64>]) -> Vec<u8> {
-        let length = |range: &Range<u64>| (range.end - range.start) as usize;
-        let mut data = vec![0; ranges.iter().map(length).sum()];
-        let remote: Vec<RemoteIoVec> =
-            ranges.iter().map(|range| RemoteIoVec { base: range.start as usize, len: length(range) }).collect();
-        let read = process_vm_readv(self.pid, &mut [IoSliceMut::new(&mut data)], &remote).unwrap_or(0);
-        if read < data.len() {
-            // Page by page, and by the way that is open also where the process has taken its own right to read away.
-            let addresses = ranges.iter().flat_map(|range| range.clone().step_by(PAGE as usize));
-            for (page, address) in data.chunks_mut(PAGE as usize).zip(addresses).skip(read / PAGE as usize) {
-                if self.file.read_exact_at(page, address).is_err() {
-                    page.fill(0);
+        let mut data = vec![0; ranges.iter().map(|range| (range.end - range.start) as usize).sum()];
+        for (address, part) in divided(ranges, &mut data) {
+            if self.read_exact(address, part).is_err() {
+                for (page, address) in part.chunks_mut(PAGE as usize).zip((address..).step_by(PAGE as usize)) {
+                    if self.read_exact(address, page).is_err() {
+                        page.fill(0);
+                    }
                 }
             }
         }
         data
     }
+}
+
+/// Where each range begins, and its part of the bytes.
+pub(super) fn divided<'a>(
+    ranges: &'a [Range<u64>],
+    mut data: &'a mut [u8],
+) -> impl Iterator<Item = (u64, &'a mut [u8])> {
+    ranges.iter().map(move |range| {
+        let (part, rest) = std::mem::take(&mut data).split_at_mut((range.end - range.start) as usize);
+        data = rest;
+        (range.start, part)
+    })
 }

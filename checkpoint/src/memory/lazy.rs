@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use super::PAGE;
 use super::arm::{self, Memory};
-use super::pages::{self, Ranges};
+use super::pages::{Map, Ranges};
 use crate::sys;
 
 /// In a folder of images: some of the memory stays where it is, and who brings it listens there.
@@ -85,7 +85,7 @@ pub fn left(images: &Path) -> io::Result<u64> {
     for entry in fs::read_dir(images)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with("pagemap-") {
-            bytes += pages::lazy(&fs::read(entry.path())?)?.bytes();
+            bytes += Map::parse(&fs::read(entry.path())?)?.left_behind().bytes();
         }
     }
     Ok(bytes)
@@ -100,13 +100,15 @@ pub fn socket(folder: &Path) -> PathBuf {
 /// Memory of a process that stands still, one range after the other: all of it or an error.
 ///
 /// # Errors
-/// The process is gone, or has no such memory; or it is more than anybody asks for.
+/// The process is gone, or has no such memory; or it is more than anybody asks for, or not in whole pages.
 pub fn read(pid: i32, ranges: &[Range<u64>]) -> io::Result<Vec<u8>> {
     let bytes = ranges.iter().try_fold(0_u64, |sum, range| sum.checked_add(range.end.checked_sub(range.start)?));
-    if bytes.is_none_or(|bytes| bytes > MOST) || ranges.len() > MOST_RANGES {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    Memory::of(pid)?.read_exact(ranges)
+    let bytes =
+        bytes.filter(|bytes| *bytes <= MOST && ranges.len() <= MOST_RANGES).ok_or(io::ErrorKind::InvalidInput)?;
+    let memory = Memory::of(pid)?;
+    let mut data = vec![0; bytes as usize];
+    arm::divided(ranges, &mut data).try_for_each(|(address, part)| memory.read_exact(address, part))?;
+    Ok(data)
 }
 
 /// What a pager asks for: one at a time, each answered by bytes. It is sent as its size (u32, little-endian), and in bincode.
@@ -546,7 +548,7 @@ impl Part {
 fn left_behind(images: &Path, process: i32) -> io::Result<Ranges> {
     let map = images.join(format!("pagemap-{process}.img"));
     // One that has none has no memory of its own.
-    if map.exists() { pages::lazy(&fs::read(map)?) } else { Ok(Ranges::default()) }
+    if map.exists() { Ok(Map::parse(&fs::read(map)?)?.left_behind()) } else { Ok(Ranges::default()) }
 }
 
 /// Which of them can be read, or have ended.

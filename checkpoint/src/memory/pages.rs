@@ -114,26 +114,6 @@ const IN_PARENT: u64 = 1;
 const LAZY: u64 = 1 << 1;
 const PRESENT: u64 = 1 << 2;
 
-/// The page map of a process: `written` is in the page file `id`, one range after the other, the rest of `copied` in earlier
-/// rounds.
-pub(super) fn map(id: u32, written: &Ranges, copied: &Ranges) -> Vec<u8> {
-    /// `IMG_COMMON_MAGIC` and `PAGEMAP_MAGIC` (criu/include/magic.h).
-    const MAGIC: [u32; 2] = [0x5456_4319, 0x5608_4025];
-    let earlier = copied.without(written);
-    let mut entries: Vec<(Range<u64>, u64)> = written.iter().map(|range| (range, PRESENT)).collect();
-    entries.extend(earlier.iter().map(|range| (range, IN_PARENT)));
-    entries.sort_by_key(|(range, _)| range.start);
-
-    let mut image: Vec<u8> = MAGIC.iter().flat_map(|word| word.to_le_bytes()).collect();
-    message(&mut image, &[(1, id.into())]);
-    for (range, flags) in entries {
-        let pages = (range.end - range.start) / PAGE;
-        // The second field is that of CRIUs before 4.1, which took no more.
-        message(&mut image, &[(1, range.start), (2, pages.min(u32::MAX.into())), (4, flags), (5, pages)]);
-    }
-    image
-}
-
 /// A message of numbers, after its length.
 fn message(image: &mut Vec<u8>, fields: &[(u8, u64)]) {
     let mut bytes = Vec::new();
@@ -145,30 +125,113 @@ fn message(image: &mut Vec<u8>, fields: &[(u8, u64)]) {
     image.append(&mut bytes);
 }
 
-/// What is neither in a page map's own files nor in earlier ones: it stays where it is, and comes later.
-pub(super) fn lazy(image: &[u8]) -> io::Result<Ranges> {
-    let mut lazy = Ranges::default();
-    let mut rest = image.get(8..).ok_or(io::ErrorKind::UnexpectedEof)?;
-    while let Some((length, after)) = rest.split_first_chunk::<4>() {
-        let (bytes, after) =
-            after.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or(io::ErrorKind::UnexpectedEof)?;
-        rest = after;
-        let (mut address, mut flags, mut pages) = (0, 0, 0);
-        let mut fields = CodedInputStream::from_bytes(bytes);
-        while let Some(tag) = fields.read_raw_tag_or_eof()? {
-            let value = fields.read_uint64()?;
-            match tag >> 3 {
-                1 => address = value,
-                4 => flags = value,
-                5 => pages = value,
-                _ => {}
+/// A page map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Map {
+    /// Of the page file, in which the content of its [present](Entry::is_present) entries is, one after the other.
+    pub(super) id: u32,
+    pub(super) entries: Vec<Entry>,
+}
+
+/// Pages, and where their content is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) range: Range<u64>,
+    flags: u64,
+}
+
+impl Entry {
+    /// One that is in the page file.
+    pub(super) fn present(range: Range<u64>) -> Self {
+        Self { range, flags: PRESENT }
+    }
+
+    #[cfg(test)]
+    pub(super) fn left_behind(range: Range<u64>) -> Self {
+        Self { range, flags: LAZY }
+    }
+
+    /// In the page file.
+    pub(super) fn is_present(&self) -> bool {
+        self.flags & PRESENT != 0
+    }
+
+    /// Neither in the page file nor in earlier ones: it stays where it is, and comes later.
+    pub(super) fn is_left_behind(&self) -> bool {
+        self.flags & (LAZY | PRESENT | IN_PARENT) == LAZY
+    }
+}
+
+impl Map {
+    /// Of a round: `written` is in the page file `id`, one range after the other, the rest of `copied` in earlier rounds.
+    pub(super) fn of_round(id: u32, written: &Ranges, copied: &Ranges) -> Self {
+        let mut entries: Vec<Entry> = written.iter().map(Entry::present).collect();
+        entries.extend(copied.without(written).iter().map(|range| Entry { range, flags: IN_PARENT }));
+        entries.sort_by_key(|entry| entry.range.start);
+        Self { id, entries }
+    }
+
+    /// All of it is in the page file `id`.
+    pub(super) fn present(id: u32, pages: &Ranges) -> Self {
+        Self { id, entries: pages.iter().map(Entry::present).collect() }
+    }
+
+    /// As an image.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        /// `IMG_COMMON_MAGIC` and `PAGEMAP_MAGIC` (criu/include/magic.h).
+        const MAGIC: [u32; 2] = [0x5456_4319, 0x5608_4025];
+        let mut image: Vec<u8> = MAGIC.iter().flat_map(|word| word.to_le_bytes()).collect();
+        message(&mut image, &[(1, self.id.into())]);
+        for Entry { range, flags } in &self.entries {
+            let pages = (range.end - range.start) / PAGE;
+            // The second field is that of CRIUs before 4.1, which took no more.
+            message(&mut image, &[(1, range.start), (2, pages.min(u32::MAX.into())), (4, *flags), (5, pages)]);
+        }
+        image
+    }
+
+    /// Of an image.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub(super) fn parse(image: &[u8]) -> io::Result<Self> {
+        let mut map = Self { id: 0, entries: Vec::new() };
+        let mut rest = image.get(8..).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let mut is_head = true;
+        while let Some((length, after)) = rest.split_first_chunk::<4>() {
+            let (bytes, after) =
+                after.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or(io::ErrorKind::UnexpectedEof)?;
+            rest = after;
+            // Of the head: the first field is the page file.
+            let (mut first, mut old_pages, mut flags, mut pages) = (0, 0, 0, None);
+            let mut fields = CodedInputStream::from_bytes(bytes);
+            while let Some(tag) = fields.read_raw_tag_or_eof()? {
+                let value = fields.read_uint64()?;
+                match tag >> 3 {
+                    1 => first = value,
+                    2 => old_pages = value,
+                    4 => flags = value,
+                    5 => pages = Some(value),
+                    _ => {}
+                }
+            }
+            if std::mem::take(&mut is_head) {
+                map.id = u32::try_from(first).map_err(io::Error::other)?;
+            } else {
+                let range = first..first + pages.unwrap_or(old_pages) * PAGE;
+                map.entries.push(Entry { range, flags });
             }
         }
-        if flags & (LAZY | PRESENT | IN_PARENT) == LAZY {
-            lazy.add(address..address + pages * PAGE);
-        }
+        Ok(map)
     }
-    Ok(lazy)
+
+    /// All that was [left behind](Entry::is_left_behind).
+    pub(super) fn left_behind(&self) -> Ranges {
+        let mut left = Ranges::default();
+        let entries = self.entries.iter().filter(|entry| entry.is_left_behind());
+        entries.for_each(|entry| left.add(entry.range.clone()));
+        left
+    }
 }
 
 #[cfg(test)]
@@ -258,6 +321,20 @@ mod tests {
             assert_eq!(taken.bytes(), most.min(9), "{taken:?}");
             assert_eq!(all.without(&taken), left, "{most}");
         }
+    }
+
+    #[test]
+    fn maps_come_back() {
+        let map = Map::of_round(
+            7,
+            &ranges(&[4 * PAGE..8 * PAGE, 9 * PAGE..10 * PAGE]),
+            &ranges(&[0..5 * PAGE, 7 * PAGE..7 * PAGE]),
+        );
+        let image = map.encode();
+        assert_eq!(Map::parse(&image).unwrap(), map);
+        assert_eq!(map.entries.iter().map(Entry::is_present).collect::<Vec<_>>(), [false, true, true]);
+        assert_eq!(map.left_behind(), Ranges::default());
+        assert!(Map::parse(&image[..image.len() - 1]).is_err());
     }
 
     #[test]

@@ -443,3 +443,39 @@ fn does_not_notice(what: &str) {
     drop(stop);
     follow.join().unwrap();
 }
+
+/// Copies would be charged to the pod, which may be at its limit.
+#[test]
+fn who_is_read_goes_on_sharing_what_it_shares_since_a_fork() {
+    const SHARED: usize = 64;
+    let memory = vec![1_u8; (SHARED + 1) * PAGE as usize];
+    let start = (memory.as_ptr() as u64).next_multiple_of(PAGE);
+    let range = start..start + (SHARED as u64) * PAGE;
+    // SAFETY: the child only waits to be killed.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        loop {
+            // SAFETY: it touches no memory.
+            unsafe { libc::pause() };
+        }
+    }
+    let shared = |pid: i32| {
+        // "page exclusively mapped" (Documentation/admin-guide/mm/pagemap.rst)
+        const EXCLUSIVE: u64 = 1 << 56;
+        let mut entries = [0; SHARED * 8];
+        let pagemap = File::open(format!("/proc/{pid}/pagemap")).unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&pagemap, &mut entries, start / PAGE * 8).unwrap();
+        let entries = entries.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry));
+        entries.filter(|entry| entry & EXCLUSIVE == 0).count()
+    };
+    let before = shared(child);
+    let read = arm::Memory::of(child).unwrap().read(std::slice::from_ref(&range));
+    let after = shared(child);
+    // SAFETY: our own child, not waited for yet.
+    unsafe {
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, std::ptr::null_mut(), 0);
+    }
+    assert_eq!(read, memory[(start - memory.as_ptr() as u64) as usize..][..read.len()]);
+    assert_eq!((before, after), (SHARED, SHARED), "pages that are shared, before and after");
+}

@@ -8,6 +8,7 @@ use checkpoint::clocks::Clocks;
 use checkpoint::files::{Mode, Sender};
 use checkpoint::host::HostFacts;
 use checkpoint::image::{Compression, Kind, Meta, Writer};
+use checkpoint::memory::{self, Gathered, lazy};
 use checkpoint::process::timers;
 use checkpoint::{sleep, wire};
 use jiff::Timestamp;
@@ -67,6 +68,10 @@ pub async fn checkpoint(daemon: &Daemon, claim: &Claim, options: Options) -> Res
     ensure_shim(daemon, &record).await?;
     let hold = hold(daemon, &record);
     let dumper = Dumper::start(daemon, &record, flight.path()).await?;
+    // One that goes on shall not wait until its memory is in a file.
+    if !options.leave_running && daemon.leaves_memory() {
+        lazy::expect(flight.path(), flight.path()).attempt("begin a dump")?;
+    }
     let frozen = freeze(daemon, &record, hold.as_ref(), NextKernel::Unknown)?;
     let written = match dumper.dump(daemon, &record, &frozen).await {
         Ok(()) => note_time(daemon, &record, flight.path())
@@ -151,7 +156,7 @@ fn write(
         thaw(daemon, record, &hold.map(Hold::take).unwrap_or_default())?;
     }
     tokio::task::block_in_place(|| {
-        write_dump(writer, flight.path(), meta)?;
+        write_dump(daemon, record, writer, flight.path(), meta)?;
         Ok(image.metadata().attempt("look at the image")?.len())
     })
 }
@@ -164,19 +169,34 @@ pub fn save(daemon: &Daemon, record: &PodRecord, dump: &Path, image: &Path) -> R
     let meta = meta(daemon, record)?;
     let mut writer = Writer::create(image, Compression::None).map_err(|e| ApiError::failed(e.to_string()))?;
     write_files(&mut writer, &daemon.config.pod_state(&record.id).join("upper"))?;
-    write_dump(writer, dump, meta)
+    write_dump(daemon, record, writer, dump, meta)
 }
 
-/// CRIU's files, and the end of the image.
-fn write_dump(mut writer: Writer, dump: &Path, meta: Meta) -> Result<()> {
-    let entries = std::fs::read_dir(dump).attempt("read the dump")?;
-    let mut names: Vec<_> = entries.filter_map(|e| Some(e.ok()?.file_name())).collect();
+/// CRIU's files, with the memory that the dump has left in the processes, and the end of the image.
+fn write_dump(daemon: &Daemon, record: &PodRecord, mut writer: Writer, dump: &Path, meta: Meta) -> Result<()> {
+    let mut gathered = memory::gather(dump, &daemon.cgroup(&record.id).pids()).attempt("find the pod's memory")?;
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dump).attempt("read the dump")? {
+        let entry = entry.attempt("read the dump")?;
+        if entry.file_type().attempt("read the dump")?.is_file() {
+            names.push(entry.file_name());
+        }
+    }
     names.sort();
     for name in names {
         let Some(name) = name.to_str().filter(|n| !n.ends_with(".log")) else { continue };
-        let mut file = File::open(dump.join(name)).attempt("read the dump")?;
         let kind = if name.starts_with("pages-") { Kind::Memory } else { Kind::Criu };
-        writer.part(name, kind, &mut file).map_err(|e| ApiError::failed(e.to_string()))?;
+        let written = match gathered.remove(name) {
+            Some(Gathered::Map(map)) => writer.part(name, kind, &mut map.as_slice()),
+            Some(Gathered::Pages(pages)) => {
+                writer.part_of(name, kind, pages.size(), &|at, content| pages.read(at, content))
+            }
+            None => {
+                let mut file = File::open(dump.join(name)).attempt("read the dump")?;
+                writer.part(name, kind, &mut file)
+            }
+        };
+        written.map_err(|e| ApiError::failed(e.to_string()))?;
     }
     writer.finish(meta).map(drop).map_err(|e| ApiError::failed(e.to_string()))
 }

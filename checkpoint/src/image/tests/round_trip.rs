@@ -52,14 +52,17 @@ proptest! {
         let (dir, path) = place();
         let mut writer = Writer::create(&path, compression).unwrap();
         for (name, (kind, bytes)) in &parts {
-            // By turns as a stream and bit by bit.
-            if step % 2 == 0 {
-                prop_assert_eq!(writer.part(name, kind.clone(), &mut &bytes[..]).unwrap(), bytes.len() as u64);
-            } else {
-                let mut part = writer.part_writer(name, kind.clone()).unwrap();
-                bytes.chunks(step).for_each(|piece| part.write_all(piece).unwrap());
-                prop_assert_eq!(part.finish().unwrap(), bytes.len() as u64);
-            }
+            // By turns as a stream, in any order, and bit by bit.
+            let written = match step % 3 {
+                0 => writer.part(name, kind.clone(), &mut &bytes[..]).unwrap(),
+                1 => writer.part_of(name, kind.clone(), bytes.len() as u64, &give(bytes)).unwrap(),
+                _ => {
+                    let mut part = writer.part_writer(name, kind.clone()).unwrap();
+                    bytes.chunks(step).for_each(|piece| part.write_all(piece).unwrap());
+                    part.finish().unwrap()
+                }
+            };
+            prop_assert_eq!(written, bytes.len() as u64);
         }
         let written = writer.finish(meta.clone()).unwrap();
 

@@ -44,6 +44,39 @@ fn a_part_left_half_written_spoils_the_image() {
 }
 
 #[test]
+fn large_parts_are_whole_in_whatever_order_they_are_written() {
+    let large: Vec<u8> = (0..9 * BUFFER as u64 + 5).map(|n| ((n * n) >> 7) as u8).collect();
+    for compression in [Compression::None, Compression::Zstd] {
+        let (_dir, path) = place();
+        let mut writer = Writer::create(&path, compression).unwrap();
+        writer.part("first", Kind::Criu, &mut &b"before"[..]).unwrap();
+        let written = writer.part_of("large", Kind::Memory, large.len() as u64, &give(&large)).unwrap();
+        assert_eq!(written, large.len() as u64);
+        writer.part("last", Kind::Criu, &mut &b"after"[..]).unwrap();
+        writer.finish(meta()).unwrap();
+        let image = Image::open(&path).unwrap();
+        assert!(content(&image, "large") == large, "{compression:?}");
+        assert_eq!((content(&image, "first"), content(&image, "last")), (b"before".to_vec(), b"after".to_vec()));
+    }
+}
+
+#[test]
+fn content_that_cannot_be_read_spoils_the_image() {
+    for compression in [Compression::None, Compression::Zstd] {
+        let (dir, path) = place();
+        let mut writer = Writer::create(&path, compression).unwrap();
+        let fails = |at, _: &mut [u8]| match at >= 3 * BUFFER as u64 {
+            true => Err(io::Error::other("the process is gone")),
+            false => Ok(()),
+        };
+        let error = writer.part_of("large", Kind::Memory, 9 * BUFFER as u64, &fails).unwrap_err().to_string();
+        assert!(error.contains("read what belongs into image") && error.contains("the process is gone"), "{error}");
+        assert!(matches!(writer.finish(meta()), Err(Error::HalfPart { .. })));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
 fn a_source_that_fails_spoils_the_image() {
     struct Fails;
     impl Read for Fails {
