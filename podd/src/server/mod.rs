@@ -79,6 +79,7 @@ async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn 
     tokio::spawn(drive::watch_coordinator(daemon.clone()));
     tokio::spawn(told::tell(daemon.clone()));
     tokio::spawn(webhook::deliver(daemon.clone()));
+    tokio::spawn(tidy(daemon.clone()));
     if let Some(address) = daemon.config.metrics {
         let served = status::serve_metrics(daemon.clone(), address);
         tokio::spawn(async move {
@@ -95,6 +96,18 @@ async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn 
     }
     peers.abort();
     Ok(())
+}
+
+/// Gives free memory back to the kernel that the allocator keeps in pieces: after many small things, or a large pod's move. Not while
+/// anything is done to a pod.
+async fn tidy(daemon: Arc<Daemon>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        if daemon.pods().iter().all(|pod| pod.doing().is_none()) {
+            // SAFETY: it takes the allocator's locks, as any allocation does.
+            unsafe { nix::libc::malloc_trim(0) };
+        }
+    }
 }
 
 /// Finds out what else there is to know about this host, once its pods are awake: they need both processor and disk.
