@@ -32,7 +32,7 @@ pub use error::Error;
 pub use header::{FORMAT, OLDEST};
 pub use manifest::{Compression, Kind, MAX_MANIFEST, Manifest, ManifestError, Meta, Part, limits};
 pub use read::{Image, PartReader};
-pub use write::{Content, PartWriter, Writer};
+pub use write::{PartWriter, ReadAt, Writer};
 
 /// Bytes moved at once: large enough for few system calls, small enough to stay in a core's cache while hashed.
 const BUFFER: usize = 1 << 20;

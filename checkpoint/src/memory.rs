@@ -158,6 +158,9 @@ impl Backend {
             sys::written_pages(&File::open("/proc/self/pagemap")?, 0..PAGE, false, Some(&mut Vec::new()))?;
             Ok(())
         };
+        if !arm::reads_what_is_protected() {
+            return None;
+        }
         if cfg!(target_arch = "x86_64") && write_protection().is_ok() {
             return Some(Self::WriteProtection);
         }
@@ -295,7 +298,7 @@ impl Tracker {
             let mut offset = 0;
             let name = prefix(&pages_name);
             for ranges in written.pieces(PIECE) {
-                let data = memory.read(&ranges);
+                let data = memory.read_or_zeros(&ranges);
                 let length = data.len() as u64;
                 emit(Piece { name: name.clone(), offset, data })?;
                 offset += length;

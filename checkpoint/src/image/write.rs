@@ -25,8 +25,8 @@ const LEVEL: i32 = 1;
 /// Threads that write one part, at most.
 const MOST_THREADS: usize = 4;
 
-/// Fills a buffer with a part's content from this offset on.
-pub type Content<'a> = dyn Fn(u64, &mut [u8]) -> io::Result<()> + Sync + 'a;
+/// Fills a buffer with a part's content, from this offset on.
+pub type ReadAt<'a> = dyn Fn(u64, &mut [u8]) -> io::Result<()> + Sync + 'a;
 
 /// Writes an image to `PATH.partial`; dropped unfinished, it leaves nothing.
 #[derive(Debug)]
@@ -84,14 +84,14 @@ impl Writer {
 
     /// Adds a part of so many bytes, of which `read` gives those from any offset on; written by several threads, unless the image is
     /// compressed.
-    pub fn part_of(&mut self, name: &str, kind: Kind, size: u64, read: &Content<'_>) -> Result<u64, Error> {
+    pub fn part_of(&mut self, name: &str, kind: Kind, size: u64, read: &ReadAt<'_>) -> Result<u64, Error> {
         let (path, base) = (self.path.clone(), self.offset);
         let read = |at, content: &mut [u8]| {
             read(at, content).map_err(|e| Error::io("read what belongs into image", &path)(e).into())
         };
         let mut part = self.part_writer(name, kind)?;
         let written = match &mut part.sink {
-            Sink::Plain(to) => to.get_mut().write_at_once(base, size, &read).map(|()| part.size = size),
+            Sink::Plain(to) => to.get_mut().write_by_several(base, size, &read).map(|()| part.size = size),
             Sink::Zstd(_) => {
                 let mut buffer = vec![0; BUFFER];
                 (0..size).step_by(BUFFER).try_for_each(|at| {
@@ -247,7 +247,7 @@ struct Stored {
 
 impl Stored {
     /// Writes all of a part that begins at `base` in the file. Content is read and hashed in its order, and written in any.
-    fn write_at_once(&mut self, base: u64, size: u64, read: &Content<'_>) -> io::Result<()> {
+    fn write_by_several(&mut self, base: u64, size: u64, read: &ReadAt<'_>) -> io::Result<()> {
         let Self { file, hash, count } = self;
         let next = Mutex::new((0, hash));
         let lock = || next.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,9 +5,11 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::ptr;
 
 use nix::libc;
 use nix::unistd::Pid;
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::PAGE;
@@ -65,7 +67,7 @@ impl Memory {
     }
 
     /// All of these ranges of whole pages, one after the other. What is not mapped any more is zero: nobody will ask for it.
-    pub(super) fn read(&self, ranges: &[Range<u64>]) -> Vec<u8> {
+    pub(super) fn read_or_zeros(&self, ranges: &[Range<u64>]) -> Vec<u8> {
         let mut data = vec![0; ranges.iter().map(|range| (range.end - range.start) as usize).sum()];
         for (address, part) in divided(ranges, &mut data) {
             if self.read_exact(address, part).is_err() {
@@ -78,6 +80,19 @@ impl Memory {
         }
         data
     }
+}
+
+/// Whether memory can be read that its process must not read itself. A kernel can be told not to let anybody (`proc_mem.force_override`,
+/// Linux 6.12): a page that is protected just when it is copied would be zero on the target.
+pub(super) fn reads_what_is_protected() -> bool {
+    let length = PAGE as usize;
+    // SAFETY: new memory, at an address of the kernel's choice.
+    let page = unsafe { mmap_anonymous(ptr::null_mut(), length, ProtFlags::empty(), MapFlags::PRIVATE) };
+    let Ok(page) = page else { return false };
+    let read = Memory::of(std::process::id().cast_signed()).and_then(|own| own.read_exact(page as u64, &mut [0]));
+    // SAFETY: the same memory, which nobody uses.
+    let _ = unsafe { munmap(page, length) };
+    read.is_ok()
 }
 
 /// Where each range begins, and its part of the bytes.

@@ -26,7 +26,8 @@ pub struct Pages {
     /// In the order of addresses.
     parts: Vec<Part>,
     process: Memory,
-    dumped: File,
+    /// The page file of the dump.
+    file: File,
 }
 
 /// A range of pages.
@@ -68,12 +69,11 @@ pub fn gather(images: &Path, pids: &[i32]) -> io::Result<BTreeMap<String, Gather
 
 impl Pages {
     /// And what they are.
-    fn new(entries: Vec<Entry>, process: Memory, dumped: File) -> io::Result<(Self, Ranges)> {
-        let (mut parts, mut ranges) = (Vec::new(), Ranges::default());
+    fn new(entries: Vec<Entry>, process: Memory, file: File) -> io::Result<(Self, Ranges)> {
+        let mut parts = Vec::new();
         let mut of_dump = 0;
         for entry in entries {
             let length = entry.range.end - entry.range.start;
-            ranges.add(entry.range.clone());
             let dumped = entry.is_present().then_some(of_dump);
             of_dump += dumped.map_or(0, |_| length);
             if dumped.is_none() && !entry.is_left_behind() {
@@ -82,16 +82,17 @@ impl Pages {
             parts.push(Part { at: 0, range: entry.range, dumped });
         }
         parts.sort_by_key(|part| part.range.start);
-        let mut at = 0;
+        let (mut at, mut ranges) = (0, Ranges::default());
         for part in &mut parts {
+            ranges.add(part.range.clone());
             part.at = at;
             at += part.range.end - part.range.start;
         }
         // Or a page would be another one's.
-        if at != ranges.bytes() || of_dump != dumped.metadata()?.len() {
+        if at != ranges.bytes() || of_dump != file.metadata()?.len() {
             return Err(io::Error::other("a page map and its page file do not fit"));
         }
-        Ok((Self { parts, process, dumped }, ranges))
+        Ok((Self { parts, process, file }, ranges))
     }
 
     /// Bytes of content.
@@ -105,6 +106,9 @@ impl Pages {
     /// # Errors
     /// The process is gone, or there is not so much.
     pub fn read(&self, at: u64, mut content: &mut [u8]) -> io::Result<()> {
+        if at + content.len() as u64 > self.size() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         let first = self.parts.partition_point(|part| part.at <= at).saturating_sub(1);
         for part in &self.parts[first..] {
             if content.is_empty() {
@@ -115,12 +119,12 @@ impl Pages {
             let length = (part.range.end - start).min(content.len() as u64) as usize;
             let (its, rest) = std::mem::take(&mut content).split_at_mut(length);
             match part.dumped {
-                Some(offset) => self.dumped.read_exact_at(its, offset + skipped)?,
+                Some(offset) => self.file.read_exact_at(its, offset + skipped)?,
                 None => self.process.read_exact(start, its)?,
             }
             content = rest;
         }
-        if content.is_empty() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        Ok(())
     }
 }
 

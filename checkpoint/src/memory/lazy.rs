@@ -100,7 +100,7 @@ pub fn socket(folder: &Path) -> PathBuf {
 /// Memory of a process that stands still, one range after the other: all of it or an error.
 ///
 /// # Errors
-/// The process is gone, or has no such memory; or it is more than anybody asks for, or not in whole pages.
+/// The process is gone, or has no such memory; or it is more than anybody asks for.
 pub fn read(pid: i32, ranges: &[Range<u64>]) -> io::Result<Vec<u8>> {
     let bytes = ranges.iter().try_fold(0_u64, |sum, range| sum.checked_add(range.end.checked_sub(range.start)?));
     let bytes =

@@ -218,8 +218,9 @@ impl Map {
             if std::mem::take(&mut is_head) {
                 map.id = u32::try_from(first).map_err(io::Error::other)?;
             } else {
-                let range = first..first + pages.unwrap_or(old_pages) * PAGE;
-                map.entries.push(Entry { range, flags });
+                let end = pages.unwrap_or(old_pages).checked_mul(PAGE).and_then(|bytes| first.checked_add(bytes));
+                let end = end.filter(|_| first % PAGE == 0).ok_or(io::ErrorKind::InvalidData)?;
+                map.entries.push(Entry { range: first..end, flags });
             }
         }
         Ok(map)
@@ -335,6 +336,8 @@ mod tests {
         assert_eq!(map.entries.iter().map(Entry::is_present).collect::<Vec<_>>(), [false, true, true]);
         assert_eq!(map.left_behind(), Ranges::default());
         assert!(Map::parse(&image[..image.len() - 1]).is_err());
+        let crooked = Map { id: 7, entries: vec![Entry::present(1..PAGE + 1)] };
+        assert!(Map::parse(&crooked.encode()).is_err());
     }
 
     #[test]

@@ -198,6 +198,9 @@ fn write_dump(daemon: &Daemon, record: &PodRecord, mut writer: Writer, dump: &Pa
         };
         written.map_err(|e| ApiError::failed(e.to_string()))?;
     }
+    if let Some(name) = gathered.keys().next() {
+        return Err(ApiError::failed(format!("the dump has no {name}")));
+    }
     writer.finish(meta).map(drop).map_err(|e| ApiError::failed(e.to_string()))
 }
 

@@ -37,6 +37,7 @@ use crate::reserved;
 use crate::store::Sqlite;
 use crate::supervisor::Daemon;
 use crate::sys::cgroup::Hierarchies;
+use crate::sys::process::return_free_memory;
 use crate::sys::{limits, mounts, network};
 
 /// Runs the daemon until it is told to end. Pods outlive it.
@@ -79,7 +80,7 @@ async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn 
     tokio::spawn(drive::watch_coordinator(daemon.clone()));
     tokio::spawn(told::tell(daemon.clone()));
     tokio::spawn(webhook::deliver(daemon.clone()));
-    tokio::spawn(tidy(daemon.clone()));
+    tokio::spawn(return_memory(daemon.clone()));
     if let Some(address) = daemon.config.metrics {
         let served = status::serve_metrics(daemon.clone(), address);
         tokio::spawn(async move {
@@ -98,14 +99,12 @@ async fn serve(config: Config, baseline: (Baseline, Cpu)) -> Result<(), Box<dyn 
     Ok(())
 }
 
-/// Gives free memory back to the kernel that the allocator keeps in pieces: after many small things, or a large pod's move. Not while
-/// anything is done to a pod.
-async fn tidy(daemon: Arc<Daemon>) {
+/// Gives free memory back now and then, but not while anything is done to a pod.
+async fn return_memory(daemon: Arc<Daemon>) {
     loop {
         tokio::time::sleep(Duration::from_secs(10)).await;
         if daemon.pods().iter().all(|pod| pod.doing().is_none()) {
-            // SAFETY: it takes the allocator's locks, as any allocation does.
-            unsafe { nix::libc::malloc_trim(0) };
+            tokio::task::block_in_place(return_free_memory);
         }
     }
 }

@@ -22,6 +22,15 @@ pub fn share_memory_arenas() {
     }
 }
 
+/// Gives memory back to the kernel that is free, and lies between what is not (malloc_trim(3)).
+pub fn return_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes the allocator's locks, as any allocation does.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// A process, told apart from a later one with the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {

@@ -160,9 +160,10 @@ pub fn restored_pid(printed: &str) -> Result<String, Failure> {
 /// For [`phases`].
 pub const MARK: &str = "mark() { echo \"mark $1 $EPOCHREALTIME\"; }\n";
 
-/// The CRIU of this machine.
+/// The rivals' CRIU: `scripts/criu --plain` makes it.
 pub fn criu() -> PathBuf {
-    std::env::var_os("PODD_CRIU").map_or_else(|| "/usr/local/libexec/podd/criu".into(), PathBuf::from)
+    let ours = std::env::var_os("PODD_CRIU").map_or_else(|| "/usr/local/libexec/podd/criu".into(), PathBuf::from);
+    ours.with_file_name("plain").join("criu")
 }
 
 /// Memory that is to be had, MB.
