@@ -2,14 +2,14 @@
 //! pipes.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::arm::Memory;
-use super::lazy::is_expected;
+use super::lazy;
 use super::pages::{Entry, Map, Ranges};
 use crate::process::pod_pid;
 
@@ -46,19 +46,14 @@ struct Part {
 /// I/O errors, a damaged page map, or one of a process that is not there.
 pub fn gather(images: &Path, pids: &[i32]) -> io::Result<BTreeMap<String, Gathered>> {
     let mut gathered = BTreeMap::new();
-    if !is_expected(images) {
-        return Ok(gathered);
-    }
     let pids: HashMap<i32, i32> = pids.iter().filter_map(|pid| Some((pod_pid(*pid)?, *pid))).collect();
-    for entry in fs::read_dir(images)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        let Some(process) = name.strip_prefix("pagemap-").and_then(|rest| rest.strip_suffix(".img")) else { continue };
-        let Map { id, entries } = Map::parse(&fs::read(images.join(&name))?)?;
+    for (name, Map { id, entries }) in lazy::maps(images)? {
         if !entries.iter().any(Entry::is_left_behind) {
             continue;
         }
-        let pid = process.parse().ok().and_then(|process: i32| pids.get(&process));
-        let pid = pid.ok_or_else(|| io::Error::other(format!("process {process} of the pod is gone")))?;
+        let process = name.strip_prefix("pagemap-").and_then(|rest| rest.strip_suffix(".img")?.parse::<i32>().ok());
+        let pid = process.and_then(|process| pids.get(&process));
+        let pid = pid.ok_or_else(|| io::Error::other(format!("the process of {name} is gone")))?;
         let pages_name = format!("pages-{id}.img");
         let (pages, ranges) = Pages::new(entries, Memory::of(*pid)?, File::open(images.join(&pages_name))?)?;
         gathered.insert(name, Gathered::Map(Map::present(id, &ranges).encode()));
@@ -131,6 +126,8 @@ impl Pages {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::fs;
 
     use super::*;
     use crate::memory::PAGE;

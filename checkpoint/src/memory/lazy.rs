@@ -78,17 +78,22 @@ pub fn is_expected(images: &Path) -> bool {
 /// # Errors
 /// I/O errors, or a damaged page map.
 pub fn left(images: &Path) -> io::Result<u64> {
-    if !is_expected(images) {
-        return Ok(0);
-    }
-    let mut bytes = 0;
-    for entry in fs::read_dir(images)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with("pagemap-") {
-            bytes += Map::parse(&fs::read(entry.path())?)?.left_behind().bytes();
+    Ok(maps(images)?.iter().map(|(_, map)| map.left_behind().bytes()).sum())
+}
+
+/// The page maps of a dump that was to leave memory behind, by name; of another one none.
+pub(super) fn maps(images: &Path) -> io::Result<Vec<(String, Map)>> {
+    let mut maps = Vec::new();
+    if is_expected(images) {
+        for entry in fs::read_dir(images)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name.starts_with("pagemap-") {
+                let map = Map::parse(&fs::read(images.join(&name))?)?;
+                maps.push((name, map));
+            }
         }
     }
-    Ok(bytes)
+    Ok(maps)
 }
 
 /// Where a pager of this folder waits for the one whom it can ask for pages.
